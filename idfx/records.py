@@ -1,0 +1,267 @@
+"""The frozen records that travel between the stages; no behaviour beyond reading them, no torch at import.
+
+    Capture → Structure → Plan → Certificate → Report
+
+Each stage takes the record of the one before and returns its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch.fx
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One parameter of a model, under its first name; `aliases` are the other names of the same tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    requires_grad: bool = True
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensor of a weight is read as matrices of shape (D_out, D_in).
+
+    `out_axis` counts outputs and `in_axis` inputs; each of `tap_axes` (kernel positions) multiplies D_in. With
+    `groups` > 1 there is one matrix per group; `grouped` names the axis ("out" or "in") along which the groups
+    lie one after the other (a convolution splits its outputs, a transposed convolution its inputs). Each of
+    `batch_axes` counts independent matrices (experts). `parts` matrices are stacked along the outputs of each
+    (fused q, k, v). `in_axis` None means D_in is made of taps alone.
+
+    Example:
+        >>> Layout(out_axis=0, in_axis=1, tap_axes=(2, 3)).matrix((64, 32, 3, 3))
+        (64, 288)
+        >>> Layout(out_axis=0, in_axis=1, tap_axes=(2,), groups=4).matrix((8, 1, 5))
+        (2, 5)
+    """
+
+    out_axis: int = 0
+    in_axis: int | None = 1
+    tap_axes: tuple[int, ...] = ()
+    groups: int = 1
+    grouped: str = "out"
+    batch_axes: tuple[int, ...] = ()
+    parts: int = 1
+
+    def matrix(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return (D_out, D_in) of one of the matrices in a weight of this shape."""
+        rows = shape[self.out_axis] // self.parts
+        columns = shape[self.in_axis] if self.in_axis is not None else 1
+        if self.grouped == "out":
+            rows //= self.groups
+        else:
+            columns //= self.groups
+        for axis in self.tap_axes:
+            columns *= shape[axis]
+        return rows, columns
+
+
+class End(NamedTuple):
+    """A parameter, or some of its outputs, that silences a residual branch when it is zero.
+
+    `rows` are half-open ranges along the output axis of the weight; None means all of it.
+    """
+
+    parameter: str
+    rows: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """An operator that contracts data with a parameter."""
+
+    name: str
+    operator: str
+    module: str
+    step: int
+    parameter: str
+    layout: Layout
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Join:
+    """A sum of data, and how its operands relate to the fork that they come from.
+
+    `kind` is that of the shortcut: "identity" (nothing but moves), "resampled" (pooled, padded, sliced away),
+    "scaled" (a constant, a scale or a normalisation) or "projection" (a weight). For sums that are no residual
+    joins it says what they are: "parallel", "fusion", "gate", "elementwise". `shortcut` and `branch` name the
+    parameters of the weight sites on either side; `ends` silence the branch, together with `silenced` (biases
+    and shifts behind them, which must be zero too). `scales` are the scale parameters between an end and the
+    join. `exclusive`: the ends reach the outputs through this join alone. `zeroable`: the ends exist and are
+    exclusive. `step` and `operand` say where to look in a run: the sum is call number `step`, its shortcut is
+    that operand; `parent` is the join whose branch this one lies in.
+    """
+
+    name: str
+    kind: str
+    module: str
+    fork: str
+    shortcut: tuple[str, ...]
+    branch: tuple[str, ...]
+    ends: tuple[End, ...]
+    scales: tuple[str, ...]
+    silenced: tuple[str, ...]
+    exclusive: bool
+    zeroable: bool
+    reason: str
+    step: int
+    operand: int
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a parameter is for, and the evidence that it rests on."""
+
+    name: str
+    evidence: str
+    layout: Layout | None = None
+    rows: tuple[tuple[int, int], ...] | None = None
+    sites: tuple[str, ...] = ()
+    traits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """An operator that idfx does not know, and where it stands."""
+
+    operator: str
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """The example inputs that a model is run with."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A model as a torch.fx graph of ATen operators, and what each node of it was.
+
+    `graph` takes the parameters, buffers and tensor inputs as placeholders, in that order, and can be run.
+    `parameters` maps a placeholder's name to the parameter that it stands for, `inputs` lists the placeholders
+    of tensor inputs; `modules`, `shapes`, `dtypes` and `steps` are keyed by node name. A node's step is the
+    number of its operator call in one forward pass. `calls` is how many there are. `how` says what was run:
+    "meta" tensors or "real" ones.
+    """
+
+    model: str
+    graph: torch.fx.Graph = field(repr=False, compare=False)
+    parameters: Mapping[str, str] = field(repr=False)
+    inputs: tuple[str, ...]
+    info: Mapping[str, ParameterInfo] = field(repr=False)
+    modules: Mapping[str, str] = field(repr=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    dtypes: Mapping[str, str] = field(repr=False)
+    steps: Mapping[str, int] = field(repr=False)
+    calls: int
+    how: str
+    example: Example = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the graph of a model says about its parameters.
+
+    `joins` are the residual joins, in order of execution; `sums` are the sums of data that are none, each with
+    its reason. `roles` has every parameter.
+    """
+
+    model: str
+    parameters: Mapping[str, ParameterInfo]
+    sites: tuple[Site, ...]
+    joins: tuple[Join, ...]
+    sums: tuple[Join, ...]
+    roles: Mapping[str, Role]
+    unknown: tuple[Unknown, ...]
+    capture: Capture = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is written into one parameter, and why.
+
+    `fill` and `arguments` name a function of `idfx.fills` and its keyword arguments, plain JSON values.
+    """
+
+    parameter: str
+    fill: str
+    arguments: Mapping[str, Any]
+    reason: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A decision for each parameter that is written, a reason for each one that is kept."""
+
+    model: str
+    scheme: str
+    seed: int
+    options: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    decisions: Mapping[str, Decision] = field(repr=False)
+    kept: Mapping[str, str] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JoinCheck:
+    """One residual join in a run: how far its output is from its shortcut.
+
+    `deviation` is max|output − shortcut| / max|shortcut|; `status` is "identity", "deviates", or "open" for a
+    join that the structure says cannot be zeroed.
+    """
+
+    join: str
+    kind: str
+    deviation: float
+    tolerance: float
+    status: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What one run of the initialised model showed."""
+
+    checks: tuple[JoinCheck, ...]
+    finite: bool
+    distinct: bool
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True if nothing failed."""
+        return not self.failures
+
+    @property
+    def certified(self) -> int:
+        """The number of joins whose output is their shortcut."""
+        return sum(check.status == "identity" for check in self.checks)
+
+    @property
+    def worst(self) -> JoinCheck | None:
+        """The zeroable join that is furthest from its shortcut, or None if there is no such join."""
+        closed = [check for check in self.checks if check.status != "open"]
+        return max(closed, key=lambda check: check.deviation, default=None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that `init_` did: what it read, what it wrote and what it proved."""
+
+    structure: Structure
+    plan: Plan
+    certificate: Certificate | None

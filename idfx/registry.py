@@ -1,0 +1,81 @@
+"""Names to things, for operators, schemes, sources and fills: duplicates refused, near misses answered."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from idfx.errors import UsageError
+
+T = TypeVar("T")
+
+
+def did_you_mean(word: str, names: Iterable[str], limit: int = 3) -> str:
+    """Return ` Did you mean a, b?`, or an empty string when nothing is near.
+
+    Example:
+        >>> did_you_mean("idinti", ["idinit", "kaiming"])
+        ' Did you mean idinit?'
+    """
+    near = difflib.get_close_matches(word, list(names), n=limit, cutoff=0.6)
+    return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A mapping that fills itself on first use by importing every module of a package.
+
+    Example:
+        >>> fills = Registry("fill")
+        >>> @fills.register("ones")
+        ... def ones(): ...
+        >>> list(fills)
+        ['ones']
+    """
+
+    def __init__(self, noun: str, package: str | None = None) -> None:
+        self.noun = noun
+        self._package = package
+        self._items: dict[str, T] = {}
+
+    def register(self, *names: str) -> Callable[[T], T]:
+        """Register the decorated object under each name; raises ValueError if a name is taken."""
+
+        def add(item: T) -> T:
+            for name in names:
+                if name in self._items:
+                    raise ValueError(f"{self.noun} {name!r} is registered twice")
+                self._items[name] = item
+            return item
+
+        return add
+
+    def _discover(self) -> None:
+        if self._package is None:
+            return
+        package, self._package = importlib.import_module(self._package), None
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            importlib.import_module(module.name)
+
+    def __getitem__(self, name: str) -> T:
+        self._discover()
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._discover()
+        return iter(sorted(self._items))
+
+    def __len__(self) -> int:
+        self._discover()
+        return len(self._items)
+
+    def find(self, name: str) -> T:
+        """Return the item, or raise UsageError naming the nearest spellings."""
+        if name not in self:
+            known = ", ".join(self)
+            raise UsageError(
+                f"{self.noun} {name!r}: unknown; expected one of {known}.{did_you_mean(name, self)}"
+            )
+        return self[name]
