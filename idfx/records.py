@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     import torch.fx
 
 
@@ -76,14 +77,14 @@ class End(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """An operator that contracts data with a parameter."""
+    """An operator that contracts data with a parameter; `layout` is None where it is no plain matrix."""
 
     name: str
     operator: str
     module: str
     step: int
     parameter: str
-    layout: Layout
+    layout: Layout | None
     shape: tuple[int, ...]
 
 
@@ -150,18 +151,19 @@ class Example:
 class Capture:
     """A model as a torch.fx graph of ATen operators, and what each node of it was.
 
-    `graph` takes the parameters, buffers and tensor inputs as placeholders, in that order, and can be run.
-    `parameters` maps a placeholder's name to the parameter that it stands for, `inputs` lists the placeholders
-    of tensor inputs; `modules`, `shapes`, `dtypes` and `steps` are keyed by node name. A node's step is the
-    number of its operator call in one forward pass. `calls` is how many there are. `how` says what was run:
-    "meta" tensors or "real" ones.
+    Tensor inputs are the graph's placeholders, in the order of the flattened example; parameters, buffers and
+    other tensors that the forward used are `get_attr` nodes. `parameters` maps the name of such a node to the
+    parameter that it reads, `constants` to the tensor of one that is neither parameter nor buffer. `modules`
+    (path of the innermost module), `shapes`, `dtypes` and `steps` are keyed by node name; a node's step is the
+    number of its operator call in one forward pass, and `calls` is how many there are. `how` says what was run,
+    "meta" or "real" tensors.
     """
 
     model: str
     graph: torch.fx.Graph = field(repr=False, compare=False)
-    parameters: Mapping[str, str] = field(repr=False)
-    inputs: tuple[str, ...]
     info: Mapping[str, ParameterInfo] = field(repr=False)
+    parameters: Mapping[str, str] = field(repr=False)
+    constants: Mapping[str, torch.Tensor] = field(repr=False, compare=False)
     modules: Mapping[str, str] = field(repr=False)
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     dtypes: Mapping[str, str] = field(repr=False)

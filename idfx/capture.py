@@ -1,0 +1,289 @@
+"""Model → torch.fx graph of ATen operators, by running its forward once.
+
+The run takes meta tensors, which cost neither memory nor arithmetic, and falls back to the real ones where the
+model's Python looks at values. The graph follows the path that the example takes.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from idfx.errors import CaptureError, ForwardError
+from idfx.records import Capture, Example, ParameterInfo
+from idfx.running import ModulePath, run, unwrap
+
+
+def overwritten(value: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
+    """Return `value`, part of whose memory the operator behind `write` has changed since it was made.
+
+    A graph node of its own, so that the data flow through views and in-place operators is explicit.
+    """
+    return value
+
+
+@functools.cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of each argument that the operator writes to."""
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+class _Recorder:
+    """Builds the graph call by call. A tensor is known by identity, its memory by storage."""
+
+    def __init__(self, path: ModulePath) -> None:
+        self.graph = torch.fx.Graph()
+        self.path = path
+        self.parameters: dict[str, str] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.modules: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self.steps: dict[str, int] = {}
+        self.calls = 0
+        self._names: dict[int, tuple[torch.Tensor, str, bool]] = {}
+        self._values: dict[int, tuple[torch.Tensor, torch.fx.Node, int]] = {}
+        self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
+
+    def know(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
+        self._names.setdefault(id(tensor), (tensor, name, is_parameter))
+
+    def placeholder(self, name: str, tensor: torch.Tensor) -> None:
+        self._note(self.graph.placeholder(name), tensor, -1)
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        step, self.calls = self.calls, self.calls + 1
+        node_args = tuple(self._nodes(arg) for arg in args)
+        node_kwargs = {key: self._nodes(arg) for key, arg in kwargs.items()}
+        result = func(*args, **kwargs)
+        node = self.graph.create_node("call_function", func, node_args, node_kwargs)
+        for position, name in _written(func):
+            target = args[position] if position < len(args) else kwargs.get(name)
+            for tensor in target if isinstance(target, (list, tuple)) else (target,):
+                if isinstance(tensor, torch.Tensor):
+                    self._write(tensor, node)
+        self._result(node, result, step)
+        return result
+
+    def output(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.graph.output(tuple(self._nodes(tensor) for tensor in tensors))
+
+    def _result(self, node: torch.fx.Node, result: Any, step: int) -> None:
+        if isinstance(result, torch.Tensor):
+            self._note(node, result, step)
+        elif isinstance(result, (tuple, list)):
+            self.modules[node.name], self.steps[node.name] = self.path.current, step
+            for index, part in enumerate(result):
+                if isinstance(part, torch.Tensor):
+                    item = self.graph.call_function(operator.getitem, (node, index))
+                    self._note(item, part, step)
+        else:
+            self.modules[node.name], self.steps[node.name] = self.path.current, step
+
+    def _note(self, node: torch.fx.Node, tensor: torch.Tensor, step: int) -> None:
+        name = node.name
+        self.modules[name], self.steps[name] = self.path.current, step
+        self.shapes[name], self.dtypes[name] = tuple(tensor.shape), str(tensor.dtype)[6:]
+        self._values[id(tensor)] = (tensor, node, self._version(tensor))
+
+    def _version(self, tensor: torch.Tensor) -> int:
+        return len(self._writes[tensor.untyped_storage()._cdata]) if self._has_writes(tensor) else 0
+
+    def _has_writes(self, tensor: torch.Tensor) -> bool:
+        return bool(self._writes) and tensor.untyped_storage()._cdata in self._writes
+
+    def _write(self, tensor: torch.Tensor, node: torch.fx.Node) -> None:
+        self._nodes(tensor)
+        extent = (tensor.shape, tensor.stride(), tensor.storage_offset())
+        self._writes.setdefault(tensor.untyped_storage()._cdata, []).append((node, extent))
+        self._values[id(tensor)] = (tensor, node, self._version(tensor))
+
+    def _nodes(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._node(value)
+        if type(value) in (list, tuple):
+            return type(value)(self._nodes(item) for item in value)
+        return value
+
+    def _node(self, tensor: torch.Tensor) -> torch.fx.Node:
+        known = self._values.get(id(tensor))
+        if known is None:
+            self._attribute(tensor)
+            known = self._values[id(tensor)]
+        _, node, version = known
+        if self._has_writes(tensor):
+            writes = self._writes[tensor.untyped_storage()._cdata]
+            extent = (tensor.shape, tensor.stride(), tensor.storage_offset())
+            for write, written in writes[version:]:
+                if written == extent:
+                    node = write
+                else:
+                    node = self.graph.call_function(overwritten, (node, write))
+                    self._note(node, tensor, self.steps[write.name])
+            self._values[id(tensor)] = (tensor, node, len(writes))
+        return node
+
+    def _attribute(self, tensor: torch.Tensor) -> None:
+        """Make the node of a parameter, a buffer or a tensor that the forward took from elsewhere."""
+        _, name, is_parameter = self._names.get(id(tensor), (tensor, "", False))
+        node = self.graph.create_node("get_attr", name or f"_constant{len(self.constants)}")
+        if is_parameter:
+            self.parameters[node.name] = name
+        elif not name:
+            self.constants[node.name] = tensor
+        self._note(node, tensor, -1)
+
+
+def tensors_in(value: Any, _seen: set[int] | None = None) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a model's input or output: containers, dataclasses, and objects with attributes."""
+    seen = _seen if _seen is not None else set()
+    if isinstance(value, torch.Tensor):
+        yield value
+        return
+    if value is None or isinstance(value, (str, bytes, int, float, bool, type)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    children: Any
+    if isinstance(value, Mapping):
+        children = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        children = value
+    else:
+        children = getattr(value, "__dict__", {}).values()
+    for child in children:
+        yield from tensors_in(child, seen)
+
+
+def parameter_info(model: nn.Module) -> dict[str, ParameterInfo]:
+    """Return the parameters of a model by first name, each with its other names."""
+    names: dict[int, list[str]] = {}
+    tensors: dict[int, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        tensors[id(parameter)] = parameter
+    return {
+        aliases[0]: ParameterInfo(
+            name=aliases[0],
+            shape=tuple(tensors[key].shape),
+            dtype=str(tensors[key].dtype)[6:],
+            requires_grad=tensors[key].requires_grad,
+            aliases=tuple(aliases[1:]),
+        )
+        for key, aliases in names.items()
+    }
+
+
+def _on_meta(value: Any) -> Any:
+    copies: dict[int, torch.Tensor] = {}
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return copies.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
+
+    return pytree.tree_map_only(torch.Tensor, copy, value)
+
+
+def _record(model: nn.Module, example: Example, how: str) -> Capture:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    tensors: dict[str, torch.Tensor] = {**parameters, **buffers}
+    args, kwargs = example.args, dict(example.kwargs)
+    if how == "meta":
+        tensors, args, kwargs = (_on_meta(value) for value in (tensors, args, kwargs))
+    else:  # a forward may write to its buffers
+        tensors = {name: t if name in parameters else t.clone() for name, t in tensors.items()}
+        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+    path = ModulePath(model)
+    recorder = _Recorder(path)
+    for name, tensor in tensors.items():
+        recorder.know(name, tensor, name in parameters)
+    for index, tensor in enumerate(tensors_in((args, kwargs))):
+        recorder.placeholder(f"input_{index}", tensor)
+    result = run(model, tensors, args, kwargs, recorder.on_call, path)
+    outputs = list(tensors_in(result))
+    if not outputs:
+        raise CaptureError(
+            f"{type(model).__name__}: forward returned no tensor ({type(result).__name__}); expected at least one. "
+            "Wrap the model so that its forward returns the tensors that a loss would see."
+        )
+    recorder.output(outputs)
+    return Capture(
+        model=type(model).__name__,
+        graph=recorder.graph,
+        info=parameter_info(model),
+        parameters=recorder.parameters,
+        constants=recorder.constants,
+        modules=recorder.modules,
+        shapes=recorder.shapes,
+        dtypes=recorder.dtypes,
+        steps=recorder.steps,
+        calls=recorder.calls,
+        how=how,
+        example=example,
+    )
+
+
+def capture(model: nn.Module, example: Example) -> Capture:
+    """Return the graph of the ATen operators that the model's forward calls on the example.
+
+    Args:
+        model: any module; wrappers (DataParallel, torch.compile) are looked through.
+        example: its inputs; tensors of any shape and device that the forward accepts.
+
+    Raises:
+        ForwardError: the forward raised on the example, on meta tensors and on real ones.
+        CaptureError: the forward returns no tensor, or needs values while the model has none (meta device).
+
+    Example:
+        >>> found = capture(torch.nn.Linear(3, 2), Example((torch.ones(1, 3),)))
+        >>> [node.op for node in found.graph.nodes]
+        ['placeholder', 'get_attr', 'get_attr', 'call_function', 'output']
+        >>> found.how, sorted(found.parameters.values())
+        ('meta', ['bias', 'weight'])
+    """
+    model = unwrap(model)
+    try:
+        return _record(model, example, "meta")
+    except ForwardError as error:
+        if any(tensor.is_meta for tensor in model.parameters()):
+            raise CaptureError(
+                f"{error}; the model is on the meta device and its forward looks at values. "
+                "Build it on a real device."
+            ) from error
+    return _record(model, example, "real")
+
+
+def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return the output tensors that the captured graph computes on inputs of the example's form.
+
+    Args:
+        found: the capture of `model`.
+        args, kwargs: inputs with the shapes of the example.
+    """
+    model = unwrap(model)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named.update({name: buffer.clone() for name, buffer in model.named_buffers(remove_duplicate=False)})
+    inputs = iter([tensor.clone() for tensor in tensors_in((tuple(args), dict(kwargs)))])
+    values: dict[torch.fx.Node, Any] = {}
+    for node in found.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(inputs)
+        elif node.op == "get_attr":
+            values[node] = found.constants[node.name] if node.name in found.constants else named[node.target]
+        else:
+            read = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "output":
+                return list(read[0][0])
+            with torch.no_grad():
+                values[node] = node.target(*read[0], **read[1])
+    raise CaptureError(f"{found.model}: the captured graph has no output; expected one. Capture it again.")

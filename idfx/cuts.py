@@ -1,0 +1,194 @@
+"""What silences a branch: the parameters that, at zero, make a term zero.
+
+One recursion over what each kind of term does with a zero (`idfx.ops.term`), run bottom-up over the terms
+between a fork and its join, so that its cost is that of the region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from idfx.flow import Flow
+
+# Concatenation of lists as a tree of pairs, flattened once at the end: unions along a chain stay linear.
+Tree = Any
+
+
+def flatten(tree: Tree) -> list[Any]:
+    """Return the leaves of a tree of tuples, in order, each once."""
+    leaves: dict[Any, None] = {}
+    stack = [tree]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, tuple):
+            stack.extend(reversed(top))
+        else:
+            leaves[top] = None
+    return list(leaves)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A parameter that silences, and the term at which it acts."""
+
+    parameter: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a term is silenced: `ends` are to be zero, and `silenced` (biases and shifts behind them) too.
+
+    `scales` are the scale parameters passed on the way. `normalised`: a normalisation stands behind the ends, so
+    that only an exact zero survives. `obstacle`, if not empty, says why there is no such set.
+    """
+
+    ends: Tree = ()
+    scales: Tree = ()
+    silenced: Tree = ()
+    normalised: bool = False
+    obstacle: str = ""
+
+    @property
+    def clean(self) -> bool:
+        """Whether the ends exist and what is small there stays small."""
+        return not self.obstacle and not self.normalised
+
+
+def everything(cuts: Iterable[Cut]) -> Cut:
+    """Return the cut that silences all: the union, or the first obstacle."""
+    ends: Tree = ()
+    scales: Tree = ()
+    silenced: Tree = ()
+    normalised = False
+    for cut in cuts:
+        if cut.obstacle:
+            return cut
+        ends, scales = (ends, cut.ends), (scales, cut.scales)
+        silenced, normalised = (silenced, cut.silenced), normalised or cut.normalised
+    return Cut(ends, scales, silenced, normalised)
+
+
+class Cuts:
+    """The cuts of the terms of one region, of the parameter expressions that enter it, and of its inner joins.
+
+    Args:
+        flow: the data flow.
+        inner: the cut of the branch of each join found before, and the join's shortcut operand.
+        prefer_scales: take a scale parameter as the end where there is one, rather than a weight before it.
+    """
+
+    def __init__(
+        self, flow: Flow, inner: Mapping[int, tuple[Cut, int]], prefer_scales: bool = False
+    ) -> None:
+        self._terms = flow.terms
+        self._names = flow.capture.parameters
+        self._inner = inner
+        self._prefer_scales = prefer_scales
+        self._known: dict[int, Cut] = {}
+        self._expressions: dict[int, Cut] = {}
+
+    def of(self, region: Iterable[int], wanted: Iterable[int]) -> Cut:
+        """Return the cut of all the wanted terms; `region` in order of execution."""
+        self._known = {}
+        for position in region:
+            self._known[position] = self._cut(position)
+        return everything(self._get(position) for position in wanted)
+
+    def _get(self, position: int) -> Cut:
+        if not self._terms[position].data:
+            return self.expression(position)
+        return self._known.get(position, Cut(obstacle="the fork reaches the join without crossing a parameter"))
+
+    def expression(self, position: int) -> Cut:
+        """Return the cut of a term that carries no data: a parameter, or something made of parameters."""
+        stack = [position]
+        while stack:
+            top = stack[-1]
+            missing = [o for o in self._terms[top].operands if o not in self._expressions]
+            if missing:
+                stack.extend(missing)
+            else:
+                self._expressions.setdefault(stack.pop(), self._cut(top))
+        return self._expressions[position]
+
+    def _look_up(self, position: int) -> Cut:
+        return self._expressions[position] if position in self._expressions else self._get(position)
+
+    def _cut(self, position: int) -> Cut:
+        term = self._terms[position]
+        if position in self._inner:
+            branch, shortcut = self._inner[position]
+            return everything((self._look_up(shortcut), branch))
+        by_kind: dict[str, Callable[[int], Cut]] = {
+            "parameter": lambda p: Cut(ends=(Leaf(self._names[term.node], p),)),
+            "zero": lambda p: Cut(),
+            "product": self._product,
+            "contract": self._contract,
+            "sum": self._sum,
+        }
+        if term.kind in by_kind:
+            return by_kind[term.kind](position)
+        if term.kind in ("move", "mix", "pool", "scale", "map", "concat", "norm"):
+            cut = everything(self._look_up(operand) for operand in term.operands)
+            if term.kind != "norm":
+                return cut
+            return Cut(cut.ends, cut.scales, cut.silenced, True, cut.obstacle)
+        return Cut(obstacle=_OBSTACLES.get(term.kind, "a {kind} is never zero").format(kind=term.kind, node=term.node))
+
+    def _sum(self, position: int) -> Cut:
+        """All data operands are to be zero by their ends, and what is added to them too."""
+        terms = self._terms
+        data = [operand for operand in terms[position].operands if terms[operand].data]
+        if not data:
+            return everything(self._look_up(operand) for operand in terms[position].operands)
+        cut = everything(self._look_up(operand) for operand in data)
+        added = everything(self._look_up(o) for o in terms[position].operands if not terms[o].data)
+        if cut.obstacle or added.obstacle:
+            return Cut(obstacle=cut.obstacle or f"{added.obstacle}, and it is added in the branch")
+        return Cut(cut.ends, cut.scales, (cut.silenced, added.ends), cut.normalised)
+
+    def _contract(self, position: int) -> Cut:
+        """The weight, or else what it is multiplied with."""
+        data, weight = self._terms[position].operands
+        own = self._at(self._look_up(weight), position)
+        return own if not own.obstacle else self._look_up(data)
+
+    def _product(self, position: int) -> Cut:
+        """One factor: data silenced by a weight, else a scale parameter, else whatever is left."""
+        terms = self._terms
+        operands = terms[position].operands
+        factors = [self._look_up(operand) for operand in operands]
+        reciprocal = any(terms[o].kind == "gate" and terms[o].tag == "reciprocal" for o in operands)
+        data, scales = [], []
+        for operand, cut in zip(operands, factors, strict=True):
+            if terms[operand].data:
+                passed = [o for o in operands if not terms[o].data and not self._look_up(o).obstacle]
+                crossed = tuple(self._look_up(o).ends for o in passed)
+                normalised = cut.normalised or reciprocal
+                data.append(Cut(cut.ends, (cut.scales, crossed), cut.silenced, normalised, cut.obstacle))
+            else:
+                scales.append(self._at(cut, position))
+        ordered = scales + data if self._prefer_scales else data + scales
+        for accept in (lambda cut: cut.clean, lambda cut: not cut.obstacle):
+            for cut in ordered:
+                if accept(cut):
+                    return cut
+        return ordered[0]
+
+    @staticmethod
+    def _at(cut: Cut, position: int) -> Cut:
+        """Let the ends of an expression act where it meets the data."""
+        leaves = tuple(Leaf(leaf.parameter, position) for leaf in flatten(cut.ends))
+        return Cut(leaves, cut.scales, cut.silenced, cut.normalised, cut.obstacle)
+
+
+_OBSTACLES = {
+    "input": "an input of the model enters the branch behind its last parameter",
+    "constant": "{node} is fixed and not zero",
+    "gate": "{node} is not zero where its operand is",
+    "recurrent": "{node} is a recurrent layer, whose gates do not pass a zero on",
+    "unknown": "nothing is known of the operator {node}",
+}

@@ -1,0 +1,225 @@
+"""Captured graph → data flow: every operator read as terms, each knowing whether it carries data.
+
+Operators that no entry of `idfx.ops` explains are read from what torch itself says of them: an operator whose
+schema aliases its input is a view, a pointwise one is tried on a zero. What remains is unknown and is listed.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator as python_operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+
+from idfx.capture import overwritten
+from idfx.ops.term import OPERATORS, Term, gate, move, tensors
+from idfx.records import Capture, Layout, Unknown
+
+_INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTerm:
+    """One term of the data flow; its operands and gates are positions in `Flow.terms`, all before its own.
+
+    `kind` is one of `idfx.ops.term`, or "input", "parameter", "constant". `data`: its value depends on an input;
+    `parametric`: on a parameter.
+    """
+
+    kind: str
+    operands: tuple[int, ...]
+    gates: tuple[int, ...]
+    node: str
+    shape: tuple[int, ...] | None
+    data: bool
+    parametric: bool
+    tag: str = ""
+    layouts: tuple[Layout | None, Layout | None] = (None, None)
+    axes: tuple[int, ...] | None = None
+    factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The terms of a capture in the order of execution; `positions` finds the term of a graph node."""
+
+    capture: Capture
+    terms: tuple[FlowTerm, ...]
+    outputs: tuple[int, ...]
+    unknown: tuple[Unknown, ...]
+    positions: Mapping[str, int]
+
+    def module(self, term: int) -> str:
+        """Path of the module in whose forward a term stands."""
+        return self.capture.modules.get(self.terms[term].node, "")
+
+    def step(self, term: int) -> int:
+        """Number of the operator call that a term belongs to."""
+        return self.capture.steps.get(self.terms[term].node, -1)
+
+    def sources(self, term: int) -> tuple[int, ...]:
+        """Operands and gates of a term that carry data, each once."""
+        found = self.terms[term]
+        return tuple(dict.fromkeys(p for p in (*found.operands, *found.gates) if self.terms[p].data))
+
+    def addends(self, term: int) -> tuple[int, ...]:
+        """The operands of a sum that carry data, each once."""
+        return tuple(dict.fromkeys(o for o in self.terms[term].operands if self.terms[o].data))
+
+
+def operator_name(target: Any) -> str:
+    """Return "aten.add" for the overload aten::add.Tensor."""
+    return target._schema.name.replace("::", ".") if hasattr(target, "_schema") else str(target)
+
+
+@functools.cache
+def _is_view(target: Any) -> bool:
+    returns, arguments = target._schema.returns, target._schema.arguments
+    aliased = any(r.alias_info is not None for r in returns)
+    return aliased and not any(a.alias_info is not None and a.alias_info.is_write for a in arguments)
+
+
+def _is_zero_at_zero(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+    """Try an operator with zeros for all its tensors; None if it does not run."""
+
+    def zero(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(zero(item) for item in value)
+        return torch.zeros(1) if isinstance(value, torch.fx.Node) else value
+
+    try:
+        with torch.no_grad():
+            result = target(*[zero(a) for a in args], **{k: zero(v) for k, v in kwargs.items()})
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
+    return bool((result == 0).all()) if isinstance(result, torch.Tensor) else None
+
+
+def read_operator(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Term | None:
+    """Return what an operator means for its arguments, or None if nothing tells."""
+    meaning = OPERATORS.get(operator_name(target))
+    if meaning is not None:
+        try:
+            return meaning(*args, **kwargs)
+        except TypeError:  # an overload with another signature than the one that the entry explains
+            return None
+    operands = tensors(*args, *kwargs.values())
+    if _is_view(target):
+        return move(operands[0], operands[1:])
+    if target.namespace == "aten" and torch.Tag.pointwise in target.tags:
+        keeps = _is_zero_at_zero(target, args, kwargs)
+        if keeps is not None:
+            both = operands[0] if len(operands) == 1 else Term("concat", operands)
+            return Term("map", (both,)) if keeps else gate(*operands)
+    return None
+
+
+class _Reader:
+    """Turns nodes into terms, in one pass over the graph."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+        self.terms: list[FlowTerm] = []
+        self.value: dict[torch.fx.Node, int] = {}
+        self.unknown: dict[str, list[str]] = {}
+
+    def read(self) -> Flow:
+        outputs: tuple[int, ...] = ()
+        for node in self.capture.graph.nodes:
+            if node.op == "output":
+                outputs = tuple(dict.fromkeys(self.value[n] for n in node.all_input_nodes))
+            else:
+                self.value[node] = self._node(node)
+        unknown = tuple(Unknown(name, tuple(sites)) for name, sites in sorted(self.unknown.items()))
+        positions = {node.name: position for node, position in self.value.items()}
+        return Flow(self.capture, tuple(self.terms), outputs, unknown, positions)
+
+    def _node(self, node: torch.fx.Node) -> int:
+        if node.op == "placeholder":
+            return self._leaf("input", node)
+        if node.op == "get_attr":
+            return self._leaf("parameter" if node.name in self.capture.parameters else "constant", node)
+        inputs = [self.terms[self.value[n]] for n in node.all_input_nodes]
+        if not any(term.data or term.parametric for term in inputs):
+            return self._leaf("constant", node)
+        return self._add(self._meaning(node), node)
+
+    def _meaning(self, node: torch.fx.Node) -> Term:
+        if node.target is python_operator.getitem:
+            return move(node.args[0])
+        if node.target is overwritten:
+            return Term("concat", tensors(node.args))
+        if self.capture.dtypes.get(node.name) in _INTEGERS:
+            return gate(*node.all_input_nodes)
+        found = read_operator(node.target, node.args, node.kwargs)
+        if found is None:
+            where = self.capture.modules.get(node.name, "") or "the model's own forward"
+            self.unknown.setdefault(operator_name(node.target), []).append(where)
+            return Term("unknown", tuple(node.all_input_nodes))
+        return found
+
+    def _leaf(self, kind: str, node: torch.fx.Node) -> int:
+        shape = self.capture.shapes.get(node.name)
+        self.terms.append(FlowTerm(kind, (), (), node.name, shape, kind == "input", kind == "parameter"))
+        return len(self.terms) - 1
+
+    def _add(self, term: Term, node: torch.fx.Node) -> int:
+        operands = tuple(self._position(o, node) for o in term.operands)
+        gates = tuple(self._position(g, node) for g in term.gates)
+        inputs = [self.terms[position] for position in (*operands, *gates)]
+        kind, operands, layouts = self._resolved(term, operands)
+        if kind == "mix":  # a contraction with something fixed
+            operands, gates = operands[:1], (*operands[1:], *gates)
+        self.terms.append(
+            FlowTerm(
+                kind=kind,
+                operands=operands,
+                gates=gates,
+                node=node.name,
+                shape=self.capture.shapes.get(node.name),
+                data=any(t.data for t in inputs),
+                parametric=any(t.parametric for t in inputs),
+                tag=term.tag,
+                layouts=layouts,
+                axes=term.axes,
+                factor=term.factor,
+            )
+        )
+        return len(self.terms) - 1
+
+    def _position(self, operand: Any, node: torch.fx.Node) -> int:
+        return self._add(operand, node) if isinstance(operand, Term) else self.value[operand]
+
+    def _resolved(
+        self, term: Term, operands: tuple[int, ...]
+    ) -> tuple[str, tuple[int, ...], tuple[Layout | None, Layout | None]]:
+        """Say of a contraction whether it is a weight site, and put its data operand first."""
+        if term.kind != "contract":
+            return term.kind, operands, term.layouts
+        (a, b), (layout_a, layout_b) = operands, term.layouts
+        first, second = self.terms[a], self.terms[b]
+        if first.data and not second.data:
+            return ("contract" if second.parametric else "mix"), (a, b), (None, layout_b)
+        if second.data and not first.data:
+            return ("contract" if first.parametric else "mix"), (b, a), (None, layout_a)
+        return "product", operands, (None, None)
+
+
+def read(capture: Capture) -> Flow:
+    """Return the data flow of a captured graph.
+
+    Args:
+        capture: the graph of ATen operators of one forward pass.
+
+    Example:
+        >>> from idfx.capture import capture
+        >>> from idfx.records import Example
+        >>> flow = read(capture(torch.nn.Linear(3, 2), Example((torch.ones(1, 3),))))
+        >>> [term.kind for term in flow.terms]
+        ['input', 'parameter', 'parameter', 'contract', 'sum']
+    """
+    return _Reader(capture).read()

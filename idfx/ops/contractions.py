@@ -1,0 +1,157 @@
+"""Contractions, which are weight sites when one operand is made of parameters and products when both carry data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from idfx.ops.term import Term, contract, gate, operator, scale, tensors
+from idfx.records import Layout
+
+LINEAR = Layout(out_axis=0, in_axis=1)
+TRANSPOSED = Layout(out_axis=1, in_axis=0)
+LEFT = Layout(out_axis=-2, in_axis=-1)
+RIGHT = Layout(out_axis=-1, in_axis=-2)
+
+
+@operator("aten.linear", "aten._mkldnn_linear")
+def linear(input: Any, weight: Any, bias: Any = None) -> Term:
+    """X · Wᵀ + b, weight (out, in)."""
+    return contract(input, weight, None, LINEAR, bias)
+
+
+@operator("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.inner", "aten.vdot",
+          "aten.linalg_matmul", "aten.__matmul__", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
+def matmul(a: Any, b: Any) -> Term:
+    """A · b over the last axis of a and the last but one of b."""
+    return contract(a, b, LEFT, RIGHT)
+
+
+@operator("aten.addmm", "aten.addmm_", "aten.addbmm", "aten.baddbmm", "aten.baddbmm_", "aten.addmv",
+          "aten._addmm_activation")  # fmt: skip
+def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, **options: Any) -> Term:
+    """Beta · input + alpha · mat1 · mat2."""
+    result = contract(mat1, mat2, LEFT, RIGHT)
+    scaled = result if alpha == 1 else scale(result, float(alpha))
+    if beta == 0:
+        return scaled
+    return Term("sum", (scaled, input if beta == 1 else scale(input, float(beta))), tag="bias")
+
+
+def conv_layout(dimensions: int, groups: int = 1) -> Layout:
+    """Layout of a convolution kernel (out, in / groups, *taps)."""
+    return Layout(0, 1, tuple(range(2, 2 + dimensions)), groups, "out")
+
+
+def conv_transpose_layout(dimensions: int, groups: int = 1) -> Layout:
+    """Layout of a transposed convolution's kernel (in, out / groups, *taps)."""
+    return Layout(1, 0, tuple(range(2, 2 + dimensions)), groups, "in")
+
+
+def _convolution(dimensions: int) -> Any:
+    def conv(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+             groups: int = 1) -> Term:  # fmt: skip
+        """A convolution, kernel (out, in / groups, *taps)."""
+        return contract(input, weight, None, conv_layout(dimensions, groups), bias)
+
+    return conv
+
+
+def _transposed_convolution(dimensions: int) -> Any:
+    def conv_transpose(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+                       output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Term:  # fmt: skip
+        """A transposed convolution, kernel (in, out / groups, *taps)."""
+        return contract(input, weight, None, conv_transpose_layout(dimensions, groups), bias)
+
+    return conv_transpose
+
+
+for _dimensions in (1, 2, 3):
+    operator(f"aten.conv{_dimensions}d")(_convolution(_dimensions))
+operator("aten.conv_transpose1d")(_transposed_convolution(1))
+operator("aten.conv_transpose2d")(_transposed_convolution(2))
+operator("aten.conv_transpose3d")(_transposed_convolution(3))
+
+
+@operator("aten.convolution", "aten._convolution")
+def convolution(input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+                output_padding: Any, groups: int, *rest: Any) -> Term:  # fmt: skip
+    """A convolution of any kind."""
+    layout = conv_transpose_layout if transposed else conv_layout
+    return contract(input, weight, None, layout(len(stride), groups), bias)
+
+
+@operator("aten.bilinear")
+def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Term:
+    """y_o = x1 · W_o · x2 + b, weight (out, in1, in2)."""
+    product = Term("product", (input1, input2))
+    return contract(product, weight, None, None, bias)
+
+
+@operator("aten.cdist", "aten._cdist_forward", "aten.pairwise_distance", "aten.cosine_similarity")
+def distance(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
+    """A distance between rows."""
+    return gate(a, b)
+
+
+@operator("aten.kron", "aten.outer", "aten.ger", "aten.cross", "aten.linalg_cross", "aten.tensordot")
+def outer(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
+    """A product in which every entry holds one factor of each."""
+    return contract(a, b, None, None)
+
+
+@operator("aten.embedding")
+def embedding(weight: Any, indices: Any, padding_idx: Any = -1, scale_grad_by_freq: Any = False,
+              sparse: Any = False) -> Term:  # fmt: skip
+    """Rows of a table chosen by indices."""
+    return Term("contract", (gate(indices), weight), tag="table")
+
+
+@operator("aten.embedding_bag", "aten._embedding_bag")
+def embedding_bag(weight: Any, indices: Any, offsets: Any, *rest: Any, **options: Any) -> Term:
+    """Sums of rows of a table chosen by indices."""
+    return Term("contract", (gate(indices, offsets), weight), tag="table")
+
+
+@operator("aten.scaled_dot_product_attention")
+def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> Term:
+    """Softmax(query · keyᵀ) · value: zero where the value is, whatever query and key do."""
+    return Term("product", (gate(Term("product", (query, key)), attn_mask), value), tag="attention")
+
+
+@operator("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", "aten.lstm_cell", "aten.gru_cell",
+          "aten.rnn_tanh_cell", "aten.rnn_relu_cell")  # fmt: skip
+def recurrent(*values: Any, **options: Any) -> Term:
+    """A recurrent layer, all steps at once."""
+    return Term("recurrent", tensors(*values), tag="recurrent")
+
+
+@operator("aten.fft_fft", "aten.fft_ifft", "aten.fft_rfft", "aten.fft_irfft", "aten.fft_fft2", "aten.fft_ifft2",
+          "aten.fft_rfft2", "aten.fft_irfft2", "aten.fft_fftn", "aten.fft_ifftn", "aten.fft_rfftn",
+          "aten.fft_irfftn", "aten.fft_hfft", "aten.fft_ihfft", "aten.stft", "aten.istft")  # fmt: skip
+def fourier(x: Any, *rest: Any, **options: Any) -> Term:
+    """A Fourier transform."""
+    return Term("mix", (x,))
+
+
+def einsum_layouts(equation: str) -> tuple[Layout | None, Layout | None]:
+    """Return how either operand of a two-operand einsum is read as a matrix, None where it is no plain matrix.
+
+    Example:
+        >>> einsum_layouts("bi,oi->bo")[1] == Layout(0, 1)
+        True
+    """
+    left, _, result = equation.replace(" ", "").partition("->")
+    operands = left.split(",")
+    if len(operands) != 2 or "." in left or not result:
+        return None, None
+    found = []
+    for own, other in (operands, operands[::-1]):
+        outs = [a for a in own if a in result and a not in other]
+        ins = [a for a in own if a in other and a not in result]
+        batch = [a for a in own if a in other and a in result]
+        if len(outs) == 1 and len(ins) == 1:
+            axes = tuple(own.index(a) for a in batch)
+            found.append(Layout(own.index(outs[0]), own.index(ins[0]), batch_axes=axes))
+        else:
+            found.append(None)
+    return found[0], found[1]

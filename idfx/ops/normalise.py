@@ -1,0 +1,73 @@
+"""Normalisations: by the data's own statistics, or by running ones, which makes them a fixed scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from idfx.ops.term import Term, affine, norm, operator, scale
+
+
+@operator("aten.batch_norm", "aten.cudnn_batch_norm", "aten._native_batch_norm_legit")
+def batch_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
+               momentum: Any = 0.1, eps: float = 1e-5, cudnn_enabled: bool = True) -> Term:  # fmt: skip
+    """Batch normalisation: in evaluation mode (x − mean) / √(var + eps) with fixed statistics."""
+    if training or running_mean is None:
+        return norm(input, weight, bias, eps)
+    return affine(shifted(scale(input), running_mean), weight, bias)
+
+
+def shifted(x: Term, mean: Any) -> Term:
+    """X minus the running mean, which is zero before training and is taken to be."""
+    return Term(x.kind, x.operands, (mean,), tag="running norm")
+
+
+@operator("aten.native_batch_norm")
+def native_batch_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
+                      momentum: Any, eps: float) -> Term:  # fmt: skip
+    """Batch normalisation with its statistics as further results."""
+    return batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+@operator("aten.instance_norm")
+def instance_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, use_input_stats: bool,
+                  momentum: Any, eps: float, cudnn_enabled: bool) -> Term:  # fmt: skip
+    """Instance normalisation."""
+    return batch_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps)
+
+
+@operator("aten.layer_norm", "aten.native_layer_norm")
+def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+               cudnn_enable: bool = True) -> Term:  # fmt: skip
+    """Layer normalisation."""
+    return norm(input, weight, bias, eps)
+
+
+@operator("aten.group_norm")
+def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+               cudnn_enabled: bool = True) -> Term:  # fmt: skip
+    """Group normalisation."""
+    return norm(input, weight, bias, eps)
+
+
+@operator("aten.native_group_norm")
+def native_group_norm(input: Any, weight: Any, bias: Any, n: Any, c: Any, hxw: Any, group: Any, eps: float) -> Term:
+    """Group normalisation with its statistics as further results."""
+    return norm(input, weight, bias, eps)
+
+
+@operator("aten.rms_norm", "aten._fused_rms_norm")
+def rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Term:
+    """Root-mean-square normalisation."""
+    return norm(input, weight, None, eps or 0.0)
+
+
+@operator("aten._weight_norm", "aten._weight_norm_interface")
+def weight_norm(v: Any, g: Any, dim: int = 0) -> Term:
+    """Weight normalisation, g · v / |v|."""
+    return Term("product", (Term("norm", (v,), eps=0.0), g), tag="gain")
+
+
+@operator("aten.normalize", "aten.renorm", "aten.renorm_")
+def normalised(x: Any, *rest: Any, **options: Any) -> Term:
+    """X divided by its own length."""
+    return Term("norm", (x,), eps=0.0)

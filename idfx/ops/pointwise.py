@@ -1,0 +1,95 @@
+"""Operators that act on each entry alone, with one tensor operand.
+
+Only those need an entry whose meaning a trial on a zero cannot show: a pointwise operator that is not listed is
+tried (`idfx.flow`), and is a map if it takes 0 to 0 and a gate if it does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from idfx.ops.term import Term, gate, keeps_zero, move, operator, reciprocal, scale
+
+
+@operator("aten.neg", "aten.neg_", "aten.negative", "aten.negative_")
+def negated(x: Any) -> Term:
+    """−x."""
+    return scale(x, -1.0)
+
+
+@operator("aten.positive", "aten.real_if_close")
+def kept(x: Any) -> Term:
+    """X itself."""
+    return move(x)
+
+
+@operator("aten.pow", "aten.pow_", "aten.float_power")
+def power(x: Any, exponent: Any) -> Term:
+    """x^p: zero at zero if p is a positive number."""
+    if isinstance(exponent, (int, float)) and not isinstance(x, (int, float)):
+        return move(x) if exponent == 1 else keeps_zero(x) if exponent > 0 else reciprocal(x)
+    return gate(x, exponent)
+
+
+@operator("aten.rsqrt", "aten.rsqrt_", "aten.reciprocal", "aten.reciprocal_")
+def inverted(x: Any) -> Term:
+    """1 / x or 1 / √x."""
+    return reciprocal(x)
+
+
+@operator("aten.square", "aten.square_")
+def squared(x: Any) -> Term:
+    """x²."""
+    return keeps_zero(x)
+
+
+@operator("aten.prelu", "aten._prelu_kernel", "aten.rrelu", "aten.rrelu_")
+def rectified(x: Any, *slopes: Any, **options: Any) -> Term:
+    """x above zero, slope · x below."""
+    return keeps_zero(x, *slopes)
+
+
+@operator("aten.clamp", "aten.clamp_", "aten.clip", "aten.clip_", "aten.hardtanh", "aten.hardtanh_")
+def clamped(x: Any, low: Any = None, high: Any = None) -> Term:
+    """X kept between two bounds; zero stays zero if it lies between them."""
+    numbers = [bound for bound in (low, high) if bound is not None]
+    if any(not isinstance(bound, (int, float)) for bound in numbers):
+        return gate(x, low, high)
+    inside = (low is None or low <= 0) and (high is None or high >= 0)
+    return keeps_zero(x) if inside else gate(x)
+
+
+@operator("aten.clamp_min", "aten.clamp_min_")
+def bounded_below(x: Any, low: Any) -> Term:
+    """max(x, low)."""
+    return clamped(x, low, None)
+
+
+@operator("aten.clamp_max", "aten.clamp_max_")
+def bounded_above(x: Any, high: Any) -> Term:
+    """min(x, high)."""
+    return clamped(x, None, high)
+
+
+@operator("aten.glu")
+def gated_half(x: Any, dim: int = -1) -> Term:
+    """GLU: one half of x times the sigmoid of the other."""
+    return Term("product", (move(x), gate(x)), tag="glu")
+
+
+@operator("aten.zero_", "aten.zeros_like", "aten.new_zeros")
+def zero(x: Any, *rest: Any, **options: Any) -> Term:
+    """Zeros of the shape of x."""
+    return Term("zero", ())
+
+
+@operator("aten.fill_", "aten.ones_like", "aten.empty_like", "aten.full_like",
+          "aten.rand_like", "aten.randn_like", "aten.randint_like", "aten.new_ones",
+          "aten.new_empty", "aten.new_full", "aten.new_empty_strided", "aten.new_tensor", "aten.uniform_",
+          "aten.normal_", "aten.bernoulli", "aten.bernoulli_", "aten.random_", "aten.exponential_",
+          "aten._assert_async", "aten._assert_tensor_metadata", "aten.item", "aten._local_scalar_dense",
+          "aten.sym_size", "aten.is_nonzero", "aten.equal", "aten.allclose", "aten.sym_numel",
+          "aten.is_same_size")  # fmt: skip
+def constant(x: Any, *rest: Any, **options: Any) -> Term:
+    """A value that x gives at most its shape to."""
+    return Term("gate", ())

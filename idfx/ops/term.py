@@ -1,0 +1,150 @@
+"""The small algebra in which an operator's meaning is told, and the registry of meanings.
+
+An operator is a function with the operator's own signature that returns a `Term`. Two questions are asked of a
+term: when is it zero, and how far is it from passing its operand on unchanged. Everything that idfx knows about
+structure follows from the answers.
+
+| kind       | zero when                     | passes its operand on                          |
+|------------|-------------------------------|------------------------------------------------|
+| move       | its operand is                | unchanged: moved, selected, repeated, padded   |
+| mix        | its operand is                | in fixed linear combinations of its entries    |
+| pool       | its operand is                | as the largest of neighbouring entries         |
+| scale      | its operand is                | multiplied by fixed numbers                    |
+| norm       | its operand is                | rescaled by its own statistics                 |
+| map        | its operand is                | through a nonlinear function with f(0) = 0     |
+| zero       | always                        | not at all                                     |
+| gate       | never                         | through a function that is not 0 at 0          |
+| product    | any operand is                | multiplied; bilinear if both carry data        |
+| contract   | any operand is                | multiplied by a parameter: a weight site       |
+| sum        | all operands are              | added to something else                        |
+| concat     | all operands are              | side by side with something else               |
+| recurrent  | never (until read more deeply)| through a recurrence                           |
+| unknown    | never                         | nobody knows                                   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from idfx.records import Layout
+from idfx.registry import Registry
+
+Meaning = Callable[..., "Term"]
+
+OPERATORS: Registry[Meaning] = Registry("operator", "idfx.ops")
+operator = OPERATORS.register
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Term:
+    """What an operator does: a kind, the operands that its value is made of, and what only steers it.
+
+    `operands` are graph nodes or further terms; `gates` (masks, indices, statistics) have a say in the value but
+    do not carry it. `tag` says what a parameter among the operands is ("bias", "shift", "scale", "table").
+    `layouts` are how the first and second operand of a contraction would be read as a weight. `axes` is the
+    permutation that a move makes, `factor` the number that a scale multiplies by, `eps` what a norm adds.
+    """
+
+    kind: str
+    operands: tuple[Any, ...]
+    gates: tuple[Any, ...] = ()
+    tag: str = ""
+    layouts: tuple[Layout | None, Layout | None] = (None, None)
+    axes: tuple[int, ...] | None = None
+    factor: float | None = None
+    eps: float | None = None
+
+
+def is_operand(value: Any) -> bool:
+    """Return whether a value stands for a tensor (a graph node or a term) and not for a plain number."""
+    return isinstance(value, Term) or hasattr(value, "all_input_nodes")
+
+
+def tensors(*values: Any) -> tuple[Any, ...]:
+    """Return the tensor operands among the values, lists opened up."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            found.extend(tensors(*value))
+        elif is_operand(value):
+            found.append(value)
+    return tuple(found)
+
+
+def move(x: Any, *gates: Any, axes: tuple[int, ...] | None = None) -> Term:
+    """Entries of x moved, selected, repeated or padded with zeros."""
+    return Term("move", (x,), tensors(*gates), axes=axes)
+
+
+def mix(x: Any, *gates: Any) -> Term:
+    """Fixed linear combinations of the entries of x."""
+    return Term("mix", (x,), tensors(*gates))
+
+
+def pool(x: Any) -> Term:
+    """The largest of neighbouring entries of x."""
+    return Term("pool", (x,))
+
+
+def scale(x: Any, factor: float | None = None) -> Term:
+    """X times fixed numbers."""
+    return Term("scale", (x,), factor=factor)
+
+
+def keeps_zero(x: Any, *gates: Any) -> Term:
+    """A nonlinear function of x with f(0) = 0."""
+    return Term("map", (x,), tensors(*gates))
+
+
+def gate(*values: Any) -> Term:
+    """A function of the values that is not zero where they are."""
+    return Term("gate", tensors(*values))
+
+
+def reciprocal(x: Any) -> Term:
+    """1 over a function of x: a gate without bound, as a normalisation written by hand has it."""
+    return Term("gate", tensors(x), tag="reciprocal")
+
+
+def norm(x: Any, weight: Any, bias: Any, eps: float) -> Term:
+    """X rescaled by its own statistics, times a scale, plus a shift."""
+    return affine(Term("norm", (x,), eps=float(eps)), weight, bias)
+
+
+def affine(x: Any, weight: Any, bias: Any) -> Term:
+    """x · weight + bias, either of which may be absent."""
+    result = x if weight is None else Term("product", (x, weight), tag="norm scale")
+    return result if bias is None else Term("sum", (result, bias), tag="shift")
+
+
+def product(a: Any, b: Any) -> Term:
+    """a · b, entry by entry; numbers make it a scale."""
+    if not is_operand(a):
+        a, b = b, a
+    return Term("product", (a, b), tag="scale") if is_operand(b) else scale(a, _number(b))
+
+
+def contract(a: Any, b: Any, layout_a: Layout | None, layout_b: Layout | None, bias: Any = None) -> Term:
+    """The contraction of a with b, each with its layout should it be the weight, plus a bias."""
+    result = Term("contract", (a, b), layouts=(layout_a, layout_b))
+    return result if bias is None else Term("sum", (result, bias), tag="bias")
+
+
+def add(a: Any, b: Any, alpha: Any = 1) -> Term:
+    """A + alpha · b; a number that is not zero makes it an offset, which is never zero."""
+    if not is_operand(a):
+        a, b = b, a
+    if is_operand(b):
+        return Term("sum", (a, b if alpha == 1 else scale(b, _number(alpha))))
+    return move(a) if b == 0 else Term("sum", (a, Term("gate", ())))
+
+
+def concat(values: Any, *gates: Any) -> Term:
+    """The values side by side."""
+    return Term("concat", tensors(values), tensors(*gates))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None

@@ -1,0 +1,128 @@
+"""Paths through the data flow: dominators, the most direct path, what carries the signal. The user of networkx."""
+
+from __future__ import annotations
+
+import math
+
+import networkx as nx
+
+from idfx.flow import Flow
+
+ROOT = -1
+SINK = -2
+
+# The length of a path, compared in this order: nonlinear operators, weights, scales, resamplings. Each count has
+# 20 bits of one integer, so that paths add up and compare as integers do.
+NONLINEAR, WEIGHT, SCALE, RESAMPLE = 1 << 60, 1 << 40, 1 << 20, 1
+
+_STEP = {
+    "move": 0,
+    "sum": 0,
+    "concat": RESAMPLE,
+    "mix": RESAMPLE,
+    "pool": RESAMPLE,
+    "scale": SCALE,
+    "norm": SCALE,
+    "contract": WEIGHT,
+    "map": NONLINEAR,
+    "gate": NONLINEAR,
+    "unknown": NONLINEAR,
+    "recurrent": NONLINEAR,
+    "zero": NONLINEAR,
+}
+
+
+class Paths:
+    """Dominators and best paths of one data flow, all computed in one pass each way.
+
+    `dominator` maps a data term to the nearest term that every path from the inputs to it runs through, `length`
+    to the length of its most direct path from the inputs. That path runs through all its dominators, so the
+    length between a term and one of its dominators is the difference of the two.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.dominator = self._dominators()
+        self.length = self._lengths()
+        self._post_dominator = self._post_dominators()
+        self.signal = self._signal()
+
+    def _dominators(self) -> dict[int, int]:
+        graph = nx.DiGraph()
+        graph.add_node(ROOT)
+        for position, term in enumerate(self.flow.terms):
+            if term.kind == "input":
+                graph.add_edge(ROOT, position)
+            elif term.data:
+                graph.add_edges_from((source, position) for source in self.flow.sources(position))
+        return dict(nx.immediate_dominators(graph, ROOT))
+
+    def _post_dominators(self) -> dict[int, int]:
+        graph = nx.DiGraph()
+        graph.add_node(SINK)
+        graph.add_edges_from((SINK, output) for output in self.flow.outputs if self.flow.terms[output].data)
+        for position, term in enumerate(self.flow.terms):
+            if term.data:
+                graph.add_edges_from((position, source) for source in self.flow.sources(position))
+        return dict(nx.immediate_dominators(graph, SINK))
+
+    def _lengths(self) -> dict[int, int]:
+        length = {ROOT: 0}
+        for position, term in enumerate(self.flow.terms):
+            if term.kind == "input":
+                length[position] = 0
+            elif term.data:
+                sources = self.flow.sources(position)
+                length[position] = min(length[source] + self.step(source, position) for source in sources)
+        return length
+
+    def step(self, source: int, position: int) -> int:
+        """Return the length of the step from a source into a term."""
+        term = self.flow.terms[position]
+        if source not in term.operands:
+            return NONLINEAR
+        if term.kind == "product":
+            return NONLINEAR if len(self.flow.sources(position)) > 1 else SCALE
+        if term.kind == "move":
+            before = self.flow.terms[source].shape
+            same = term.shape is None or before is None or math.prod(term.shape) == math.prod(before)
+            return 0 if same else RESAMPLE
+        return _STEP[term.kind]
+
+    def only_through(self, position: int, gate: int) -> bool:
+        """Return whether a term reaches the outputs through `gate` alone (or through nothing at all)."""
+        while position != gate:
+            position = self._post_dominator.get(position, SINK)
+            if position == SINK or position > gate:
+                return False
+        return True
+
+    def reaches_output(self, position: int) -> bool:
+        """Return whether a term has a path to an output."""
+        return position in self._post_dominator
+
+    def _signal(self) -> frozenset[int]:
+        """The terms whose value reaches an output otherwise than as the gate of another value.
+
+        A factor that cannot be zero is a gate of one that can.
+        """
+        terms = self.flow.terms
+        zeroable: list[bool] = []
+        for term in terms:
+            if term.kind in ("constant", "gate", "unknown"):
+                zeroable.append(False)
+            elif term.kind in ("product", "contract"):
+                zeroable.append(any(zeroable[operand] for operand in term.operands))
+            else:
+                zeroable.append(all(zeroable[operand] for operand in term.operands if terms[operand].data))
+        found = set(self.flow.outputs)
+        for position in range(len(terms) - 1, -1, -1):
+            term = terms[position]
+            if position not in found:
+                continue
+            factors = [operand for operand in term.operands if terms[operand].data]
+            if term.kind == "product" and any(zeroable[factor] for factor in factors):
+                found.update(factor for factor in factors if zeroable[factor])
+            else:
+                found.update(term.operands)
+        return frozenset(found)

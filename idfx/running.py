@@ -1,0 +1,171 @@
+"""Running a model's forward without leaving a trace, with every ATen operator call in view.
+
+The only module that touches torch's private dispatch interface. Operators are seen before autograd and
+before decomposition (the PreDispatch key), so that `linear` is one call on every device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._C import DispatchKey
+from torch._dispatch.python import enable_python_dispatcher
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.nn.modules import module as nn_module
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from idfx.errors import ForwardError, IdfxError
+
+
+class OperatorCalls(ProxyTorchDispatchMode):
+    """A dispatch mode that hands each operator call to `on_call(operator, args, kwargs) -> result`.
+
+    The base class is there because torch accepts no other kind of mode on the PreDispatch key; none of its
+    behaviour is used.
+    """
+
+    def __init__(self, on_call: Callable[[Any, Sequence[Any], dict[str, Any]], Any]) -> None:
+        TorchDispatchMode.__init__(self, _dispatch_key=DispatchKey.PreDispatch)
+        self._on_call = on_call
+
+    def __enter__(self) -> OperatorCalls:
+        TorchDispatchMode.__enter__(self)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        TorchDispatchMode.__exit__(self, *exception)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._on_call(func, args, kwargs or {})
+
+
+class ModulePath:
+    """The path of the module whose forward is running, kept by global hooks that leave the model untouched."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._stack = [""]
+
+    @property
+    def current(self) -> str:
+        """Path of the innermost running module; "" for the model itself."""
+        return self._stack[-1]
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._stack.append(self._names.get(id(module), self._stack[-1]))
+
+    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        if len(self._stack) > 1:
+            self._stack.pop()
+
+    @contextlib.contextmanager
+    def follow(self) -> Iterator[ModulePath]:
+        """Keep `current` up to date inside the block; after an exception it still names where it was raised."""
+        enter = nn_module.register_module_forward_pre_hook(self._enter)
+        leave = nn_module.register_module_forward_hook(self._leave)
+        try:
+            yield self
+        finally:
+            enter.remove()
+            leave.remove()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif "_orig_mod" in model._modules and type(model).__name__ == "OptimizedModule":
+            model = model._orig_mod
+        else:
+            return model
+
+
+@contextlib.contextmanager
+def _restored_random_state(model: nn.Module) -> Iterator[None]:
+    devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
+    python_state = random.getstate()
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def _eager() -> Iterator[None]:
+    """Let compiled modules and functions run as ordinary Python."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    before = torch._dynamo.eval_frame._stance
+    torch.compiler.set_stance("force_eager")
+    try:
+        yield
+    finally:
+        torch._dynamo.eval_frame._set_stance(before)
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, autocast, fused fast paths or compilation; all as before afterwards.
+
+    Training flags are set and restored module by module, because a model may override `train()`.
+    """
+    training = [module for module in model.modules() if module.training]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_restored_random_state(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_eager())
+        for kind in autocast:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        for module in training:
+            module.training = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            for module in training:
+                module.training = True
+
+
+def run(
+    model: nn.Module,
+    tensors: dict[str, torch.Tensor],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    on_call: Callable[[Any, Sequence[Any], dict[str, Any]], Any],
+    path: ModulePath,
+) -> Any:
+    """Return the output of one forward pass with `tensors` in place of the parameters and buffers so named.
+
+    Raises:
+        ForwardError: the model raised; the message names the module in whose forward it did.
+    """
+    with undisturbed(model), path.follow():
+        try:
+            with enable_python_dispatcher(), OperatorCalls(on_call):
+                return torch.func.functional_call(model, tensors, tuple(args), kwargs)
+        except (IdfxError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            where = f"module {path.current!r}" if path.current else "its own forward"
+            words = " ".join(str(error).split())
+            words = words if len(words) <= 300 else words[:297] + "..."
+            raise ForwardError(
+                f"{type(model).__name__}: forward raised {type(error).__name__} in {where}: {words}"
+            ) from error
