@@ -129,6 +129,7 @@ class Role:
     rows: tuple[tuple[int, int], ...] | None = None
     sites: tuple[str, ...] = ()
     traits: tuple[str, ...] = ()
+    activation: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,190 @@
+"""The stages strung together: what `import idfx` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from idfx.apply import apply_
+from idfx.capture import capture
+from idfx.certify import certify
+from idfx.errors import CertificateError, PlanError, SourceError
+from idfx.plan import from_json, make_plan
+from idfx.records import Certificate, Example, Plan, Report, Structure
+from idfx.running import unwrap
+from idfx.structure import analyse
+
+
+def _derived_example(model: nn.Module) -> Example:
+    """The example that a model itself speaks of: timm's input size, Lightning's or transformers' own."""
+    model = unwrap(model)
+    floating = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    device = floating[0].device if floating else torch.device("cpu")
+    dtype = floating[0].dtype if floating else torch.float32
+
+    def placed(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        config = getattr(model, attribute, None)
+        size = config.get("input_size") if isinstance(config, Mapping) else None
+        if size:
+            generator = torch.Generator().manual_seed(0)
+            return Example((placed(torch.randn((1, *size), generator=generator)),))
+    for attribute in ("example_input_array", "dummy_inputs"):
+        value = getattr(model, attribute, None)
+        if isinstance(value, Mapping):
+            return Example((), {key: placed(item) for key, item in value.items()})
+        if isinstance(value, (tuple, list)):
+            return Example(tuple(placed(item) for item in value))
+        if isinstance(value, torch.Tensor):
+            return Example((placed(value),))
+    raise SourceError(
+        f"{type(model).__name__}: no example input, and the model names none; expected the tensors that its forward "
+        "takes. Pass example_inputs=(tensor, ...) in Python, or --input-shape 1,3,224,224 on the command line."
+    )
+
+
+def analyze(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> Structure:
+    """Return the structure of a model: joins, weight sites, and the role of every parameter.
+
+    The model is run once, as a rule on meta tensors, and is left exactly as it was.
+
+    Args:
+        model: any module, in any mode, dtype and on any device, wrapped or not.
+        example_inputs: positional inputs of its forward; a single tensor stands for itself. Where the model names
+            its own (timm's input size, `example_input_array`, `dummy_inputs`) they may be left out.
+        example_kwargs: keyword inputs.
+
+    Raises:
+        SourceError: no example input.
+        ForwardError: the model raised on it.
+        CaptureError: the model ran but cannot be captured.
+
+    Example:
+        >>> import torch
+        >>> class Block(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.fc = torch.nn.Linear(4, 4)
+        ...     def forward(self, x):
+        ...         return x + self.fc(x).relu()
+        >>> structure = analyze(Block(), (torch.ones(1, 4),))
+        >>> structure.joins[0].kind, structure.joins[0].ends[0].parameter
+        ('identity', 'fc.weight')
+        >>> structure.roles["fc.weight"].name
+        'end'
+    """
+    if example_inputs is None and not example_kwargs:
+        example = _derived_example(model)
+    else:
+        given = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs or ())
+        example = Example(given, dict(example_kwargs or {}))
+    return analyse(capture(model, example))
+
+
+def plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **options: Any) -> Plan:
+    """Return what a scheme writes into each parameter and why; touches no tensor.
+
+    Args:
+        structure: what `analyze` returned.
+        scheme: a name from `idfx list schemes`.
+        seed: of every random number; any integer.
+        options: the scheme's own, for idinit `tau`, `eps`, `loosen`, `eps_tau` and `conv_order`.
+
+    Raises:
+        UsageError: an unknown scheme or option, or a value out of range.
+    """
+    return make_plan(structure, scheme, seed, **options)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Return the plan in a JSON file.
+
+    Args:
+        path: a file that `idfx plan -o` wrote, perhaps edited.
+
+    Raises:
+        PlanError: it cannot be read or is no plan.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PlanError(f"{path}: {reason}; expected a plan. Make one with `idfx plan SPEC -o plan.json`.") from error
+    return from_json(text, str(path))
+
+
+def init_(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    scheme: str = "idinit",
+    seed: int = 0,
+    certify: bool = True,
+    plan: Plan | None = None,
+    **options: Any,
+) -> Report:
+    """Initialise a model in place and prove it: analyze, plan, apply_ and certify in one.
+
+    The model keeps its device, dtypes, requires_grad, gradients, training mode, hooks, buffers and ties; the global
+    settings and random states are as before.
+
+    Args:
+        model, example_inputs, example_kwargs: as in `analyze`.
+        scheme, seed, options: as in `plan`.
+        certify: run the initialised model and compare every join with its shortcut.
+        plan: apply this plan instead of making one.
+
+    Returns:
+        The structure, the plan and the certificate.
+
+    Raises:
+        CertificateError: the model was written but does not start as it should; `error.report` holds the details.
+        IdfxError: any other; the model is as it was.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh(), torch.nn.Linear(2, 3))
+        >>> report = init_(model, (torch.ones(1, 2),), loosen="none")
+        >>> model[2].weight.tolist()
+        [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+    """
+    structure = analyze(model, example_inputs, example_kwargs)
+    made = plan if plan is not None else make_plan(structure, scheme, seed, **options)
+    apply_(model, made)
+    if not certify:
+        return Report(structure, made, None)
+    certificate = prove(model, structure, made)
+    report = Report(structure, made, certificate)
+    if not certificate.passed:
+        error = CertificateError(failure_text(certificate, structure.model))
+        error.report = report
+        raise error
+    return report
+
+
+def prove(model: nn.Module, structure: Structure, plan: Plan) -> Certificate:
+    """Return the certificate of a model to which a plan has been applied, with the plan's own eps."""
+    eps = plan.options.get("eps", 1e-6)
+    return certify(model, structure, eps=eps if isinstance(eps, float) else 1e-6)
+
+
+def failure_text(certificate: Certificate, model: str) -> str:
+    """Return the failures of a certificate as one line."""
+    shown = "; ".join(certificate.failures[:3])
+    more = len(certificate.failures) - 3
+    return f"{model}: {shown}{f' and {more} more' if more > 0 else ''}; expected every block to start as its shortcut."
+
+
+Progress = Callable[[str], None]

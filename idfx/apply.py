@@ -1,0 +1,77 @@
+"""Plan → weights, in place and on their device; the only writer of parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from idfx.errors import PlanError
+from idfx.fills import fill_
+from idfx.matrices import Shard
+from idfx.records import Plan
+from idfx.running import unwrap
+
+
+def check(model: nn.Module, plan: Plan) -> None:
+    """Return if the plan can be applied to the model as a whole.
+
+    Args:
+        model: any module; wrappers are looked through.
+        plan: made for this model.
+
+    Raises:
+        PlanError: parameters that only one of the two has, other shapes, unknown fills or arguments.
+        UsageError: a parameter that cannot be written.
+    """
+    parameters = dict(unwrap(model).named_parameters())
+    planned = {*plan.decisions, *plan.kept}
+    missing = [name for name in planned if name not in parameters]
+    extra = [name for name in parameters if name not in planned]
+    changed = [
+        f"{name} {tuple(parameters[name].shape)} against {plan.shapes[name]}"
+        for name in sorted(planned - set(missing))
+        if tuple(parameters[name].shape) != plan.shapes[name]
+    ]
+    found = [
+        f"{label}: {', '.join(sorted(names)[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for label, names in (
+            ("not in the model", missing),
+            ("not in the plan", extra),
+            ("of another shape", changed),
+        )
+        if names
+    ]
+    if found:
+        raise PlanError(
+            f"plan for {plan.model}: made for another model; {'; '.join(found)}. Make a plan for this one with `idfx plan`."
+        )
+    for name, decision in plan.decisions.items():
+        tensor = parameters[name]
+        none = torch.empty((0,) * tensor.dim(), dtype=tensor.dtype)
+        place = Shard(tuple(tensor.shape), (0,) * tensor.dim())
+        if tensor.is_meta:
+            raise PlanError(
+                f"{name}: on the meta device; expected memory to write to. Call model.to_empty(device=...) first."
+            )
+        if tensor.dim():  # writing none of it checks the fill and its arguments
+            fill_(none, decision.fill, decision.arguments, parameter=name, seed=plan.seed, shard=place)
+
+
+def apply_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return the model with the plan's decisions written into its parameters.
+
+    Everything is checked before anything is written. Parameters keep their identity, device, dtype,
+    requires_grad, gradients and hooks; those that the plan keeps are not touched.
+
+    Args:
+        model: any module; wrappers are looked through.
+        plan: made for this model.
+
+    Raises:
+        PlanError, UsageError: as in `check`; the model is as it was.
+    """
+    check(model, plan)
+    parameters = dict(unwrap(model).named_parameters())
+    for name, decision in plan.decisions.items():
+        fill_(parameters[name], decision.fill, decision.arguments, parameter=name, seed=plan.seed)
+    return model

@@ -1,0 +1,169 @@
+"""Structure × scheme → plan, and the plan as a file. Touches no tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from idfx._version import __version__
+from idfx.errors import PlanError
+from idfx.records import Decision, ParameterInfo, Plan, Structure
+from idfx.registry import did_you_mean
+from idfx.schemes.scheme import SCHEMES, Keep
+
+FORMAT = 1
+_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+_HALF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # spacing of the numbers below 1
+
+
+def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **options: Any) -> Plan:
+    """Return what the scheme writes into each parameter, and why the others are kept.
+
+    Args:
+        structure: of the model.
+        scheme: one of `idfx list schemes`.
+        seed: of the noise and of every random fill; any integer.
+        options: the scheme's own.
+
+    Raises:
+        UsageError: an unknown scheme or option, or a value that it does not take.
+    """
+    found = SCHEMES.find(scheme)
+    chosen = found.read_options(options)
+    decisions: dict[str, Decision] = {}
+    kept: dict[str, str] = {}
+    for name, info in structure.parameters.items():
+        reason = _untouchable(info)
+        decision = Keep(reason) if reason else found.decide(info, structure.roles[name], chosen)
+        if isinstance(decision, Keep):
+            kept[name] = decision.reason
+        else:
+            decisions[name] = decision
+    return Plan(
+        model=structure.model,
+        scheme=scheme,
+        seed=seed,
+        options=dataclasses.asdict(chosen),
+        shapes={name: info.shape for name, info in structure.parameters.items()},
+        decisions=decisions,
+        kept=kept,
+        notes=tuple(_notes(structure, decisions)),
+    )
+
+
+def _untouchable(info: ParameterInfo) -> str:
+    if not info.requires_grad:
+        return "it is frozen (requires_grad is False)"
+    if info.dtype not in _FLOATS:
+        return f"its dtype is {info.dtype}, not a floating one that idfx fills"
+    if math.prod(info.shape) == 0:
+        return "it has no entries"
+    return ""
+
+
+def _notes(structure: Structure, decisions: Mapping[str, Decision]) -> list[str]:
+    """What the numbers of a dtype do to the plan."""
+    notes = []
+    for dtype, spacing in _HALF.items():
+        lost = [
+            name
+            for name, decision in decisions.items()
+            if structure.parameters[name].dtype == dtype
+            and decision.arguments.get("loosen") == "diagonal"
+            and 0 < decision.arguments.get("eps_tau", 0) < spacing * abs(decision.arguments["tau"]) / 8
+        ]
+        if lost:
+            notes.append(
+                f"loosening: in {dtype} noise of 1e-6 beside 1 rounds away, so the copies in {len(lost)} weights are "
+                "exact replicas; --loosen dense survives, or initialise in float32 and convert afterwards"
+            )
+    return notes
+
+
+def to_json(plan: Plan) -> str:
+    """Return the plan as JSON text: one entry per parameter, in the model's order.
+
+    Args:
+        plan: any plan.
+    """
+    parameters: dict[str, dict[str, Any]] = {}
+    for name, shape in plan.shapes.items():
+        entry: dict[str, Any] = {"shape": list(shape)}
+        if name in plan.decisions:
+            decision = plan.decisions[name]
+            entry |= {"fill": decision.fill, "arguments": dict(decision.arguments)}
+            entry |= {"reason": decision.reason, "evidence": decision.evidence}
+        else:
+            entry |= {"keep": plan.kept[name]}
+        parameters[name] = entry
+    document = {
+        "idfx_plan": FORMAT,
+        "idfx_version": __version__,
+        "model": plan.model,
+        "scheme": plan.scheme,
+        "seed": plan.seed,
+        "options": dict(plan.options),
+        "notes": list(plan.notes),
+        "parameters": parameters,
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(text: str, subject: str = "plan") -> Plan:
+    """Return the plan that a JSON text holds.
+
+    Args:
+        text: as `to_json` writes it, perhaps edited.
+        subject: what to call it in errors, its path as a rule.
+
+    Raises:
+        PlanError: no JSON, another version, or an entry that says neither what to fill nor to keep.
+    """
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise PlanError(f"{subject}: {error}; expected JSON. Make a plan with `idfx plan SPEC -o plan.json`.") from error
+    if not isinstance(document, dict) or document.get("idfx_plan") != FORMAT:
+        version = document.get("idfx_plan") if isinstance(document, dict) else None
+        raise PlanError(f"{subject}: plan version {version!r}; expected {FORMAT}. Make it anew with `idfx plan`.")
+    _require(subject, document, {"parameters": dict, "seed": int, "options": dict, "scheme": str, "model": str})
+    shapes: dict[str, tuple[int, ...]] = {}
+    decisions: dict[str, Decision] = {}
+    kept: dict[str, str] = {}
+    for name, entry in document["parameters"].items():
+        where = f"{subject}: parameter {name!r}"
+        if not isinstance(entry, dict):
+            raise PlanError(f"{where}: {entry!r}; expected an object. Give it a shape and a fill, or keep.")
+        _require(where, entry, {"shape": list})
+        shapes[name] = tuple(entry["shape"])
+        if ("keep" in entry) == ("fill" in entry):
+            raise PlanError(f"{where}: {', '.join(entry)}; expected either fill or keep. Leave one of them out.")
+        if "keep" in entry:
+            kept[name] = str(entry["keep"])
+            continue
+        _require(where, entry, {"fill": str})
+        arguments = entry.get("arguments", {})
+        if not isinstance(arguments, dict):
+            raise PlanError(f"{where}: arguments {arguments!r}; expected an object. Write {{}} for none.")
+        decisions[name] = Decision(
+            name, entry["fill"], arguments, str(entry.get("reason", "by hand")), str(entry.get("evidence", ""))
+        )
+    notes = tuple(str(note) for note in document.get("notes", ()))
+    return Plan(
+        document["model"], document["scheme"], document["seed"], document["options"], shapes, decisions, kept, notes
+    )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that a weight can have")
+
+
+def _require(where: str, entry: Mapping[str, Any], fields: Mapping[str, type]) -> None:
+    for name, kind in fields.items():
+        if not isinstance(entry.get(name), kind) or isinstance(entry.get(name), bool):
+            found = repr(entry[name]) if name in entry else "nothing"
+            near = "" if name in entry else did_you_mean(name, entry)
+            raise PlanError(f"{where}: {name} is {found}; expected a {kind.__name__}.{near} Correct the entry.")

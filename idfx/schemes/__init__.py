@@ -1,0 +1,1 @@
+"""Which role gets which fill: one file per scheme."""

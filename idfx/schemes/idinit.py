@@ -1,0 +1,145 @@
+"""IDInit: every layer starts as an identity, every residual branch at almost zero.
+
+Source: Pan, Wang, Wu, Wang, Zhang, Xu, "IDInit: A Universal and Stable Initialization Method for Neural Network
+Training", ICLR 2025, arXiv 2503.04626. What the paper leaves open is decided here and marked ours; docs/method.md
+gives the reasons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from idfx.errors import UsageError
+from idfx.records import Decision, Layout, ParameterInfo, Role
+from idfx.registry import did_you_mean
+from idfx.schemes.scheme import Keep, scheme
+
+LOOSEN = ("diagonal", "dense", "none")
+ORDERS = ("channel", "tap", "centre")
+
+# Standard deviations are kept through these functions by these gains (torch.nn.init.calculate_gain).
+_GAINS = {
+    "aten.relu": math.sqrt(2.0),
+    "aten.leaky_relu": math.sqrt(2.0 / (1.0 + 0.01**2)),
+    "aten.tanh": 5.0 / 3.0,
+    "aten.selu": 0.75,
+}
+
+_KEEP = {
+    "embedding": "rows that are looked up are not a map from inputs to outputs; the author's values stay (ours)",
+    "offset": "what is added to the data, a position say, is no layer; the author's values stay (ours)",
+    "token": "a token beside the data is no layer; the author's values stay (ours)",
+    "scale": "a scale that ends no residual branch keeps the author's value (ours)",
+    "recurrent": "gates of a recurrent layer are not decided yet; the author's values stay (ours)",
+    "unused": "the forward pass does not use it",
+    "unresolved": "it is a weight whose matrix idfx cannot read; the author's values stay",
+    "other": "idfx has no rule for how it meets the data; the author's values stay",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of IDInit.
+
+    `tau`: entry of the identity, a number or "gain" for the gain of the activation that follows. `eps`: entry of
+    the zero-preserving matrix; 0 makes it zero. `loosen`: which entries get noise N(0, eps_tau²). `conv_order`:
+    how a kernel is read as a matrix.
+    """
+
+    tau: float | str = 1.0
+    eps: float = 1e-6
+    loosen: str = "diagonal"
+    eps_tau: float = 1e-6
+    conv_order: str = "centre"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tau, str):
+            _check_choice("tau", self.tau, ("gain",))
+        else:
+            _check_number("tau", self.tau)
+            if self.tau == 0:
+                raise UsageError("tau 0; expected a number that is not 0, or 'gain'. Write --tau 1.")
+        for name in ("eps", "eps_tau"):
+            _check_number(name, getattr(self, name))
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} {getattr(self, name)}; expected 0 or more. Write --eps 1e-6.")
+        _check_choice("loosen", self.loosen, LOOSEN)
+        _check_choice("conv_order", self.conv_order, ORDERS)
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UsageError(f"{name} {value!r}; expected a finite number. Write one such as 1e-6.")
+
+
+def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(
+            f"{name} {value!r}; expected one of {', '.join(known)}.{did_you_mean(str(value), known)}"
+        )
+
+
+def _layout(layout: Layout | None) -> dict[str, Any]:
+    """The fields of a layout that are not the default, as JSON."""
+    if layout is None:
+        return {}
+    fields = {
+        field.name: getattr(layout, field.name)
+        for field in dataclasses.fields(layout)
+        if getattr(layout, field.name) != field.default
+    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, reason: str) -> Decision:
+    assert role.layout is not None
+    kernel = bool(role.layout.tap_axes)
+    arguments: dict[str, Any] = {}
+    if zero:
+        arguments["eps"] = options.eps
+    else:
+        gain = _GAINS.get(role.activation, 1.0)
+        arguments["tau"] = gain if options.tau == "gain" else options.tau
+        if options.tau == "gain":
+            reason += f"; tau is the gain of {role.activation or 'no activation'}"
+        arguments["loosen"] = options.loosen
+        arguments["eps_tau"] = options.eps_tau
+    if kernel:
+        arguments["order"] = options.conv_order
+    layout = _layout(role.layout)
+    if layout:
+        arguments["layout"] = layout
+    fill = ("idiz" if zero else "idi") + ("c" if kernel else "")
+    return Decision(parameter.name, fill, arguments, reason, role.evidence)
+
+
+@scheme("idinit", Options)
+def decide(parameter: ParameterInfo, role: Role, options: Options) -> Decision | Keep:
+    """IDInit: identity everywhere, almost zero at the end of every residual branch (Pan et al., ICLR 2025).
+
+    Source: arXiv 2503.04626. Paper: main-stem weights and inner weights of branches IDI/IDIC, last weight of a
+    branch IDIZ/IDIZC. Ours: biases and shifts 0, norm and branch scales 1, a scale at the end of a branch eps,
+    projection shortcuts and the head as main stem, all else kept.
+    """
+
+    def constant(value: float, reason: str) -> Decision:
+        return Decision(parameter.name, "constant", {"value": value}, reason, role.evidence)
+
+    if role.name == "end":
+        return _weight(parameter, role, options, True, "the last weight of a residual branch starts at almost zero (paper)")
+    if role.name in ("main stem", "inner"):
+        where = "the main stem" if role.name == "main stem" else "a residual branch"
+        return _weight(parameter, role, options, False, f"a weight inside {where} starts as the identity (paper)")
+    if role.name in ("input stem", "head", "projection shortcut"):
+        reason = f"the {role.name} is a weight of the main stem and starts as the identity (ours)"
+        return _weight(parameter, role, options, False, reason)
+    if role.name == "end scale":
+        return constant(options.eps, "the branch ends at this scale, which carries the almost zero (ours)")
+    if role.name in ("norm scale", "branch scale", "gain"):
+        return constant(1.0, f"a {role.name} at 1 leaves the identity, or the zero before it, as it is (ours)")
+    if role.name in ("bias", "norm shift", "branch shift"):
+        return constant(0.0, f"a {role.name} at 0 adds nothing to the identity (ours)")
+    return Keep(_KEEP[role.name])
