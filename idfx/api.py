@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,14 @@ def _derived_example(model: nn.Module) -> Example:
             return Example(tuple(placed(item) for item in value))
         if isinstance(value, torch.Tensor):
             return Example((placed(value),))
-    raise SourceError(
-        f"{type(model).__name__}: no example input, and the model names none; expected the tensors that its forward "
-        "takes. Pass example_inputs=(tensor, ...) in Python, or --input-shape 1,3,224,224 on the command line."
+    raise no_example(type(model).__name__)
+
+
+def no_example(subject: str) -> SourceError:
+    """Return the error for a model without example input."""
+    return SourceError(
+        f"{subject}: no example input, and the model names none; expected the tensors that its forward takes. "
+        "Pass --input-shape 1,3,224,224 on the command line, or example_inputs=(tensor, ...) in Python."
     )
 
 
@@ -186,5 +191,3 @@ def failure_text(certificate: Certificate, model: str) -> str:
     more = len(certificate.failures) - 3
     return f"{model}: {shown}{f' and {more} more' if more > 0 else ''}; expected every block to start as its shortcut."
 
-
-Progress = Callable[[str], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -233,12 +233,15 @@ def _record(model: nn.Module, example: Example, how: str) -> Capture:
     )
 
 
-def capture(model: nn.Module, example: Example) -> Capture:
+def capture(
+    model: nn.Module, example: Example, before_real: Callable[[], object] | None = None
+) -> Capture:
     """Return the graph of the ATen operators that the model's forward calls on the example.
 
     Args:
         model: any module; wrappers (DataParallel, torch.compile) are looked through.
         example: its inputs; tensors of any shape and device that the forward accepts.
+        before_real: called before real tensors are used, to give a model its values, say.
 
     Raises:
         ForwardError: the forward raised on the example, on meta tensors and on real ones.
@@ -260,6 +263,8 @@ def capture(model: nn.Module, example: Example) -> Capture:
                 f"{error}; the model is on the meta device and its forward looks at values. "
                 "Build it on a real device."
             ) from error
+    if before_real is not None:
+        before_real()
     return _record(model, example, "real")
 
 

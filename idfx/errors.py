@@ -6,6 +6,11 @@ prints it on one line and exits with the class's `exit_code`; a script catches `
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idfx.records import Report
+
 
 class IdfxError(Exception):
     """Base of every error that idfx raises on purpose; exit code 2 on the command line."""
@@ -40,9 +45,10 @@ class PlanError(IdfxError):
 
 
 class CertificateError(IdfxError):
-    """The initialised model does not start as the plan claims; exit code 1."""
+    """The initialised model does not start as the plan claims; exit code 1. `report` holds the details, if any."""
 
     exit_code = 1
+    report: Report | None = None
 
 
 class ExportError(IdfxError):

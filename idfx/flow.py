@@ -45,13 +45,14 @@ class FlowTerm:
 
 @dataclass(frozen=True)
 class Flow:
-    """The terms of a capture in the order of execution; `positions` finds the term of a graph node."""
+    """The terms of a capture in the order of execution; `positions` and `nodes` go by node name."""
 
     capture: Capture
     terms: tuple[FlowTerm, ...]
     outputs: tuple[int, ...]
     unknown: tuple[Unknown, ...]
     positions: Mapping[str, int]
+    nodes: Mapping[str, torch.fx.Node]
 
     def module(self, term: int) -> str:
         """Path of the module in whose forward a term stands."""
@@ -136,7 +137,8 @@ class _Reader:
                 self.value[node] = self._node(node)
         unknown = tuple(Unknown(name, tuple(sites)) for name, sites in sorted(self.unknown.items()))
         positions = {node.name: position for node, position in self.value.items()}
-        return Flow(self.capture, tuple(self.terms), outputs, unknown, positions)
+        nodes = {node.name: node for node in self.capture.graph.nodes}
+        return Flow(self.capture, tuple(self.terms), outputs, unknown, positions, nodes)
 
     def _node(self, node: torch.fx.Node) -> int:
         if node.op == "placeholder":

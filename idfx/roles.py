@@ -96,8 +96,11 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, joi
         if any(use.how == how for use in uses):
             tied = "; it is also used as a weight" if weights else ""
             crossed = [join.name for join in joins if uses[0].parameter in join.scales]
-            if how in ("scale", "gain") and crossed:
+            if how == "scale" and crossed:
                 name, evidence = "branch scale", f"it multiplies the branch of {', '.join(crossed)} behind its end"
+            added = [join.name for join in joins if uses[0].parameter in join.silenced]
+            if how in ("offset", "token", "other") and added:
+                name, evidence = "branch shift", f"it is added in the branch of {', '.join(added)} behind its end"
             return Role(name, evidence + tied, None, None, _terms(uses, around), traits)
     roles = [_weight_role(use, around) for use in weights]
     layouts = {use.layout for use in weights}
@@ -106,7 +109,7 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, joi
     name, evidence = roles[0]
     others = sorted({other for other, _ in roles} - {name})
     evidence += f"; elsewhere it is {', '.join(others)}" if others else ""
-    return Role(name, evidence, layout, None, _terms(uses, around), traits)
+    return Role(name, evidence, layout, None, _terms(uses, around), traits, weights[0].activation)
 
 
 def _terms(uses: Sequence[Use], around: Surroundings) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ class Use:
     how: str
     term: int
     layout: Layout | None = None
+    activation: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,27 @@ def _layout(flow: Flow, layout: Layout | None, operand: int, leaf: int, chain: t
     return None if reshaped and used != own else found
 
 
+def _activation(flow: Flow, users: Mapping[int, list[int]], position: int) -> str:
+    """The nonlinear operator that the output of a weight runs into, past its bias and normalisation."""
+    while len(users.get(position, ())) == 1:
+        position = users[position][0]
+        term = flow.terms[position]
+        if term.kind in ("map", "gate"):
+            node = flow.nodes[term.node]
+            return operator_name(node.target).removesuffix("_")
+        if term.kind not in ("move", "scale", "norm", "sum", "product"):
+            break
+    return ""
+
+
+def _users(flow: Flow) -> dict[int, list[int]]:
+    users: dict[int, list[int]] = {}
+    for position, term in enumerate(flow.terms):
+        for source in flow.sources(position) if term.data else ():
+            users.setdefault(source, []).append(position)
+    return users
+
+
 def _how(flow: Flow, position: int, operand: int, leaf: int, chain: tuple[int, ...]) -> str:
     term = flow.terms[position]
     own, used = flow.terms[leaf].shape or (), flow.terms[operand].shape or ()
@@ -116,7 +138,7 @@ def find_sites(flow: Flow) -> Sites:
     """
     uses: dict[str, list[Use]] = {}
     at: dict[int, list[Site]] = {}
-    operators = {node.name: operator_name(node.target) for node in flow.capture.graph.nodes}
+    users = _users(flow)
     counts: Counter[str] = Counter()
     for position, term in enumerate(flow.terms):
         if not term.data:
@@ -128,14 +150,15 @@ def find_sites(flow: Flow) -> Sites:
                 name = flow.capture.parameters[flow.terms[leaf].node]
                 how = _how(flow, position, operand, leaf, chain)
                 layout = _layout(flow, term.layouts[1], operand, leaf, chain) if how == "weight" else None
-                uses.setdefault(name, []).append(Use(name, how, position, layout))
+                activation = _activation(flow, users, position) if how == "weight" else ""
+                uses.setdefault(name, []).append(Use(name, how, position, layout, activation))
                 if how in ("weight", "table", "recurrent"):
                     module = flow.module(position) or flow.capture.model
                     counts[module] += 1
                     at.setdefault(position, []).append(
                         Site(
                             name=module if counts[module] == 1 else f"{module}#{counts[module]}",
-                            operator=operators[term.node],
+                            operator=operator_name(flow.nodes[term.node].target),
                             module=flow.module(position),
                             step=flow.step(position),
                             parameter=name,

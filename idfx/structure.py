@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from idfx.cuts import Cut, Cuts, flatten
+from idfx.cuts import Cut, Cuts, Leaf, flatten
 from idfx.flow import Flow, read
 from idfx.paths import NONLINEAR, RESAMPLE, ROOT, SCALE, WEIGHT, Paths
 from idfx.records import Capture, End, Join, Structure
@@ -184,7 +184,9 @@ class _Assembly:
     def __init__(self, flow: Flow, paths: Paths, blocks: Blocks, sites: Sites) -> None:
         self.flow, self.paths, self.blocks, self.sites = flow, paths, blocks, sites
         self.names = _names(flow, sorted((*blocks.sides, *blocks.refused)))
-        self._nodes = {node.name: node for node in flow.capture.graph.nodes}
+        self._canonical = {
+            alias: info.name for info in flow.capture.info.values() for alias in (info.name, *info.aliases)
+        }
         self._branches = self._branch_sites()
         self._shortcuts: dict[int, list[str]] = {}
         for term, join in blocks.shortcut.items():
@@ -192,7 +194,39 @@ class _Assembly:
             self._shortcuts.setdefault(join, []).extend(names)
 
     def joins(self) -> tuple[Join, ...]:
-        return tuple(self._join(position) for position in sorted(self.blocks.sides))
+        """The joins; one that shares its end with something that is no end cannot be silenced."""
+        found = {position: self._join(position) for position in sorted(self.blocks.sides)}
+        ends = {
+            position: [leaf for leaf in flatten(self.blocks.cuts[position].ends)]
+            for position, join in found.items()
+            if join.zeroable
+        }
+        while True:
+            acting: dict[str, set[int]] = {}
+            for leaf in (leaf for leaves in ends.values() for leaf in leaves):
+                acting.setdefault(leaf.parameter, set()).add(leaf.term)
+            for position, leaves in ends.items():
+                reason = next((why for leaf in leaves if (why := self._refused_end(leaf, acting))), "")
+                if reason:
+                    found[position] = replace(found[position], exclusive=False, zeroable=False, reason=reason)
+                    del ends[position]
+                    break
+            else:
+                return tuple(found.values())
+
+    def _refused_end(self, leaf: Leaf, acting: Mapping[str, set[int]]) -> str:
+        """Why a parameter cannot be zeroed although it ends a branch, if so."""
+        capture = self.flow.capture
+        name = self._canonical.get(leaf.parameter, leaf.parameter)
+        info = capture.info[name]
+        if not info.requires_grad:
+            return f"its end {name} is frozen"
+        for alias in (name, *info.aliases):
+            for use in self.sites.uses.get(alias, ()):
+                if use.term not in acting[leaf.parameter]:
+                    where = self.flow.module(use.term) or capture.model
+                    return f"its end {name} is also used in {where}, as a {use.how} that ends no branch"
+        return ""
 
     def sums(self) -> tuple[Join, ...]:
         return tuple(self._sum(position, *why) for position, why in sorted(self.blocks.refused.items()))
@@ -208,7 +242,7 @@ class _Assembly:
         return own
 
     def _argument(self, position: int, operand: int) -> int:
-        for index, argument in enumerate(self._nodes[self.flow.terms[position].node].args):
+        for index, argument in enumerate(self.flow.nodes[self.flow.terms[position].node].args):
             if self.flow.positions.get(getattr(argument, "name", "")) == operand:
                 return index
         return -1

@@ -128,6 +128,8 @@ def decide(parameter: ParameterInfo, role: Role, options: Options) -> Decision |
     def constant(value: float, reason: str) -> Decision:
         return Decision(parameter.name, "constant", {"value": value}, reason, role.evidence)
 
+    if role.name == "end" and role.layout is None:
+        return constant(0.0, "the last weight of a residual branch, not read as a plain matrix, starts at zero (ours)")
     if role.name == "end":
         return _weight(parameter, role, options, True, "the last weight of a residual branch starts at almost zero (paper)")
     if role.name in ("main stem", "inner"):

@@ -1,0 +1,1 @@
+"""The command line of idfx: one file per command, each of which parses, calls idfx and renders."""

@@ -1,0 +1,34 @@
+"""`idfx analyze`: what the graph of a model says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from idfx_cli.options import model_options, output_options
+from idfx_cli.session import Progress, build_and_read
+
+
+@click.command("analyze")
+@model_options
+@click.option("--dot", default=None, metavar="FILE", help="Also write a picture of the structure for graphviz.")
+@output_options
+def command(dot: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Show stems, residual branches, non-square layers and unknown operators.
+
+    \b
+    Example:
+      idfx analyze timm:resnet50
+    """
+    with Progress(quiet).shown() as progress:
+        _, structure = build_and_read(progress, **options)
+    from idfx.files import write_text
+    from idfx.report import json as json_report
+    from idfx.report import terminal
+
+    if dot is not None:
+        from idfx.report import dot as dot_report
+
+        write_text(dot, dot_report.structure(structure))
+    click.echo(json_report.structure(structure) if as_json else terminal.structure(structure, options["spec"]))

@@ -1,0 +1,38 @@
+"""`idfx explain`: everything about one parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from idfx_cli.options import given_scheme_options, model_options, output_options, scheme_options
+from idfx_cli.session import Progress, build_and_read
+
+
+@click.command("explain")
+@model_options
+@click.argument("parameter")
+@scheme_options
+@output_options
+def command(parameter: str, scheme: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Show the role of a parameter, its sites, the decision with its reason, and the first rows of its matrix.
+
+    \b
+    Example:
+      idfx explain timm:resnet50 layer1.0.conv3.weight
+    """
+    from idfx.plan import make_plan
+    from idfx.schemes.scheme import SCHEMES
+
+    given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
+    SCHEMES.find(scheme).read_options(given)
+    with Progress(quiet).shown() as progress:
+        _, structure = build_and_read(progress, **options)
+    plan = make_plan(structure, scheme, options["seed"], **given)
+    from idfx.explain import explain
+    from idfx.report import json as json_report
+    from idfx.report import terminal
+
+    found = explain(structure, plan, parameter)
+    click.echo(json_report.explanation(found) if as_json else terminal.explanation(found))

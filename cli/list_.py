@@ -1,0 +1,30 @@
+"""`idfx list`: what idfx knows."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from idfx_cli.options import output_options
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["schemes", "sources", "operators"]))
+@output_options
+def command(what: str, as_json: bool, quiet: bool) -> None:
+    """List the schemes, the sources of models, or the operators that idfx can read.
+
+    \b
+    Example:
+      idfx list schemes
+    """
+    from idfx.catalogue import catalogue
+
+    rows = catalogue(what)
+    if as_json:
+        click.echo(json.dumps([{"name": name, "summary": summary} for name, summary in rows], indent=2))
+        return
+    from idfx.report import terminal
+
+    click.echo(terminal.catalogue(rows))

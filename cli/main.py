@@ -1,0 +1,98 @@
+"""The program `idfx`: finds the commands, and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+from typing import Any
+
+import click
+
+import idfx_cli
+from idfx._version import __version__
+from idfx.errors import IdfxError
+
+_NOT_COMMANDS = frozenset({"main", "options", "session"})
+
+
+class Commands(click.Group):
+    """The commands are the modules of this package, each with a click command named `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        found = (module.name for module in pkgutil.iter_modules(idfx_cli.__path__))
+        return sorted(name.removesuffix("_") for name in found if name not in _NOT_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(ctx):
+            return None
+        modules = {module.name for module in pkgutil.iter_modules(idfx_cli.__path__)}
+        home = name if name in modules else f"{name}_"
+        command: click.Command = importlib.import_module(f"idfx_cli.{home}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from idfx.registry import did_you_mean
+
+            known = self.list_commands(ctx)
+            error.message = f"no command {args[0]!r}; expected one of {', '.join(known)}.{did_you_mean(args[0], known)}"
+            raise
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="idfx")
+def cli() -> None:
+    """Initialise any PyTorch model as identities: IDInit, found out by reading the model's graph.
+
+    \b
+    Example:
+      idfx init timm:resnet50 -o weights.pt
+    """
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"idfx: {' '.join(message.split())}", err=True)
+    raise SystemExit(code)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program and exit; the exit codes are those of `idfx.errors`, 130 after Ctrl-C."""
+    state: dict[str, Any] = {"debug": "--debug" in (sys.argv[1:] if arguments is None else arguments)}
+    try:
+        code = cli.main(args=arguments, prog_name="idfx", standalone_mode=False, obj=state)
+        sys.stdout.flush()
+        raise SystemExit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        raise SystemExit(error.exit_code) from error
+    except (KeyboardInterrupt, click.Abort):
+        if state["debug"]:
+            raise
+        _fail("interrupted; nothing was written", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except click.ClickException as error:
+        where = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
+        _fail(error.format_message() + where, 2)
+    except IdfxError as error:
+        if state["debug"]:
+            raise
+        _fail(str(error), error.exit_code)
+    except MemoryError:
+        if state["debug"]:
+            raise
+        _fail("out of memory; expected room for the weights. Try a smaller --dtype or another --device.", 2)
+    except Exception as error:
+        if state["debug"]:
+            raise
+        if type(error).__name__ == "OutOfMemoryError":
+            _fail(f"out of memory on the device: {error}. Try a smaller --dtype or another --device.", 2)
+        _fail(f"{type(error).__name__}: {error}; this is a defect of idfx. Run again with --debug and report it.", 70)
+
+
+if __name__ == "__main__":
+    main()

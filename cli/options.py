@@ -1,0 +1,71 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _chain(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def output_options(function: F) -> F:
+    """--json, --quiet and --debug, which every command has."""
+    return _chain(
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        click.option("-q", "--quiet", is_flag=True, help="Show no progress and no remarks."),
+        click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
+    )(function)
+
+
+def model_options(function: F) -> F:
+    """SPEC and what belongs to building a model."""
+    return _chain(
+        click.argument("spec"),
+        click.option(
+            "--model-arg", "model_args", multiple=True, metavar="KEY=VALUE",
+            help="Keyword argument for the model; repeatable.",
+        ),
+        click.option(
+            "--input-shape", "input_shapes", multiple=True, metavar="N,C,H,W",
+            help="Shape of an example input, batch included, e.g. 1,3,224,224 or 1,16:int64; one per input.",
+        ),
+        click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:n]"),
+        click.option("--dtype", default=None, metavar="float32|bfloat16|float16|float64"),
+        click.option("--seed", default=0, show_default=True, help="Seed of every random number."),
+        click.option("--strict", is_flag=True, help="Fail if an operator is unknown."),
+    )(function)  # fmt: skip
+
+
+def scheme_options(function: F) -> F:
+    """The scheme and its options; an option that is not given is left to the scheme."""
+    return _chain(
+        click.option("--scheme", default="idinit", show_default=True, help="See `idfx list schemes`."),
+        click.option("--tau", default=None, metavar="NUMBER|gain", help="Entry of the identity [1]."),
+        click.option("--eps", default=None, type=float, help="Entry at the end of a branch [1e-6]; 0 for exact zeros."),
+        click.option("--loosen", default=None, metavar="diagonal|dense|none", help="Where noise of 1e-6 goes [diagonal]."),
+        click.option(
+            "--conv-order", default=None, metavar="channel|tap|centre", help="How a kernel is read as a matrix."
+        ),
+    )(function)  # fmt: skip
+
+
+def given_scheme_options(tau: str | None, **others: Any) -> dict[str, Any]:
+    """Return the scheme options that were given, tau as a number where it is one."""
+    given = {name: value for name, value in others.items() if value is not None}
+    if tau is not None:
+        try:
+            given["tau"] = float(tau)
+        except ValueError:
+            given["tau"] = tau
+    return given

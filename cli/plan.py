@@ -1,0 +1,43 @@
+"""`idfx plan`: what would be written and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from idfx_cli.options import given_scheme_options, model_options, output_options, scheme_options
+from idfx_cli.session import Progress, build_and_read
+
+
+@click.command("plan")
+@model_options
+@scheme_options
+@click.option("-o", "--output", default=None, metavar="FILE", help="Write the plan as JSON, to be edited.")
+@output_options
+def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Show what would be written into each parameter and why; no weight is touched.
+
+    \b
+    Example:
+      idfx plan timm:resnet50 -o plan.json
+    """
+    from idfx.files import write_text
+    from idfx.plan import make_plan, to_json
+    from idfx.schemes.scheme import SCHEMES
+
+    given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
+    SCHEMES.find(scheme).read_options(given)
+    with Progress(quiet).shown() as progress:
+        _, structure = build_and_read(progress, **options)
+    plan = make_plan(structure, scheme, options["seed"], **given)
+    for note in plan.notes:
+        progress.remark(note)
+    if output is not None:
+        write_text(output, to_json(plan))
+    if as_json:
+        click.echo(to_json(plan), nl=False)
+        return
+    from idfx.report import terminal
+
+    click.echo(terminal.plan(plan, options["spec"]))

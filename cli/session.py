@@ -1,0 +1,80 @@
+"""What the commands have in common once they are parsed: progress, building a model and reading its structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from idfx.building import Built
+    from idfx.records import Structure
+
+
+class Progress:
+    """Says on the terminal's stderr what is being done; silent elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._status: Any = None
+
+    @contextmanager
+    def shown(self) -> Iterator[Progress]:
+        """Show the steps inside the block, and clear the line afterwards."""
+        import sys
+
+        if self.quiet or not sys.stderr.isatty():
+            yield self
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status("start") as self._status:
+            yield self
+        self._status = None
+
+    def step(self, what: str) -> None:
+        """Name the step that begins."""
+        if self._status is not None:
+            self._status.update(what)
+
+    def remark(self, text: str) -> None:
+        """Print a remark on stderr."""
+        if not self.quiet:
+            click.echo(f"note: {text}", err=True)
+
+
+def build_and_read(progress: Progress, **options: Any) -> tuple[Built, Structure]:
+    """Return the model of a SPEC, its random initialisation pending, and its structure."""
+    progress.step("load libraries")
+    from idfx.api import no_example
+    from idfx.building import build, parse_arguments
+    from idfx.capture import capture
+    from idfx.errors import StructureError
+    from idfx.structure import analyse
+
+    spec = options["spec"]
+    arguments = parse_arguments(options["model_args"])
+    progress.step(f"build {spec}")
+    built = build(
+        spec,
+        arguments=arguments,
+        input_shapes=options["input_shapes"],
+        device=options["device"],
+        dtype=options["dtype"],
+        seed=options["seed"],
+    )
+    if built.example is None:
+        raise no_example(spec)
+    progress.step(f"capture {spec}")
+    captured = capture(built.model, built.example, before_real=lambda: built.pending.settle(built.model))
+    progress.step(f"analyse {spec}")
+    structure = analyse(captured)
+    if structure.unknown:
+        names = ", ".join(f"{u.operator} in {u.sites[0]}" for u in structure.unknown)
+        text = f"{len(structure.unknown)} unknown operator(s): {names}; conclusions that would cross them are not drawn"
+        if options["strict"]:
+            raise StructureError(f"{spec}: {text}. Leave out --strict, or teach idfx the operator (docs/adding.md).")
+        progress.remark(text)
+    return built, structure

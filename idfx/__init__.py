@@ -1,0 +1,68 @@
+"""Identity initialisation for any PyTorch model; `init_`, `analyze` and `audit` are the ways in.
+
+Names are imported on first use, so that `import idfx` loads neither torch nor anything else that is heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from idfx._version import __version__
+
+if TYPE_CHECKING:
+    from idfx.api import analyze, init_, plan, read_plan
+    from idfx.apply import apply_
+    from idfx.building import load
+    from idfx.certify import certify
+    from idfx.errors import IdfxError
+    from idfx.export import save
+    from idfx.ops.term import operator
+    from idfx.records import Certificate, Plan, Report, Structure
+
+_HOMES = {
+    "IdfxError": "idfx.errors",
+    "Certificate": "idfx.records",
+    "Plan": "idfx.records",
+    "Report": "idfx.records",
+    "Structure": "idfx.records",
+    "analyze": "idfx.api",
+    "apply_": "idfx.apply",
+    "certify": "idfx.certify",
+    "init_": "idfx.api",
+    "load": "idfx.building",
+    "operator": "idfx.ops.term",
+    "plan": "idfx.api",
+    "read_plan": "idfx.api",
+    "save": "idfx.export",
+}
+
+__all__ = [
+    "Certificate",
+    "IdfxError",
+    "Plan",
+    "Report",
+    "Structure",
+    "__version__",
+    "analyze",
+    "apply_",
+    "certify",
+    "init_",
+    "load",
+    "operator",
+    "plan",
+    "read_plan",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'idfx' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,32 @@
+"""What is registered, with the first line of each docstring."""
+
+from __future__ import annotations
+
+import inspect
+
+
+def _first_line(item: object) -> str:
+    return (inspect.getdoc(item) or "").split("\n", 1)[0]
+
+
+def catalogue(what: str) -> list[tuple[str, str]]:
+    """Return the names and summaries of the registered schemes, sources or operators.
+
+    Args:
+        what: "schemes", "sources" or "operators".
+
+    Example:
+        >>> [name for name, _ in catalogue("schemes")]
+        ['idinit']
+    """
+    if what == "schemes":
+        from idfx.schemes.scheme import SCHEMES
+
+        return [(name, SCHEMES[name].summary) for name in SCHEMES]
+    if what == "sources":
+        from idfx.sources import SOURCES
+
+        return [(name, SOURCES[name].description) for name in SOURCES]
+    from idfx.ops.term import OPERATORS
+
+    return [(name, _first_line(OPERATORS[name])) for name in OPERATORS]

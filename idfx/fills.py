@@ -1,0 +1,335 @@
+"""Pure tensor fills: (shape, seed, parameter name) → values, in place, whole or one shard at a time.
+
+A weight is read as matrices W of shape (D_out, D_in), rows m and columns j from 0; `Layout` says how. Values
+are computed in float64 and rounded once to the dtype of the weight.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idfx.errors import PlanError, UsageError
+from idfx.matrices import Matrices, Shard, Target, check_name, check_number, read_layout
+from idfx.noise import key
+from idfx.records import Layout
+from idfx.registry import Registry
+
+LOOSENINGS = ("dense", "diagonal", "none")
+Ranges = Sequence[Sequence[int]]
+fills: Registry[Callable[..., None]] = Registry("fill")
+
+
+@torch.no_grad()
+def fill_(
+    tensor: Tensor,
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    parameter: str,
+    seed: int,
+    shard: Shard | None = None,
+) -> Tensor:
+    """Return the tensor, filled in place: a pure function of its shape and dtype and of what is given here.
+
+    fill_(full)[part] == fill_(full[part], shard=Shard(full.shape, starts of part)), bit for bit.
+
+    Args:
+        tensor: a floating-point tensor of any strides on any device; a parameter may require grad.
+        name: a registered fill.
+        arguments: its keyword arguments, plain JSON values; a layout may also be a `Layout`.
+        parameter: the full name of the parameter; with the seed, it picks the noise.
+        seed: any integer.
+        shard: where the tensor lies in the full parameter, if it is not all of it.
+
+    Raises:
+        UsageError: an unknown fill, or a tensor, a seed or a shard that cannot be used.
+        PlanError: arguments that the fill does not take. Nothing has been written then.
+
+    Source: ours.
+
+    Example:
+        >>> fill_(torch.empty(2, 3), "idiz", {"eps": 0.5}, parameter="w", seed=0)
+        tensor([[ 0.5000,  0.0000, -0.5000],
+                [ 0.0000,  0.5000, -0.5000]])
+    """
+    fill = fills.find(name)
+    if not tensor.is_floating_point():
+        raise UsageError(
+            f"{parameter}: dtype {tensor.dtype}; expected a real floating point. Leave it out of the plan."
+        )
+    if tensor.is_meta:
+        raise UsageError(
+            f"{parameter}: on the meta device; expected memory to write to. Call to_empty(device=...) first."
+        )
+    shape = tuple(tensor.shape)
+    place = shard or Shard(shape, (0,) * len(shape))
+    if not len(shape) == len(place.shape) == len(place.offsets) or any(
+        start < 0 or start + size > full
+        for start, size, full in zip(place.offsets, shape, place.shape, strict=True)
+    ):
+        raise UsageError(
+            f"{parameter}: {place} of shape {shape}; expected a part of the full tensor. Correct the offsets."
+        )
+    key(seed, parameter)  # raises for a seed that is none, before anything is written
+    known = inspect.signature(fill).parameters
+    for argument in arguments or {}:
+        check_name(f"{parameter}: argument", argument, [*known][1:])
+    for argument, needed in [*known.items()][1:]:
+        if needed.default is needed.empty and argument not in (arguments or {}):
+            raise PlanError(
+                f"{parameter}: no {argument}; expected by fill {name!r}. Add it to the arguments."
+            )
+    fill(Target(tensor, parameter, seed, place), **(arguments or {}))
+    return tensor
+
+
+def _identity_(
+    matrices: Matrices, ranges: Sequence[tuple[int, int]], tau: float, loosen: str, eps_tau: float
+) -> None:
+    """Write the padded identity into ranges of outputs, numbered as rows of the whole matrices."""
+    tau = check_number(matrices.target, "tau", tau)
+    check_name(f"{matrices.target.parameter}: loosen", loosen, LOOSENINGS)
+    if isinstance(eps_tau, bool) or not isinstance(eps_tau, (int, float)) or not 0 <= eps_tau < math.inf:
+        raise PlanError(
+            f"{matrices.target.parameter}: eps_tau {eps_tau!r}; expected a finite standard deviation. "
+            f"Write 1e-6 or 0."
+        )
+    for start, stop in ranges:
+        matrices.clear_(start, stop, noise=eps_tau if loosen == "dense" else 0.0)
+        rows = matrices.rows(start, stop)
+        value = torch.full_like(rows.number, tau, dtype=torch.float64)
+        noise = 0.0 if loosen == "none" else eps_tau
+        matrices.write_(rows.output, rows.number % matrices.columns, value, noise)
+
+
+def _zero_preserving_(matrices: Matrices, rows: Ranges | None, eps: float) -> None:
+    """Write zero-preserving matrices into ranges of outputs, each of which is a matrix of its own."""
+    eps = check_number(matrices.target, "eps", eps)
+    columns = matrices.columns
+    for start, stop in [(0, matrices.outputs)] if rows is None else matrices.ranges(rows):
+        matrices.clear_(start, stop)
+        output, number, height = matrices.rows(start, stop, apart=True)
+        value = torch.full_like(number, eps, dtype=torch.float64)
+        if columns == 1:
+            matrices.write_(output, torch.zeros_like(number), value * (1 - 2 * (number % 2)))
+            continue
+        beside = (number + 1) % columns
+        behind = height + number % (columns - height).clamp(min=1)
+        matrices.write_(output, number % columns, value)
+        matrices.write_(output, torch.where(height < columns, behind, beside), -value)
+
+
+def _untapped(target: Target, layout: Layout | Mapping[str, Any] | None) -> Matrices:
+    """Return the matrices of a weight without taps, where no order of the columns is in question."""
+    read = read_layout(target, layout)
+    if math.prod(target.shard.shape[axis] for axis in read.tap_axes) != 1:
+        raise PlanError(
+            f"{target.parameter}: taps along axes {read.tap_axes} of {target.shard.shape}; expected none. "
+            f"Use the fill that ends in c, which says in which order to read them."
+        )
+    return Matrices(target, read)
+
+
+@fills.register("constant")
+def constant(target: Target, *, value: float) -> None:
+    """Every entry is one value: biases and shifts at 0, scales at 1.
+
+    W[...] = value
+
+    Args:
+        target: a tensor of any shape.
+        value: a number that the dtype can hold.
+
+    Raises:
+        PlanError: the value is no such number.
+
+    Source: common practice.
+
+    Example:
+        >>> fill_(torch.empty(2), "constant", {"value": 1}, parameter="norm.weight", seed=0)
+        tensor([1., 1.])
+    """
+    target.tensor.fill_(check_number(target, "value", value))
+
+
+@fills.register("idi")
+def idi(
+    target: Target,
+    *,
+    tau: float = 1.0,
+    loosen: str = "diagonal",
+    eps_tau: float = 1e-6,
+    layout: Layout | Mapping[str, Any] | None = None,
+) -> None:
+    """The padded identity: keeps its input, and repeats it where there are more outputs than inputs.
+
+    W[m, j] = tau + noise where m ≡ j (mod D_in), 0 elsewhere: one entry in each row.
+
+    Args:
+        target: a tensor that the layout reads as matrices (D_out, D_in), without taps.
+        tau: the entry.
+        loosen: "diagonal", noise N(0, eps_tau²) on these entries; "dense", on every entry; "none". Mind
+            `resolves_loosening`: bfloat16 and float16 round the noise beside 1 away.
+        eps_tau: its standard deviation.
+        layout: a `Layout` or its fields; by default (out, in).
+
+    Raises:
+        PlanError: an argument is malformed or does not fit the shape; nothing has been written.
+
+    Source: Pan et al., "IDInit", ICLR 2025, arXiv 2503.04626, eq. 3. Ours: "dense" and "none", and one matrix
+        for each group, expert and fused part.
+
+    Example:
+        >>> fill_(torch.empty(3, 2), "idi", {"loosen": "none"}, parameter="w", seed=0)
+        tensor([[1., 0.],
+                [0., 1.],
+                [1., 0.]])
+    """
+    matrices = _untapped(target, layout)
+    _identity_(matrices, [(0, matrices.outputs)], tau, loosen, eps_tau)
+
+
+@fills.register("idic")
+def idic(
+    target: Target,
+    *,
+    tau: float = 1.0,
+    loosen: str = "diagonal",
+    eps_tau: float = 1e-6,
+    order: str = "channel",
+    layout: Layout | Mapping[str, Any] | None = None,
+) -> None:
+    """The padded identity of a convolution: `idi` on the kernel, read as a matrix.
+
+    W[m, j] = tau + noise where m ≡ j (mod D_in); D_in = c_in / g · taps, one matrix for each group.
+
+    Args:
+        target: a kernel, as a rule (c_out, c_in / g, *taps).
+        tau, loosen, eps_tau: as in `idi`.
+        order: how j counts. "channel": channels slow, taps fast and row-major, as in `weight.reshape(c_out,
+            -1)`. "tap": taps slow and row-major, channels fast. "centre": likewise, the taps by their
+            distance from the centre, ties row-major; the centre of an even size k is (k - 1) // 2, the tap
+            that does not shift when padding="same".
+        layout: a `Layout` or its fields; by default (out, in, *taps) with one group.
+
+    Raises:
+        PlanError: as in `idi`; an order that is unknown.
+
+    Source: Pan et al., ICLR 2025, arXiv 2503.04626, the patch-maintain convolution. It does not settle the
+        order; "centre" is ours.
+
+    Example:
+        >>> fill_(torch.empty(2, 1, 3), "idic", {"loosen": "none", "order": "centre"}, parameter="w", seed=0)
+        tensor([[[0., 1., 0.]],
+        <BLANKLINE>
+                [[1., 0., 0.]]])
+    """
+    matrices = Matrices(target, read_layout(target, layout), order)
+    _identity_(matrices, [(0, matrices.outputs)], tau, loosen, eps_tau)
+
+
+@fills.register("idiz")
+def idiz(
+    target: Target,
+    *,
+    eps: float = 1e-6,
+    rows: Ranges | None = None,
+    layout: Layout | Mapping[str, Any] | None = None,
+) -> None:
+    """The zero-preserving matrix: differences of two inputs, next to nothing but with a gradient.
+
+    W = IDI_eps, and −eps: for D_out < D_in at column D_out + m mod (D_in − D_out), else at (m + 1) mod D_in.
+    Each row sums to 0. For D_in = 1 there is no second column, and row m is (−1)^m · eps.
+
+    Args:
+        target: as in `idi`.
+        eps: the entry.
+        rows: half-open ranges along the out axis, [[start, stop], ...]: only they are written, the others are
+            not touched. A range is a matrix of its own, rows from 0, cut at the borders of groups and parts.
+        layout: as in `idi`.
+
+    Raises:
+        PlanError: as in `idi`; an eps that the dtype rounds to 0; ranges that overlap or leave the axis.
+
+    Source: Pan et al., ICLR 2025, arXiv 2503.04626, the zero-preserving layer. Ours: rows, and D_in = 1.
+
+    Example:
+        >>> fill_(torch.empty(2, 2), "idiz", {"eps": 0.5}, parameter="w", seed=0)
+        tensor([[ 0.5000, -0.5000],
+                [-0.5000,  0.5000]])
+    """
+    _zero_preserving_(_untapped(target, layout), rows, eps)
+
+
+@fills.register("idizc")
+def idizc(
+    target: Target,
+    *,
+    eps: float = 1e-6,
+    rows: Ranges | None = None,
+    order: str = "channel",
+    layout: Layout | Mapping[str, Any] | None = None,
+) -> None:
+    """The zero-preserving convolution: `idiz` on the kernel, read as a matrix.
+
+    Args:
+        target, order, layout: as in `idic`.
+        eps, rows: as in `idiz`.
+
+    Raises:
+        PlanError: as in `idiz` and `idic`.
+
+    Source: Pan et al., ICLR 2025, arXiv 2503.04626; ours as in `idiz` and `idic`.
+
+    Example:
+        >>> fill_(torch.empty(1, 1, 2), "idizc", {"eps": 0.5}, parameter="w", seed=0)
+        tensor([[[ 0.5000, -0.5000]]])
+    """
+    _zero_preserving_(Matrices(target, read_layout(target, layout), order), rows, eps)
+
+
+@fills.register("mixed")
+def mixed(
+    target: Target,
+    *,
+    rows: Ranges,
+    eps: float = 1e-6,
+    tau: float = 1.0,
+    loosen: str = "diagonal",
+    eps_tau: float = 1e-6,
+    order: str = "channel",
+    layout: Layout | Mapping[str, Any] | None = None,
+) -> None:
+    """Some rows zero-preserving, the others identity: where only some outputs end a residual branch.
+
+    `rows` are those of `idizc`; every other row is the one that `idic` of the whole weight has.
+
+    Args:
+        target, order, layout, tau, loosen, eps_tau: as in `idic`; order says nothing without taps.
+        rows, eps: as in `idiz`.
+
+    Raises:
+        PlanError: as in `idiz` and `idic`.
+
+    Source: ours.
+
+    Example:
+        >>> arguments = {"rows": [[2, 4]], "eps": 0.5, "loosen": "none"}
+        >>> fill_(torch.empty(4, 2), "mixed", arguments, parameter="w", seed=0)
+        tensor([[ 1.0000,  0.0000],
+                [ 0.0000,  1.0000],
+                [ 0.5000, -0.5000],
+                [-0.5000,  0.5000]])
+    """
+    matrices = Matrices(target, read_layout(target, layout), order)
+    borders = [0, *itertools.chain.from_iterable(matrices.ranges(rows)), matrices.outputs]
+    eps = check_number(target, "eps", eps)
+    _identity_(matrices, list(zip(borders[::2], borders[1::2], strict=True)), tau, loosen, eps_tau)
+    _zero_preserving_(matrices, rows, eps)

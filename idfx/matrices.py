@@ -1,0 +1,316 @@
+"""A weight read as matrices (D_out, D_in) by its layout, and writing rows of them to it or to a shard."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from idfx.errors import PlanError
+from idfx.noise import normal
+from idfx.records import Layout
+from idfx.registry import did_you_mean
+
+ORDERS = ("centre", "channel", "tap")
+# Entries of dense noise computed at once: memory against the cost of meeting, which busy threads make long.
+_BLOCK = {"cpu": 2**19, "cuda": 2**23}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of a full tensor a tensor holds: the shape of the full one, and where in it this begins."""
+
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a fill writes to: a tensor, the parameter that it is, the seed of its noise and its place."""
+
+    tensor: Tensor
+    parameter: str
+    seed: int
+    shard: Shard
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute: on the device of the tensor if that is sure to have float64, else on the CPU."""
+        return self.tensor.device if self.tensor.device.type in _BLOCK else torch.device("cpu")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The row-major strides of the full tensor; they number its entries for the noise."""
+        shape = self.shard.shape
+        return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+    def span(self, axis: int, start: int = 0, stop: int | None = None) -> range:
+        """Return the indices along an axis of the full tensor that lie in [start, stop) and in this one."""
+        first = self.shard.offsets[axis]
+        last = first + self.tensor.shape[axis]
+        begin = min(max(first, start), last)
+        return range(begin, max(begin, last if stop is None else min(last, stop)))
+
+
+class Rows(NamedTuple):
+    """Rows of matrices, as int64 tensors of shape (n,): output of the weight, row number m, and D_out."""
+
+    output: Tensor
+    number: Tensor
+    height: Tensor
+
+
+def check_name(subject: str, name: object, known: Sequence[str]) -> None:
+    """Raise PlanError, with the nearest spellings, if the name is not among the known ones."""
+    if name not in known:
+        hint = did_you_mean(str(name), known) or " Write one of them."
+        raise PlanError(f"{subject} {name!r}; expected one of {', '.join(known)}.{hint}")
+
+
+def check_number(target: Target, name: str, value: object) -> float:
+    """Return a number of which something is left in the dtype of the target."""
+    subject = f"{target.parameter}: {name} {value!r}"
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise PlanError(f"{subject}; expected a finite number. Write one such as 1.0.")
+    dtype = target.tensor.dtype
+    rounded = torch.tensor(float(value), dtype=torch.float64).to(dtype).item()
+    if not math.isfinite(rounded) or (value and not rounded):
+        raise PlanError(
+            f"{subject} rounds to {rounded} in {dtype}; expected a number that it can hold. "
+            f"Choose another {name} or dtype."
+        )
+    return float(value)
+
+
+def read_layout(target: Target, layout: Layout | Mapping[str, Any] | None) -> Layout:
+    """Return the layout of a target, checked against its full shape.
+
+    Args:
+        target: a tensor that is a shard of shape (...), of which every axis must have its meaning.
+        layout: a `Layout`, its fields as JSON, or None for (out, in, *taps).
+
+    Raises:
+        PlanError: unknown fields, an axis without meaning or with two, or sizes that do not divide.
+
+    Example:
+        >>> w = torch.empty(4, 2, 3)
+        >>> read_layout(Target(w, "w", 0, Shard((4, 2, 3), (0, 0, 0))), None).tap_axes
+        (2,)
+    """
+    shape, subject = target.shard.shape, f"{target.parameter}: layout"
+    if layout is None:
+        if len(shape) < 2:
+            raise PlanError(
+                f"{subject}: none, for shape {shape}; expected one below two axes. Give its axes."
+            )
+        return Layout(tap_axes=tuple(range(2, len(shape))))
+    if isinstance(layout, Mapping):
+        for name in layout:
+            check_name(f"{subject}: field", name, [field.name for field in fields(Layout)])
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in layout.items()}
+        layout = Layout(**given)
+    if not isinstance(layout, Layout):
+        raise PlanError(f"{subject}: {layout!r}; expected a Layout or its fields. Write {{}} for (out, in).")
+    for name in ("tap_axes", "batch_axes"):
+        if not isinstance(getattr(layout, name), tuple):
+            raise PlanError(
+                f"{subject}: {name} {getattr(layout, name)!r}; expected a list of axes. Write [] for none."
+            )
+    inputs = () if layout.in_axis is None else (layout.in_axis,)
+    axes = (layout.out_axis, *inputs, *layout.tap_axes, *layout.batch_axes)
+    if not all(isinstance(axis, int) for axis in axes) or sorted(axes) != [*range(len(shape))]:
+        raise PlanError(
+            f"{subject}: axes {axes} for shape {shape}; expected each axis once. "
+            f"Name them as out, in, tap or batch."
+        )
+    check_name(f"{subject}: grouped", layout.grouped, ("out", "in"))
+    cuts = {"groups": layout.groups, "parts": layout.parts}
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in cuts.values()):
+        raise PlanError(f"{subject}: {cuts}; expected counts from 1. Write 1 for none.")
+    outer = layout.parts * (layout.groups if layout.grouped == "out" else 1)
+    inner = layout.groups if layout.grouped == "in" else 1
+    width = 1 if layout.in_axis is None else shape[layout.in_axis]
+    if shape[layout.out_axis] % outer or width % inner:
+        raise PlanError(
+            f"{subject}: {cuts} along {layout.grouped!r} of shape {shape}; expected divisors. "
+            f"Correct the counts."
+        )
+    return layout
+
+
+def _centre_order(kernel: Sequence[int]) -> Tensor:
+    """Return the row-major numbers of the taps from the centre outwards; that of k taps is (k - 1) // 2."""
+    taps = itertools.product(*map(range, kernel))
+    far = [sum((at - (size - 1) // 2) ** 2 for at, size in zip(tap, kernel, strict=True)) for tap in taps]
+    return torch.tensor(sorted(range(len(far)), key=far.__getitem__))
+
+
+def _blocks(shape: Sequence[int], most: int) -> Iterator[tuple[range, ...]]:
+    """Yield boxes of at most so many entries that cover a shape."""
+    axis, inner = len(shape), 1
+    while axis and inner * shape[axis - 1] <= most:
+        axis -= 1
+        inner *= shape[axis]
+    whole = [range(size) for size in shape[axis:]]
+    if not axis:
+        yield tuple(whole)
+        return
+    step = most // inner
+    for lead in itertools.product(*map(range, shape[: axis - 1])):
+        for start in range(0, shape[axis - 1], step):
+            box = [range(at, at + 1) for at in lead]
+            yield (*box, range(start, min(start + step, shape[axis - 1])), *whole)
+
+
+class Matrices:
+    """The matrices of a target, and how to write to them: a few entries in each row, never a loop over rows.
+
+    `outputs` is the size of the full out axis, `columns` is D_in. `order` says how the columns count channels
+    and taps. Rows are given by the output that they are; with experts, or groups along the in axis, one
+    output stands for a row in each of several matrices, which are alike but for their noise.
+    """
+
+    def __init__(self, target: Target, layout: Layout, order: str = "channel") -> None:
+        check_name(f"{target.parameter}: order", order, ORDERS)
+        self.target = target
+        self.layout = layout
+        self.order = order
+        self.outputs = target.shard.shape[layout.out_axis]
+        self._height, self.columns = (max(size, 1) for size in layout.matrix(target.shard.shape))
+
+    def ranges(self, rows: Any) -> list[tuple[int, int]]:
+        """Return ranges of outputs given as [[start, stop], ...]; raises PlanError if they are none."""
+        try:
+            pairs = [(operator.index(start), operator.index(stop)) for start, stop in rows]
+        except (TypeError, ValueError):
+            pairs = [(1, 0)]
+        ends = [0, *itertools.chain.from_iterable(pairs), self.outputs]
+        if ends != sorted(ends):
+            raise PlanError(
+                f"{self.target.parameter}: rows {rows!r}; expected increasing ranges [start, stop] within "
+                f"[0, {self.outputs}]. Correct them."
+            )
+        return pairs
+
+    def rows(self, start: int, stop: int, *, apart: bool = False) -> Rows:
+        """Return the rows of the outputs in [start, stop) that this tensor has any of.
+
+        A matrix starts anew with each group and part; with `apart`, also at `start`, and it ends at `stop`.
+        """
+        span = self.target.span(self.layout.out_axis, start, stop)
+        output = torch.arange(span.start, span.stop, device=self.target.device)
+        first = output // self._height * self._height
+        last = first + self._height
+        if apart:
+            first, last = first.clamp(min=start), last.clamp(max=stop)
+        return Rows(output, output - first, last - first)
+
+    def clear_(self, start: int, stop: int, noise: float = 0.0) -> None:
+        """Write zeros, or normal noise of this standard deviation, to all of the outputs in [start, stop)."""
+        target, axis = self.target, self.layout.out_axis
+        span, offset = target.span(axis, start, stop), target.shard.offsets[axis]
+        part = target.tensor.narrow(axis, span.start - offset, len(span))
+        if not noise:
+            part.zero_()
+            return
+        origin = [*target.shard.offsets]
+        origin[axis] = span.start
+        for box in _blocks(part.shape, _BLOCK[target.device.type]):
+            index = torch.zeros((), dtype=torch.int64, device=target.device)
+            for at, side in enumerate(box):
+                line = torch.arange(side.start, side.stop, device=target.device).add_(origin[at])
+                index = index.unsqueeze(-1) + line.mul_(target.strides[at])
+            values = normal(target.seed, target.parameter, index).mul_(noise)
+            part[tuple(slice(side.start, side.stop) for side in box)] = values.to(part.dtype)
+
+    def _index(self, output: Tensor, column: Tensor) -> list[Tensor]:
+        """Return where in the full tensor these entries are: a tensor for each axis, to be broadcast.
+
+        Their shape is (rows, *experts, groups along the in axis).
+        """
+        layout, shape, device = self.layout, self.target.shard.shape, self.target.device
+        inner = layout.groups if layout.grouped == "in" else 1
+        width = 1 if layout.in_axis is None else max(shape[layout.in_axis] // inner, 1)
+        kernel = [shape[axis] for axis in layout.tap_axes]
+        if self.order == "channel":
+            taps = math.prod(kernel)
+            channel, tap = column // taps, column % taps
+        else:
+            channel, tap = column % width, column // width
+        if self.order == "centre":
+            tap = _centre_order(kernel).to(device)[tap]
+        depth = 2 + len(layout.batch_axes)
+
+        def along(axis: int, values: Tensor) -> Tensor:
+            return values.view([-1 if at == axis else 1 for at in range(depth)])
+
+        index = {layout.out_axis: along(0, output)}
+        if layout.in_axis is not None:
+            groups = torch.arange(inner, device=device) * width
+            index[layout.in_axis] = along(0, channel) + along(depth - 1, groups)
+        for axis, size in zip(reversed(layout.tap_axes), reversed(kernel), strict=True):
+            index[axis] = along(0, tap % size)
+            tap = tap // size
+        for at, axis in enumerate(layout.batch_axes):
+            span = self.target.span(axis)
+            index[axis] = along(1 + at, torch.arange(span.start, span.stop, device=device))
+        return [index[axis] for axis in range(len(shape))]
+
+    def write_(self, output: Tensor, column: Tensor, value: Tensor, noise: float = 0.0) -> None:
+        """Write one entry into each of these rows: value, plus noise of this standard deviation.
+
+        The number of an entry's noise is its row-major place in the full tensor, as in `clear_`.
+
+        Args:
+            output, column: int64 tensors of shape (n,), on the device of the target.
+            value: float64 tensor of shape (n,).
+        """
+        target = self.target
+        if not target.tensor.numel() or not output.numel():
+            return
+        index = self._index(output, column)
+        number = sum(map(operator.mul, index, target.strides), torch.zeros_like(output[:1]))
+        values = value.view(-1, *[1] * (number.dim() - 1)).expand(number.shape)
+        if noise:
+            values = values + normal(target.seed, target.parameter, number).mul_(noise)
+        sizes, offsets = target.tensor.shape, target.shard.offsets
+        local = [at.expand(number.shape) - offset for at, offset in zip(index, offsets, strict=True)]
+        cut = [axis for axis, size in enumerate(sizes) if size != target.shard.shape[axis]]
+        if cut:
+            inside = torch.stack([(local[axis] >= 0) & (local[axis] < sizes[axis]) for axis in cut]).all(0)
+            *local, values = (at[inside] for at in (*local, values))
+        device = target.tensor.device
+        values = values.to(target.tensor.dtype).to(device)
+        target.tensor.index_put_(tuple(at.to(device) for at in local), values)
+
+
+def kernel_columns(weight: Tensor, layout: Layout, order: str) -> Tensor:
+    """Return the first matrix of a weight, (outputs, D_in), with the columns in the order that the fills count.
+
+    Args:
+        weight: a tensor that the layout reads; the first expert and the first group along the inputs are shown.
+        order: of the columns, as in `idic`.
+
+    Example:
+        >>> kernel_columns(torch.arange(8.0).view(1, 2, 2, 2), Layout(tap_axes=(2, 3)), "tap").tolist()
+        [[0.0, 4.0, 1.0, 5.0, 2.0, 6.0, 3.0, 7.0]]
+    """
+    for axis in layout.batch_axes:
+        weight = weight.narrow(axis, 0, 1)
+    if layout.in_axis is not None and layout.grouped == "in":
+        weight = weight.narrow(layout.in_axis, 0, weight.shape[layout.in_axis] // layout.groups)
+    inputs = () if layout.in_axis is None else (layout.in_axis,)
+    kernel = [weight.shape[axis] for axis in layout.tap_axes]
+    axes = (layout.out_axis, *inputs, *layout.tap_axes, *layout.batch_axes)
+    width = weight.shape[layout.in_axis] if layout.in_axis is not None else 1
+    read = weight.permute(axes).reshape(weight.shape[layout.out_axis], width, math.prod(kernel))
+    if order != "channel":
+        read = read[:, :, _centre_order(kernel)] if order == "centre" else read
+        read = read.transpose(1, 2)
+    return read.reshape(read.shape[0], -1)

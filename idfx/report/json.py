@@ -1,0 +1,73 @@
+"""Records → JSON for machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from idfx._version import __version__
+from idfx.explain import Explanation
+from idfx.export import SavedFile, digest
+from idfx.records import Certificate, Report, Structure
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.name != "capture"
+        }
+    if hasattr(value, "_asdict"):
+        return {name: _plain(item) for name, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no infinity
+    return value
+
+
+def _text(value: Any) -> str:
+    return json.dumps({"idfx_version": __version__, **_plain(value)}, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def structure(found: Structure) -> str:
+    """Return a structure as JSON: joins, sums, sites, roles, unknown operators, and how it was captured."""
+    capture = {"how": found.capture.how, "nodes": len(found.capture.graph.nodes), "calls": found.capture.calls}
+    return _text({**_plain(found), "captured": capture})
+
+
+def certificate(found: Certificate | None) -> Any:
+    """Return a certificate as plain JSON values; null for none."""
+    if found is None:
+        return None
+    return {**_plain(found), "passed": found.passed, "certified": found.certified, "joins": len(found.checks)}
+
+
+def init(report: Report, spec: str, saved: SavedFile) -> str:
+    """Return what `idfx init` did as JSON."""
+    made = report.plan
+    return _text(
+        {
+            "spec": spec,
+            "model": made.model,
+            "scheme": made.scheme,
+            "seed": made.seed,
+            "options": dict(made.options),
+            "plan_sha256": digest(made),
+            "parameters": {"written": len(made.decisions), "kept": len(made.kept)},
+            "notes": list(made.notes),
+            "unknown": _plain(report.structure.unknown),
+            "certificate": certificate(report.certificate),
+            "file": {"path": str(saved.path), "bytes": saved.bytes, "tensors": saved.tensors},
+        }
+    )
+
+
+def explanation(found: Explanation) -> str:
+    """Return an explanation as JSON."""
+    return _text(found)

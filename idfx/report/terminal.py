@@ -1,0 +1,201 @@
+"""Records → text for a terminal, tables by rich."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from idfx.explain import Explanation
+from idfx.export import SavedFile
+from idfx.records import Certificate, Decision, Join, Plan, Report, Structure
+
+
+def _text(*parts: Any) -> str:
+    """Render without colour at a fixed width, so that what is piped is what is shown; tables may be wider."""
+    file = io.StringIO()
+    console = Console(file=file, width=240, no_color=True, highlight=False, markup=False, emoji=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="", show_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True, overflow="ignore")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def _arguments(arguments: Mapping[str, Any]) -> str:
+    shown = []
+    for name, value in arguments.items():
+        if name == "layout":
+            groups = value.get("groups", 1) if isinstance(value, Mapping) else value.groups
+            if groups > 1:
+                shown.append(f"groups={groups}")
+        else:
+            shown.append(f"{name}={_number(value) if isinstance(value, float) else value}")
+    return ", ".join(shown)
+
+
+def _fill(decision: Decision) -> str:
+    if decision.fill == "constant":
+        return _number(decision.arguments["value"])
+    return f"{decision.fill}({_arguments(decision.arguments)})"
+
+
+def init(report: Report, spec: str, saved: SavedFile) -> str:
+    """Return what `idfx init` did, in a few lines."""
+    made = report.plan
+    size = sum(math.prod(shape) for shape in made.shapes.values())
+    fills = Counter(decision.fill for decision in made.decisions.values())
+    written = ", ".join(f"{count} {fill}" for fill, count in fills.most_common())
+    rows = [
+        ("model", f"{spec}: {_count(size, 'parameter')} in {_count(len(made.shapes), 'tensor')}"),
+        ("scheme", f"{made.scheme}, seed {made.seed}, {_arguments(made.options)}"),
+        ("written", f"{_count(len(made.decisions), 'tensor')}: {written}"),
+    ]
+    for reason, count in Counter(made.kept.values()).most_common():
+        rows.append(("kept", f"{_count(count, 'tensor')}: {reason}"))
+    rows += _certificate_rows(report.certificate)
+    rows.append(("file", f"{saved.path}: {_count(saved.bytes, 'byte')}, {_count(saved.tensors, 'tensor')}"))
+    return _text(_table(("", ""), rows)).lstrip("\n")
+
+
+def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
+    if found is None:
+        return [("blocks", "not certified (--no-certify)")]
+    closed = [check for check in found.checks if check.status != "open"]
+    rows = []
+    if closed:
+        worst = found.worst
+        text = f"{found.certified} of {len(closed)} residual blocks start as their shortcut"
+        rows.append(("blocks", f"{text}; worst deviation {worst.deviation:.2g} at {worst.join}" if worst else text))
+    else:
+        rows.append(("blocks", "the model has no residual block that could be closed"))
+    if still_open := [check.join for check in found.checks if check.status == "open"]:
+        names = ", ".join(still_open[:3]) + (" ..." if len(still_open) > 3 else "")
+        rows.append(("open", f"{_count(len(still_open), 'join')} cannot be closed: {names} (see idfx analyze)"))
+    if found.passed:
+        rows.append(("signal", "finite, and two different inputs give different outputs"))
+    rows += [("failed", failure) for failure in found.failures]
+    return rows
+
+
+def structure(found: Structure, spec: str) -> str:
+    """Return the structure of a model: its joins, its main stem, and what was not understood."""
+    size = sum(math.prod(info.shape) for info in found.parameters.values())
+    kinds = Counter(join.kind for join in found.joins)
+    closed = sum(join.zeroable for join in found.joins)
+    head = [
+        f"{spec}: {found.model}, {_count(size, 'parameter')}, {_count(len(found.sites), 'weight site')}, "
+        f"captured on {found.capture.how} tensors",
+        f"{_count(len(found.joins), 'residual join')}"
+        + (f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}), " if kinds else ", ")
+        + f"{closed} can be closed",
+    ]
+    parts: list[Any] = [*head, ""]
+    if found.joins:
+        parts += [_joins_table(found.joins), ""]
+    if found.sums:
+        parts += ["sums that are no residual joins:", _sums_table(found.sums), ""]
+    parts += ["weights:", _weights_table(found), ""]
+    if found.unknown:
+        rows = [(unknown.operator, ", ".join(unknown.sites)) for unknown in found.unknown]
+        parts += ["unknown operators:", _table(("operator", "in"), rows)]
+    else:
+        parts += ["unknown operators: none"]
+    return _text(*parts)
+
+
+def _joins_table(joins: Sequence[Join]) -> Table:
+    rows = []
+    for join in joins:
+        ends = ", ".join(end.parameter for end in join.ends) or "-"
+        note = "" if join.zeroable else f"open: {join.reason}"
+        shortcut = f"{join.kind}: {', '.join(join.shortcut)}" if join.shortcut else join.kind
+        rows.append((join.name, join.fork, shortcut, ends, note))
+    return _table(("join", "fork", "shortcut", "ends", ""), rows)
+
+
+def _sums_table(sums: Sequence[Join]) -> Table:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for item in sums:
+        groups.setdefault((item.kind, item.reason), []).append(item.name)
+    rows = []
+    for (kind, reason), names in groups.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        rows.append((kind, reason, shown))
+    return _table(("kind", "because", "where"), rows)
+
+
+def _weights_table(found: Structure) -> Table:
+    rows = []
+    for name, info in found.parameters.items():
+        role = found.roles[name]
+        if role.layout is None and role.name not in ("unresolved", "embedding", "recurrent", "end"):
+            continue
+        matrix = " × ".join(map(str, role.layout.matrix(info.shape))) if role.layout else "-"
+        groups = f" × {role.layout.groups} groups" if role.layout and role.layout.groups > 1 else ""
+        rows.append((name, str(list(info.shape)), matrix + groups, role.name, ", ".join(role.traits)))
+    return _table(("parameter", "shape", "matrix", "role", ""), rows)
+
+
+def plan(made: Plan, spec: str) -> str:
+    """Return a plan: one line per parameter."""
+    rows = []
+    for name, shape in made.shapes.items():
+        decision = made.decisions.get(name)
+        what = _fill(decision) if decision else "keep"
+        reason = decision.reason if decision else made.kept[name]
+        rows.append((name, str(list(shape)), what, reason))
+    head = (
+        f"{spec}: {made.scheme}, seed {made.seed}, {_arguments(made.options)}; "
+        f"{len(made.decisions)} written, {len(made.kept)} kept"
+    )
+    return _text(head, "", _table(("parameter", "shape", "fill", "because"), rows))
+
+
+def explanation(found: Explanation) -> str:
+    """Return everything about one parameter."""
+    info, role = found.parameter, found.role
+    rows = [
+        ("parameter", f"{info.name} {list(info.shape)} {info.dtype}"),
+        ("role", f"{role.name}{f' ({chr(44).join(role.traits)})' if role.traits else ''}: {role.evidence}"),
+    ]
+    if info.aliases:
+        rows.append(("also named", ", ".join(info.aliases)))
+    rows += [("site", f"{site.operator} in {site.module or 'the model'}, call {site.step}") for site in found.sites]
+    if found.decision is None:
+        rows.append(("kept", found.kept))
+    else:
+        rows.append(("fill", _fill(found.decision)))
+        rows.append(("reason", found.decision.reason))
+    parts: list[Any] = [_table(("", ""), rows)]
+    if found.matrix:
+        size = " × ".join(map(str, found.size))
+        shown = f"{len(found.matrix)} rows and {len(found.matrix[0])} columns of {size}"
+        parts += ["", f"first {shown}:"]
+        parts += ["  ".join(f"{_number(value):>11}" for value in row) for row in found.matrix]
+    return _text(*parts).lstrip("\n")
+
+
+def catalogue(rows: Sequence[tuple[str, str]]) -> str:
+    """Return names with their summaries."""
+    return _text(_table(("name", "what it is"), rows))

@@ -1,0 +1,130 @@
+"""Where models come from: `prefix:rest` → model and example inputs, one file per source.
+
+A source is a function `build(name, arguments)` in a module of this package, under the decorator `source`. Its
+docstring is what `idfx list sources` shows. It runs inside `DeferredDraws`, so it builds as anyone would; it
+imports its library itself, and nothing here ever loads pretrained weights or opens a connection.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from idfx.errors import UsageError
+from idfx.records import Example
+from idfx.registry import Registry, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Builder: TypeAlias = "Callable[[str, Mapping[str, object]], tuple[nn.Module, Example | None]]"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A way to build models.
+
+    `build` takes what follows the prefix and the keyword arguments of the model. `names` lists what there is,
+    for suggestions. `claims` says whether a specification without the prefix is for this source all the same.
+    """
+
+    prefix: str
+    build: Builder
+    names: Callable[[], Iterable[str]] | None = None
+    claims: Callable[[str], bool] | None = None
+
+    @property
+    def description(self) -> str:
+        """The docstring of `build`."""
+        return inspect.getdoc(self.build) or ""
+
+
+SOURCES: Registry[Source] = Registry("source", "idfx.sources")
+
+
+def source(
+    prefix: str,
+    *,
+    names: Callable[[], Iterable[str]] | None = None,
+    claims: Callable[[str], bool] | None = None,
+) -> Callable[[Builder], Builder]:
+    """Return a decorator that registers a `build` function as the source of this prefix."""
+
+    def add(build: Builder) -> Builder:
+        SOURCES.register(prefix)(Source(prefix, build, names, claims))
+        return build
+
+    return add
+
+
+def resolve(spec: str) -> tuple[Source, str]:
+    """Return the source of a specification, and what is left for it.
+
+    Args:
+        spec: `prefix:rest`, `path/to/file.py:factory` or `package.module:factory`.
+
+    Raises:
+        UsageError: there is no such source, or none is named.
+
+    Example:
+        >>> found, rest = resolve("timm:resnet50")
+        >>> found.prefix, rest
+        ('timm', 'resnet50')
+    """
+    prefix, colon, rest = spec.partition(":")
+    if colon and prefix in SOURCES:
+        if not rest:
+            raise UsageError(f"{spec}: no model named; expected {prefix}:NAME. Name one.")
+        return SOURCES[prefix], rest
+    for candidate in SOURCES.values():
+        if candidate.claims is not None and candidate.claims(spec):
+            return candidate, spec
+    if colon:
+        raise UsageError(
+            f"{spec}: {prefix!r} is neither a source nor a module that can be imported; expected one of the"
+            f" sources {', '.join(SOURCES)}, or package.module:factory.{did_you_mean(prefix, SOURCES)}"
+        )
+    spellings = _spellings(spec)
+    hint = f"Did you mean {' or '.join(spellings)}?" if spellings else "See `idfx list sources`."
+    raise UsageError(f"{spec}: no source named; expected SOURCE:NAME. {hint}")
+
+
+def _spellings(name: str) -> list[str]:
+    """Return this name with each source that has it; if none has, the nearest names of every source."""
+    listed = {item.prefix: list(item.names()) for item in SOURCES.values() if item.names is not None}
+    exact = [f"{prefix}:{name}" for prefix, names in listed.items() if name.partition(".")[0] in names]
+    near = [
+        f"{prefix}:{match}"
+        for prefix, names in listed.items()
+        for match in difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    ]
+    return exact or near
+
+
+def unknown_model(prefix: str, name: str, names: Iterable[str], listing: str) -> UsageError:
+    """Return the error for a model that a source does not have, with the nearest names."""
+    hint = did_you_mean(name, names)
+    return UsageError(f"{prefix}:{name}: unknown model; expected a name of {listing}.{hint}")
+
+
+def standard_normal(*shape: int) -> Tensor:
+    """Return a float32 CPU tensor of this shape, the same one every time, off the global random state."""
+    import torch
+
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+
+
+def shortened(error: BaseException, limit: int = 200) -> str:
+    """Return the type and the first line of an error.
+
+    Example:
+        >>> shortened(ValueError("too wide\\nby far"))
+        'ValueError: too wide'
+    """
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
