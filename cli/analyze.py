@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from idfx_cli.options import model_options, output_options
-from idfx_cli.session import Progress, build_and_read
+from .options import model_options, output_options
+from .session import Progress, build_and_read
 
 
 @click.command("analyze")

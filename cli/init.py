@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from idfx_cli.options import given_scheme_options, model_options, output_options, scheme_options
-from idfx_cli.session import Progress, build_and_read
+from .options import given_scheme_options, model_options, output_options, scheme_options
+from .session import Progress, build_and_read
 
 
 @click.command("init")
@@ -18,7 +18,6 @@ from idfx_cli.session import Progress, build_and_read
 @click.option("--no-certify", is_flag=True, help="Do not run the initialised model.")
 @click.option("--keep-going", is_flag=True, help="Write the file even if the certificate fails.")
 @output_options
-@click.pass_context
 def command(
     ctx: click.Context, output: str, scheme: str, plan_file: str | None, no_certify: bool, keep_going: bool,
     as_json: bool, quiet: bool, **options: Any,
@@ -34,10 +33,9 @@ def command(
     from idfx.errors import UsageError
     from idfx.export import check_path
 
-    scheme_given = given_scheme_options(
-        **{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")}
-    )
+    scheme_given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
     if plan_file is not None:
+        ctx = click.get_current_context()
         named = [name for name in ("scheme", "seed") if ctx.get_parameter_source(name).name == "COMMANDLINE"]  # type: ignore[union-attr]
         if contradicting := [*named, *scheme_given]:
             raise UsageError(
@@ -99,7 +97,7 @@ def _initialise(
         certificate = prove(built.model, structure, plan)
         if not certificate.passed and not keep_going:
             raise CertificateError(
-                f"{failure_text(certificate, options['spec'])} Nothing was written; --keep-going writes it all the same."
+                f"{failure_text(certificate, options['spec'])} Nothing was written; --keep-going writes the file."
             )
     progress.step(f"write {output}")
     saved = save(built.model, output, plan=plan)

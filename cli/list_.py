@@ -6,7 +6,7 @@ import json
 
 import click
 
-from idfx_cli.options import output_options
+from .options import output_options
 
 
 @click.command("list")

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-import idfx_cli
 from idfx._version import __version__
 from idfx.errors import IdfxError
 
@@ -21,15 +20,15 @@ class Commands(click.Group):
     """The commands are the modules of this package, each with a click command named `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        found = (module.name for module in pkgutil.iter_modules(idfx_cli.__path__))
+        found = (module.name for module in pkgutil.iter_modules(sys.modules[__package__].__path__))
         return sorted(name.removesuffix("_") for name in found if name not in _NOT_COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
             return None
-        modules = {module.name for module in pkgutil.iter_modules(idfx_cli.__path__)}
+        modules = {module.name for module in pkgutil.iter_modules(sys.modules[__package__].__path__)}
         home = name if name in modules else f"{name}_"
-        command: click.Command = importlib.import_module(f"idfx_cli.{home}").command
+        command: click.Command = importlib.import_module(f".{home}", __package__).command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -39,8 +38,8 @@ class Commands(click.Group):
             from idfx.registry import did_you_mean
 
             known = self.list_commands(ctx)
-            error.message = f"no command {args[0]!r}; expected one of {', '.join(known)}.{did_you_mean(args[0], known)}"
-            raise
+            text = f"no command {args[0]!r}; expected one of {', '.join(known)}.{did_you_mean(args[0], known)}"
+            raise click.UsageError(text, ctx) from error
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,7 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         if type(error).__name__ == "OutOfMemoryError":
             _fail(f"out of memory on the device: {error}. Try a smaller --dtype or another --device.", 2)
-        _fail(f"{type(error).__name__}: {error}; this is a defect of idfx. Run again with --debug and report it.", 70)
+        _fail(
+            f"{type(error).__name__}: {error}; this is a defect of idfx. Run again with --debug and report it.",
+            70,
+        )
 
 
 if __name__ == "__main__":

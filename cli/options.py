@@ -52,8 +52,8 @@ def scheme_options(function: F) -> F:
     return _chain(
         click.option("--scheme", default="idinit", show_default=True, help="See `idfx list schemes`."),
         click.option("--tau", default=None, metavar="NUMBER|gain", help="Entry of the identity [1]."),
-        click.option("--eps", default=None, type=float, help="Entry at the end of a branch [1e-6]; 0 for exact zeros."),
-        click.option("--loosen", default=None, metavar="diagonal|dense|none", help="Where noise of 1e-6 goes [diagonal]."),
+        click.option("--eps", default=None, type=float, help="Entry at the end of a branch [1e-6]; 0 for zeros."),
+        click.option("--loosen", default=None, metavar="diagonal|dense|none", help="Where the noise goes [diagonal]."),
         click.option(
             "--conv-order", default=None, metavar="channel|tap|centre", help="How a kernel is read as a matrix."
         ),

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from idfx_cli.options import given_scheme_options, model_options, output_options, scheme_options
-from idfx_cli.session import Progress, build_and_read
+from .options import given_scheme_options, model_options, output_options, scheme_options
+from .session import Progress, build_and_read
 
 
 @click.command("plan")

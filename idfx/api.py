@@ -190,4 +190,3 @@ def failure_text(certificate: Certificate, model: str) -> str:
     shown = "; ".join(certificate.failures[:3])
     more = len(certificate.failures) - 3
     return f"{model}: {shown}{f' and {more} more' if more > 0 else ''}; expected every block to start as its shortcut."
-

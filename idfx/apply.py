@@ -43,7 +43,8 @@ def check(model: nn.Module, plan: Plan) -> None:
     ]
     if found:
         raise PlanError(
-            f"plan for {plan.model}: made for another model; {'; '.join(found)}. Make a plan for this one with `idfx plan`."
+            f"plan for {plan.model}: made for another model; {'; '.join(found)}. "
+            "Make a plan for this one with `idfx plan`."
         )
     for name, decision in plan.decisions.items():
         tensor = parameters[name]

@@ -139,8 +139,7 @@ def parse_device(device: str | torch.device) -> torch.device:
     number = int(index) if index else torch.cuda.current_device()
     if number >= count:
         raise UsageError(
-            f"--device {name}: there are {count} CUDA devices; expected cuda:0 to cuda:{count - 1}."
-            " Choose one of them."
+            f"--device {name}: there are {count} CUDA devices; expected cuda:0 to cuda:{count - 1}. Choose one of them."
         )
     return torch.device("cuda", number)
 
@@ -156,8 +155,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     name = str(dtype).removeprefix("torch.")
     if name not in FLOATS:
         raise UsageError(
-            f"--dtype {name}: no dtype for weights; expected one of {', '.join(FLOATS)}."
-            f"{did_you_mean(name, FLOATS)}"
+            f"--dtype {name}: no dtype for weights; expected one of {', '.join(FLOATS)}.{did_you_mean(name, FLOATS)}"
         )
     return FLOATS[name]
 
@@ -177,8 +175,7 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key.isidentifier():
             raise UsageError(
-                f"--model-arg {pair}: not of the form key=value; expected for example drop_rate=0.1."
-                " Correct it."
+                f"--model-arg {pair}: not of the form key=value; expected for example drop_rate=0.1. Correct it."
             )
         if key in values:
             raise UsageError(f"--model-arg {pair}: {key} is given twice; expected it once. Leave one out.")
@@ -272,8 +269,7 @@ def _reporting(spec: str, device: torch.device) -> Iterator[None]:
                 " weights to fit. Use a smaller --dtype, another --device, or a smaller model."
             ) from error
         raise SourceError(
-            f"{spec}: building it raised {shortened(error)}; expected a model. Check --model-arg, or see"
-            " --debug."
+            f"{spec}: building it raised {shortened(error)}; expected a model. Check --model-arg, or see --debug."
         ) from error
 
 

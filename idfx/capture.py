@@ -201,7 +201,7 @@ def _record(model: nn.Module, example: Example, how: str) -> Capture:
     if how == "meta":
         tensors, args, kwargs = (_on_meta(value) for value in (tensors, args, kwargs))
     else:  # a forward may write to its buffers
-        tensors = {name: t if name in parameters else t.clone() for name, t in tensors.items()}
+        tensors = {**parameters, **{name: buffer.clone() for name, buffer in buffers.items()}}
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     path = ModulePath(model)
     recorder = _Recorder(path)
@@ -233,9 +233,7 @@ def _record(model: nn.Module, example: Example, how: str) -> Capture:
     )
 
 
-def capture(
-    model: nn.Module, example: Example, before_real: Callable[[], object] | None = None
-) -> Capture:
+def capture(model: nn.Module, example: Example, before_real: Callable[[], object] | None = None) -> Capture:
     """Return the graph of the ATen operators that the model's forward calls on the example.
 
     Args:
@@ -260,8 +258,7 @@ def capture(
     except ForwardError as error:
         if any(tensor.is_meta for tensor in model.parameters()):
             raise CaptureError(
-                f"{error}; the model is on the meta device and its forward looks at values. "
-                "Build it on a real device."
+                f"{error}; the model is on the meta device and its forward looks at values. Build it on a real device."
             ) from error
     if before_real is not None:
         before_real()
@@ -276,7 +273,7 @@ def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mappin
         args, kwargs: inputs with the shapes of the example.
     """
     model = unwrap(model)
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     named.update({name: buffer.clone() for name, buffer in model.named_buffers(remove_duplicate=False)})
     inputs = iter([tensor.clone() for tensor in tensors_in((tuple(args), dict(kwargs)))])
     values: dict[torch.fx.Node, Any] = {}

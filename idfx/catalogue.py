@@ -26,7 +26,7 @@ def catalogue(what: str) -> list[tuple[str, str]]:
     if what == "sources":
         from idfx.sources import SOURCES
 
-        return [(name, SOURCES[name].description) for name in SOURCES]
+        return [(name, SOURCES[name].description.split("\n", 1)[0]) for name in SOURCES]
     from idfx.ops.term import OPERATORS
 
     return [(name, _first_line(OPERATORS[name])) for name in OPERATORS]

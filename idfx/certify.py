@@ -34,8 +34,8 @@ class _Observer:
             return func(*args, **kwargs)
         if operator_name(func) != self.expected[step]:
             raise CertificateError(
-                f"join {join.name}: call {step} is {operator_name(func)} in this run and was {self.expected[step]} when "
-                "captured; expected the same path. Capture the model with an example on its own device."
+                f"join {join.name}: call {step} is {operator_name(func)} in this run and was {self.expected[step]} "
+                "when captured; expected the same path. Capture the model with an example on its own device."
             )
         shortcut = args[join.operand]
         if func._schema.is_mutable:

@@ -80,9 +80,7 @@ class Cuts:
         prefer_scales: take a scale parameter as the end where there is one, rather than a weight before it.
     """
 
-    def __init__(
-        self, flow: Flow, inner: Mapping[int, tuple[Cut, int]], prefer_scales: bool = False
-    ) -> None:
+    def __init__(self, flow: Flow, inner: Mapping[int, tuple[Cut, int]], prefer_scales: bool = False) -> None:
         self._terms = flow.terms
         self._names = flow.capture.parameters
         self._inner = inner

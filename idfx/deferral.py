@@ -233,9 +233,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for key in [key for key in self._tapes if key not in listed]:
             self._play(key, None)
 
-    def move_(
-        self, model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def move_(self, model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         """Move a model as `Module.to` would, floating tensors alone to the dtype; what is pending stays so.
 
         Args:
@@ -332,16 +330,9 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         del self._tapes[key]
         target = torch.empty_like(tensor, device=device, dtype=dtype, requires_grad=False)
-        storage = target.untyped_storage()
+        reference = StorageWeakRef(target.untyped_storage())  # type: ignore[no-untyped-call]
         moved = (View.at(tensor), View.at(target))
-        self._tapes[_key(target)] = Tape(
-            StorageWeakRef(storage),  # type: ignore[no-untyped-call]
-            tape.order,
-            tape.nbytes,
-            True,
-            tape.steps,
-            moved,
-        )
+        self._tapes[_key(target)] = Tape(reference, tape.order, tape.nbytes, True, tape.steps, moved)
         tensor.data = target
 
     def _deferring(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -466,12 +457,8 @@ def _bytes(storage: torch.UntypedStorage) -> Tensor:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield parameters, then buffers, under all of their names; lazy ones have no values to speak of."""
-    yield from (
-        item for item in model.named_parameters(remove_duplicate=False) if not nn.parameter.is_lazy(item[1])
-    )
-    yield from (
-        item for item in model.named_buffers(remove_duplicate=False) if not nn.parameter.is_lazy(item[1])
-    )
+    yield from (item for item in model.named_parameters(remove_duplicate=False) if not nn.parameter.is_lazy(item[1]))
+    yield from (item for item in model.named_buffers(remove_duplicate=False) if not nn.parameter.is_lazy(item[1]))
 
 
 def _checked(model: nn.Module, names: Iterable[str] | None) -> set[str] | None:
@@ -480,8 +467,7 @@ def _checked(model: nn.Module, names: Iterable[str] | None) -> set[str] | None:
     wanted, known = set(names), [name for name, _ in _tensors(model)]
     for name in sorted(wanted.difference(known)):
         raise UsageError(
-            f"{name}: no parameter or buffer of the model; expected one of its names."
-            f"{did_you_mean(name, known)}"
+            f"{name}: no parameter or buffer of the model; expected one of its names.{did_you_mean(name, known)}"
         )
     return wanted
 

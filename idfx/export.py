@@ -170,9 +170,7 @@ def _loads(value: Any) -> bool:
     return True
 
 
-def _check_entries(
-    state: Mapping[str, Any], path: str | os.PathLike[str], fits: Callable[[Any], bool]
-) -> None:
+def _check_entries(state: Mapping[str, Any], path: str | os.PathLike[str], fits: Callable[[Any], bool]) -> None:
     import torch
 
     for name, value in state.items():
@@ -182,9 +180,7 @@ def _check_entries(
         if not fits(value):
             kind = f"{type(value).__qualname__} {getattr(value, 'dtype', '')}".strip()
             hint = "Save as .pt" if _loads(value) else "Remove it from the state dict (see get_extra_state)"
-            raise ExportError(
-                f"{path}: {name} is a {kind}; a tensor that the format holds was expected. {hint}"
-            )
+            raise ExportError(f"{path}: {name} is a {kind}; a tensor that the format holds was expected. {hint}")
 
 
 def _write_torch(state: Mapping[str, Any], file: IO[bytes]) -> None:

@@ -63,7 +63,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     try:
         place(real_path(path), lambda file: file.write(text.encode()))
     except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}; nothing was written. Make room or choose another path.") from error
+        raise ExportError(
+            f"{path}: {error.strerror}; nothing was written. Make room or choose another path."
+        ) from error
 
 
 def place(target: Path, write: Callable[[IO[bytes]], object]) -> int:

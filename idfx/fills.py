@@ -71,8 +71,7 @@ def fill_(
     shape = tuple(tensor.shape)
     place = shard or Shard(shape, (0,) * len(shape))
     if not len(shape) == len(place.shape) == len(place.offsets) or any(
-        start < 0 or start + size > full
-        for start, size, full in zip(place.offsets, shape, place.shape, strict=True)
+        start < 0 or start + size > full for start, size, full in zip(place.offsets, shape, place.shape, strict=True)
     ):
         raise UsageError(
             f"{parameter}: {place} of shape {shape}; expected a part of the full tensor. Correct the offsets."
@@ -83,23 +82,18 @@ def fill_(
         check_name(f"{parameter}: argument", argument, [*known][1:])
     for argument, needed in [*known.items()][1:]:
         if needed.default is needed.empty and argument not in (arguments or {}):
-            raise PlanError(
-                f"{parameter}: no {argument}; expected by fill {name!r}. Add it to the arguments."
-            )
+            raise PlanError(f"{parameter}: no {argument}; expected by fill {name!r}. Add it to the arguments.")
     fill(Target(tensor, parameter, seed, place), **(arguments or {}))
     return tensor
 
 
-def _identity_(
-    matrices: Matrices, ranges: Sequence[tuple[int, int]], tau: float, loosen: str, eps_tau: float
-) -> None:
+def _identity_(matrices: Matrices, ranges: Sequence[tuple[int, int]], tau: float, loosen: str, eps_tau: float) -> None:
     """Write the padded identity into ranges of outputs, numbered as rows of the whole matrices."""
     tau = check_number(matrices.target, "tau", tau)
     check_name(f"{matrices.target.parameter}: loosen", loosen, LOOSENINGS)
     if isinstance(eps_tau, bool) or not isinstance(eps_tau, (int, float)) or not 0 <= eps_tau < math.inf:
         raise PlanError(
-            f"{matrices.target.parameter}: eps_tau {eps_tau!r}; expected a finite standard deviation. "
-            f"Write 1e-6 or 0."
+            f"{matrices.target.parameter}: eps_tau {eps_tau!r}; expected a finite standard deviation. Write 1e-6 or 0."
         )
     for start, stop in ranges:
         matrices.clear_(start, stop, noise=eps_tau if loosen == "dense" else 0.0)

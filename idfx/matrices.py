@@ -106,9 +106,7 @@ def read_layout(target: Target, layout: Layout | Mapping[str, Any] | None) -> La
     shape, subject = target.shard.shape, f"{target.parameter}: layout"
     if layout is None:
         if len(shape) < 2:
-            raise PlanError(
-                f"{subject}: none, for shape {shape}; expected one below two axes. Give its axes."
-            )
+            raise PlanError(f"{subject}: none, for shape {shape}; expected one below two axes. Give its axes.")
         return Layout(tap_axes=tuple(range(2, len(shape))))
     if isinstance(layout, Mapping):
         for name in layout:
@@ -119,15 +117,12 @@ def read_layout(target: Target, layout: Layout | Mapping[str, Any] | None) -> La
         raise PlanError(f"{subject}: {layout!r}; expected a Layout or its fields. Write {{}} for (out, in).")
     for name in ("tap_axes", "batch_axes"):
         if not isinstance(getattr(layout, name), tuple):
-            raise PlanError(
-                f"{subject}: {name} {getattr(layout, name)!r}; expected a list of axes. Write [] for none."
-            )
+            raise PlanError(f"{subject}: {name} {getattr(layout, name)!r}; expected a list of axes. Write [] for none.")
     inputs = () if layout.in_axis is None else (layout.in_axis,)
     axes = (layout.out_axis, *inputs, *layout.tap_axes, *layout.batch_axes)
     if not all(isinstance(axis, int) for axis in axes) or sorted(axes) != [*range(len(shape))]:
         raise PlanError(
-            f"{subject}: axes {axes} for shape {shape}; expected each axis once. "
-            f"Name them as out, in, tap or batch."
+            f"{subject}: axes {axes} for shape {shape}; expected each axis once. Name them as out, in, tap or batch."
         )
     check_name(f"{subject}: grouped", layout.grouped, ("out", "in"))
     cuts = {"groups": layout.groups, "parts": layout.parts}
@@ -138,8 +133,7 @@ def read_layout(target: Target, layout: Layout | Mapping[str, Any] | None) -> La
     width = 1 if layout.in_axis is None else shape[layout.in_axis]
     if shape[layout.out_axis] % outer or width % inner:
         raise PlanError(
-            f"{subject}: {cuts} along {layout.grouped!r} of shape {shape}; expected divisors. "
-            f"Correct the counts."
+            f"{subject}: {cuts} along {layout.grouped!r} of shape {shape}; expected divisors. Correct the counts."
         )
     return layout
 

@@ -48,7 +48,7 @@ class Paths:
         self.signal = self._signal()
 
     def _dominators(self) -> dict[int, int]:
-        graph = nx.DiGraph()
+        graph: nx.DiGraph[int] = nx.DiGraph()
         graph.add_node(ROOT)
         for position, term in enumerate(self.flow.terms):
             if term.kind == "input":
@@ -58,7 +58,7 @@ class Paths:
         return dict(nx.immediate_dominators(graph, ROOT))
 
     def _post_dominators(self) -> dict[int, int]:
-        graph = nx.DiGraph()
+        graph: nx.DiGraph[int] = nx.DiGraph()
         graph.add_node(SINK)
         graph.add_edges_from((SINK, output) for output in self.flow.outputs if self.flow.terms[output].data)
         for position, term in enumerate(self.flow.terms):

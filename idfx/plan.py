@@ -16,7 +16,6 @@ from idfx.schemes.scheme import SCHEMES, Keep
 
 FORMAT = 1
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
-_HALF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # spacing of the numbers below 1
 
 
 def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **options: Any) -> Plan:
@@ -66,21 +65,23 @@ def _untouchable(info: ParameterInfo) -> str:
 
 def _notes(structure: Structure, decisions: Mapping[str, Decision]) -> list[str]:
     """What the numbers of a dtype do to the plan."""
-    notes = []
-    for dtype, spacing in _HALF.items():
-        lost = [
-            name
-            for name, decision in decisions.items()
-            if structure.parameters[name].dtype == dtype
-            and decision.arguments.get("loosen") == "diagonal"
-            and 0 < decision.arguments.get("eps_tau", 0) < spacing * abs(decision.arguments["tau"]) / 8
-        ]
-        if lost:
-            notes.append(
-                f"loosening: in {dtype} noise of 1e-6 beside 1 rounds away, so the copies in {len(lost)} weights are "
-                "exact replicas; --loosen dense survives, or initialise in float32 and convert afterwards"
-            )
-    return notes
+    import torch
+
+    from idfx.noise import resolves_loosening
+
+    lost: dict[str, int] = {}
+    for name, decision in decisions.items():
+        if decision.arguments.get("loosen") != "diagonal" or not decision.arguments["eps_tau"]:
+            continue
+        dtype = structure.parameters[name].dtype
+        tau, eps_tau = decision.arguments["tau"], decision.arguments["eps_tau"]
+        if not resolves_loosening(getattr(torch, dtype), tau, eps_tau):
+            lost[dtype] = lost.get(dtype, 0) + 1
+    return [
+        f"loosening: {dtype} rounds the noise beside tau away, so the copies in {count} weights are exact replicas; "
+        "--loosen dense survives, or initialise in float32 and convert afterwards"
+        for dtype, count in lost.items()
+    ]
 
 
 def to_json(plan: Plan) -> str:
@@ -125,7 +126,9 @@ def from_json(text: str, subject: str = "plan") -> Plan:
     try:
         document = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise PlanError(f"{subject}: {error}; expected JSON. Make a plan with `idfx plan SPEC -o plan.json`.") from error
+        raise PlanError(
+            f"{subject}: {error}; expected JSON. Make a plan with `idfx plan SPEC -o plan.json`."
+        ) from error
     if not isinstance(document, dict) or document.get("idfx_plan") != FORMAT:
         version = document.get("idfx_plan") if isinstance(document, dict) else None
         raise PlanError(f"{subject}: plan version {version!r}; expected {FORMAT}. Make it anew with `idfx plan`.")
@@ -149,11 +152,22 @@ def from_json(text: str, subject: str = "plan") -> Plan:
         if not isinstance(arguments, dict):
             raise PlanError(f"{where}: arguments {arguments!r}; expected an object. Write {{}} for none.")
         decisions[name] = Decision(
-            name, entry["fill"], arguments, str(entry.get("reason", "by hand")), str(entry.get("evidence", ""))
+            name,
+            entry["fill"],
+            arguments,
+            str(entry.get("reason", "by hand")),
+            str(entry.get("evidence", "")),
         )
     notes = tuple(str(note) for note in document.get("notes", ()))
     return Plan(
-        document["model"], document["scheme"], document["seed"], document["options"], shapes, decisions, kept, notes
+        document["model"],
+        document["scheme"],
+        document["seed"],
+        document["options"],
+        shapes,
+        decisions,
+        kept,
+        notes,
     )
 
 

@@ -75,7 +75,5 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return the item, or raise UsageError naming the nearest spellings."""
         if name not in self:
             known = ", ".join(self)
-            raise UsageError(
-                f"{self.noun} {name!r}: unknown; expected one of {known}.{did_you_mean(name, self)}"
-            )
+            raise UsageError(f"{self.noun} {name!r}: unknown; expected one of {known}.{did_you_mean(name, self)}")
         return self[name]

@@ -73,7 +73,10 @@ def _weight_role(use: Use, around: Surroundings) -> tuple[str, str]:
     if use.layout is None:
         return "unresolved", "it is a weight, but not read as a plain matrix"
     if term in around.shortcut:
-        return "projection shortcut", f"it stands on the shortcut of the join {around.names[around.shortcut[term]]}"
+        return (
+            "projection shortcut",
+            f"it stands on the shortcut of the join {around.names[around.shortcut[term]]}",
+        )
     if term in around.stem:
         return "inner", f"it stands between fork and join in the branch of {around.names[around.stem[term]]}"
     if term in around.last:
@@ -97,10 +100,16 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, joi
             tied = "; it is also used as a weight" if weights else ""
             crossed = [join.name for join in joins if uses[0].parameter in join.scales]
             if how == "scale" and crossed:
-                name, evidence = "branch scale", f"it multiplies the branch of {', '.join(crossed)} behind its end"
+                name, evidence = (
+                    "branch scale",
+                    f"it multiplies the branch of {', '.join(crossed)} behind its end",
+                )
             added = [join.name for join in joins if uses[0].parameter in join.silenced]
             if how in ("offset", "token", "other") and added:
-                name, evidence = "branch shift", f"it is added in the branch of {', '.join(added)} behind its end"
+                name, evidence = (
+                    "branch shift",
+                    f"it is added in the branch of {', '.join(added)} behind its end",
+                )
             return Role(name, evidence + tied, None, None, _terms(uses, around), traits)
     roles = [_weight_role(use, around) for use in weights]
     layouts = {use.layout for use in weights}

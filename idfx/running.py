@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from idfx.errors import ForwardError, IdfxError
 
 
-class OperatorCalls(ProxyTorchDispatchMode):
+class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that hands each operator call to `on_call(operator, args, kwargs) -> result`.
 
     The base class is there because torch accepts no other kind of mode on the PreDispatch key; none of its
@@ -31,15 +31,15 @@ class OperatorCalls(ProxyTorchDispatchMode):
     """
 
     def __init__(self, on_call: Callable[[Any, Sequence[Any], dict[str, Any]], Any]) -> None:
-        TorchDispatchMode.__init__(self, _dispatch_key=DispatchKey.PreDispatch)
+        TorchDispatchMode.__init__(self, _dispatch_key=DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
         self._on_call = on_call
 
     def __enter__(self) -> OperatorCalls:
-        TorchDispatchMode.__enter__(self)
+        TorchDispatchMode.__enter__(self)  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        TorchDispatchMode.__exit__(self, *exception)
+        TorchDispatchMode.__exit__(self, *exception)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._on_call(func, args, kwargs or {})
@@ -83,7 +83,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(model, wrappers):
             model = model.module
         elif "_orig_mod" in model._modules and type(model).__name__ == "OptimizedModule":
-            model = model._orig_mod
+            model = model.get_submodule("_orig_mod")
         else:
             return model
 
@@ -166,6 +166,22 @@ def run(
             where = f"module {path.current!r}" if path.current else "its own forward"
             words = " ".join(str(error).split())
             words = words if len(words) <= 300 else words[:297] + "..."
+            words += "" if words.endswith((".", "!", "?")) else "."
             raise ForwardError(
-                f"{type(model).__name__}: forward raised {type(error).__name__} in {where}: {words}"
+                f"{type(model).__name__}: forward raised {type(error).__name__} in {where} on {_shapes(args, kwargs)}: "
+                f"{words} Give inputs that it takes: --input-shape on the command line, example_inputs in Python."
             ) from error
+
+
+def _shapes(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    """Say what a forward was called with."""
+
+    def shape(value: Any) -> str:
+        if isinstance(value, torch.Tensor):
+            return f"{str(value.dtype)[6:]} {list(value.shape)}"
+        if isinstance(value, (list, tuple)):
+            return f"[{', '.join(map(shape, value))}]"
+        return type(value).__name__
+
+    named = [f"{name}={shape(value)}" for name, value in kwargs.items()]
+    return f"inputs ({', '.join([*map(shape, args), *named])})"

@@ -53,9 +53,7 @@ def _absolute(layout: Layout, dimensions: int) -> Layout | None:
     if dimensions < 2:
         return None
     batch = tuple(range(dimensions - 2))
-    return replace(
-        layout, out_axis=layout.out_axis + dimensions, in_axis=layout.in_axis + dimensions, batch_axes=batch
-    )
+    return replace(layout, out_axis=layout.out_axis + dimensions, in_axis=layout.in_axis + dimensions, batch_axes=batch)
 
 
 def _swapped(layout: Layout, first: int, second: int) -> Layout:

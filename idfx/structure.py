@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from idfx.cuts import Cut, Cuts, Leaf, flatten
-from idfx.flow import Flow, read
+from idfx.flow import Flow, operator_name, read
 from idfx.paths import NONLINEAR, RESAMPLE, ROOT, SCALE, WEIGHT, Paths
 from idfx.records import Capture, End, Join, Structure
 from idfx.roles import assign_roles
@@ -196,11 +196,7 @@ class _Assembly:
     def joins(self) -> tuple[Join, ...]:
         """The joins; one that shares its end with something that is no end cannot be silenced."""
         found = {position: self._join(position) for position in sorted(self.blocks.sides)}
-        ends = {
-            position: [leaf for leaf in flatten(self.blocks.cuts[position].ends)]
-            for position, join in found.items()
-            if join.zeroable
-        }
+        ends = {position: flatten(self.blocks.cuts[position].ends) for position, join in found.items() if join.zeroable}
         while True:
             acting: dict[str, set[int]] = {}
             for leaf in (leaf for leaves in ends.values() for leaf in leaves):
@@ -260,7 +256,7 @@ class _Assembly:
             name=self.names[position],
             kind=_kind(side.length),
             module=flow.module(position),
-            fork=flow.terms[side.fork].node,
+            fork=self._place(side.fork),
             shortcut=tuple(dict.fromkeys(self._shortcuts.get(position, ()))),
             branch=tuple(dict.fromkeys(self._branches[position])),
             ends=tuple(End(name) for name in dict.fromkeys(leaf.parameter for leaf in leaves)),
@@ -274,6 +270,17 @@ class _Assembly:
             parent=None if parent is None else self.names[parent],
         )
 
+    def _place(self, position: int) -> str:
+        """Name a value: the join that makes it, or else its operator and module."""
+        if position in self.names:
+            return self.names[position]
+        node = self.flow.terms[position].node
+        if self.flow.nodes[node].op != "call_function":
+            return node
+        operator = operator_name(self.flow.nodes[node].target).rpartition(".")[2].rstrip("_")
+        module = self.flow.module(position)
+        return f"{module} ({operator})" if module else operator
+
     def _sum(self, position: int, kind: str, reason: str) -> Join:
         flow = self.flow
         fork = self.paths.dominator.get(position, ROOT)
@@ -281,7 +288,7 @@ class _Assembly:
             name=self.names[position],
             kind=kind,
             module=flow.module(position),
-            fork=flow.terms[fork].node if fork != ROOT else "",
+            fork=self._place(fork) if fork != ROOT else "",
             shortcut=(),
             branch=(),
             ends=(),

@@ -129,9 +129,7 @@ def test_a_draw_on_part_keeps_the_rest():
     assert model.weight[0].tolist() == [0, 1, 2] and (model.weight[1] >= 10).all()
 
 
-@pytest.mark.parametrize(
-    "overwrite", [init.zeros_, lambda w: w.data.fill_(3.0), lambda w: w.data.copy_(torch.ones(4))]
-)
+@pytest.mark.parametrize("overwrite", [init.zeros_, lambda w: w.data.fill_(3.0), lambda w: w.data.copy_(torch.ones(4))])
 def test_a_full_overwrite_drops_the_draw(overwrite):
     pending = DeferredDraws()
     with pending:
@@ -353,8 +351,7 @@ def test_same_seed_same_bytes_and_global_states_untouched():
     torch.manual_seed(7)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
     first, second, other = (
-        load("timm:vit_tiny_patch16_224", arguments={"depth": 2}, seed=seed)[0].state_dict()
-        for seed in (4, 4, 5)
+        load("timm:vit_tiny_patch16_224", arguments={"depth": 2}, seed=seed)[0].state_dict() for seed in (4, 4, 5)
     )
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (random.getstate(), np.random.get_state()[1].tobytes())
@@ -367,8 +364,7 @@ def test_same_seed_same_bytes_and_global_states_untouched():
 @pytest.mark.parametrize("name", MODELS)
 def test_same_bytes_on_every_device(name):
     here, there = (
-        load(f"timm:{name}", arguments=MODELS[name], device=device)[0].state_dict()
-        for device in ("cpu", "cuda")
+        load(f"timm:{name}", arguments=MODELS[name], device=device)[0].state_dict() for device in ("cpu", "cuda")
     )
     assert all(value.is_cuda for value in there.values())
     assert all(torch.equal(here[key], there[key].cpu()) for key in here)

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from idfx import export
+from idfx import export, files
 from idfx.errors import ExportError, UsageError
 from idfx.records import Decision, Plan
 
@@ -176,9 +176,7 @@ def test_same_bytes_in_every_process_and_under_every_name(tmp_path):
     code = SAME.format(tests=str(Path(__file__).parent))
     stems = ["a", "another name", "日本"]
     runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path / name], env={**os.environ, "PYTHONHASHSEED": seed}
-        )
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / name], env={**os.environ, "PYTHONHASHSEED": seed})
         for name, seed in zip(stems, "123", strict=True)
     ]
     assert [run.wait() for run in runs] == [0, 0, 0]
@@ -238,8 +236,7 @@ def test_digest_reads_the_content_alone():
         ("pipe.pt", "pipe.pt: this is no regular file; the path of a file was expected. Choose another name"),
         (
             "no/w.pt",
-            "no/w.pt: no does not exist; an existing folder was expected. "
-            "Create it (mkdir -p 'no') or choose another",
+            "no/w.pt: no does not exist; an existing folder was expected. Create it (mkdir -p 'no') or choose another",
         ),
         (
             "file/w.pt",
@@ -381,7 +378,7 @@ def test_interrupt_leaves_nothing(call, way, suffix, tmp_path, monkeypatch):
 FULL = """
 import os, resource, sys
 from torch import nn
-from idfx import errors, export
+from idfx import errors, export, files
 files._UNNAMED = int(sys.argv[2]) and files._UNNAMED
 model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
 resource.setrlimit(resource.RLIMIT_FSIZE, (3_500_000, 3_500_000))

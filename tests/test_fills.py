@@ -338,9 +338,7 @@ def test_a_parameter_stays_itself():
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0, 3), (3, 2, 0)])
-@pytest.mark.parametrize(
-    ("name", "arguments"), [("idic", {"loosen": "dense"}), ("idizc", {}), ("mixed", {"rows": []})]
-)
+@pytest.mark.parametrize(("name", "arguments"), [("idic", {"loosen": "dense"}), ("idizc", {}), ("mixed", {"rows": []})])
 def test_nothing_to_fill(shape, name, arguments):
     assert filled(shape, name, arguments).shape == shape
 
@@ -420,17 +418,11 @@ def test_rows_that_are_none(rows):
 def test_calls_that_cannot_be_followed():
     with pytest.raises(UsageError, match=r"fill 'idis': unknown; .* Did you mean idi"):
         fill_(torch.empty(2, 2), "idis", parameter="w", seed=0)
-    with pytest.raises(
-        UsageError, match=r"w: dtype torch.int8; expected a real floating point\. Leave it out"
-    ):
+    with pytest.raises(UsageError, match=r"w: dtype torch.int8; expected a real floating point\. Leave it out"):
         fill_(torch.zeros(2, 2, dtype=torch.int8), "idi", parameter="w", seed=0)
-    with pytest.raises(
-        UsageError, match=r"w: on the meta device; expected memory to write to\. Call to_empty"
-    ):
+    with pytest.raises(UsageError, match=r"w: on the meta device; expected memory to write to\. Call to_empty"):
         fill_(torch.empty(2, 2, device="meta"), "idi", parameter="w", seed=0)
-    with pytest.raises(
-        UsageError, match=r"w: Shard\(.*\) of shape \(2, 2\); expected a part of the full tensor"
-    ):
+    with pytest.raises(UsageError, match=r"w: Shard\(.*\) of shape \(2, 2\); expected a part of the full tensor"):
         fill_(torch.empty(2, 2), "idi", parameter="w", seed=0, shard=Shard((4, 2), (3, 0)))
     with pytest.raises(UsageError, match=r"seed: 'x'; expected an integer"):
         fill_(torch.empty(2, 2), "idi", parameter="w", seed="x")
@@ -465,13 +457,7 @@ def test_orders_differ_where_they_should():
     }
     assert read == {"channel": 8, "tap": 64, "centre": 64}
     taps = {
-        order: filled((64, 64, 3, 3), "idic", {"order": order})
-        .ne(0)
-        .sum((0, 1))
-        .flatten()
-        .nonzero()
-        .flatten()
-        .tolist()
+        order: filled((64, 64, 3, 3), "idic", {"order": order}).ne(0).sum((0, 1)).flatten().nonzero().flatten().tolist()
         for order in ("channel", "tap", "centre")
     }
     assert taps == {"channel": list(range(9)), "tap": [0], "centre": [4]}

@@ -47,9 +47,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "quits.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in [
-        name for name in sys.modules if name in ("neighbour", "net") or name.startswith("idfx_source_")
-    ]:
+    for name in [name for name in sys.modules if name in ("neighbour", "net") or name.startswith("idfx_source_")]:
         del sys.modules[name]
 
 
@@ -77,9 +75,7 @@ def test_a_library_model_takes_its_example_input(spec, arguments, shape):
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
-@pytest.mark.parametrize(
-    ("name", "shape"), [("inception_v3", (1, 3, 299, 299)), ("googlenet", (1, 3, 224, 224))]
-)
+@pytest.mark.parametrize(("name", "shape"), [("inception_v3", (1, 3, 299, 299)), ("googlenet", (1, 3, 224, 224))])
 def test_no_warning_about_defaults_of_the_library(name, shape):
     assert build(f"torchvision:{name}", device="cpu").example.args[0].shape == shape
 

@@ -144,7 +144,7 @@ def einsum_layouts(equation: str) -> tuple[Layout | None, Layout | None]:
     operands = left.split(",")
     if len(operands) != 2 or "." in left or not result:
         return None, None
-    found = []
+    found: list[Layout | None] = []
     for own, other in (operands, operands[::-1]):
         outs = [a for a in own if a in result and a not in other]
         ins = [a for a in own if a in other and a not in result]

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from idfx.ops.term import Term, add, concat, gate, is_operand, keeps_zero, operator, product, reciprocal, scale
+from idfx.ops.term import (
+    Term,
+    add,
+    concat,
+    gate,
+    is_operand,
+    keeps_zero,
+    operator,
+    product,
+    reciprocal,
+    scale,
+)
 
 
 @operator("aten.add", "aten.add_", "aten.__iadd__", "aten.__add__")
@@ -78,9 +89,8 @@ def einsum(equation: str, tensors: Any, *, path: Any = None) -> Term:
 
     if len(tensors) == 1:
         return Term("mix", (tensors[0],))
-    first, *others = tensors
-    result = first
-    for other in others:
-        layouts = einsum_layouts(equation) if len(tensors) == 2 else (None, None)
-        result = Term("contract", (result, other), layouts=layouts)
+    layouts = einsum_layouts(equation)
+    result = Term("contract", tuple(tensors[:2]), layouts=layouts)
+    for other in tensors[2:]:
+        result = Term("contract", (result, other))
     return result

@@ -37,7 +37,11 @@ def _text(value: Any) -> str:
 
 def structure(found: Structure) -> str:
     """Return a structure as JSON: joins, sums, sites, roles, unknown operators, and how it was captured."""
-    capture = {"how": found.capture.how, "nodes": len(found.capture.graph.nodes), "calls": found.capture.calls}
+    capture = {
+        "how": found.capture.how,
+        "nodes": len(found.capture.graph.nodes),
+        "calls": found.capture.calls,
+    }
     return _text({**_plain(found), "captured": capture})
 
 

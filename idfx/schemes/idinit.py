@@ -77,9 +77,7 @@ def _check_number(name: str, value: object) -> None:
 
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(
-            f"{name} {value!r}; expected one of {', '.join(known)}.{did_you_mean(str(value), known)}"
-        )
+        raise UsageError(f"{name} {value!r}; expected one of {', '.join(known)}.{did_you_mean(str(value), known)}")
 
 
 def _layout(layout: Layout | None) -> dict[str, Any]:
@@ -131,7 +129,13 @@ def decide(parameter: ParameterInfo, role: Role, options: Options) -> Decision |
     if role.name == "end" and role.layout is None:
         return constant(0.0, "the last weight of a residual branch, not read as a plain matrix, starts at zero (ours)")
     if role.name == "end":
-        return _weight(parameter, role, options, True, "the last weight of a residual branch starts at almost zero (paper)")
+        return _weight(
+            parameter,
+            role,
+            options,
+            True,
+            "the last weight of a residual branch starts at almost zero (paper)",
+        )
     if role.name in ("main stem", "inner"):
         where = "the main stem" if role.name == "main stem" else "a residual branch"
         return _weight(parameter, role, options, False, f"a weight inside {where} starts as the identity (paper)")

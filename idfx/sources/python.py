@@ -57,8 +57,7 @@ def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Exampl
         model = factory if isinstance(factory, nn.Module) else _call(name, factory, arguments)
         if not isinstance(model, nn.Module):
             raise SourceError(
-                f"{name}: the factory returned a {type(model).__name__}; expected a torch.nn.Module."
-                " Return the model."
+                f"{name}: the factory returned a {type(model).__name__}; expected a torch.nn.Module. Return the model."
             )
         return model, _example(name, module, model)
 
@@ -80,17 +79,14 @@ def _load_file(name: str, path: Path) -> ModuleType:
         folder = path.parent
         nearby = [item.name for item in folder.glob("*.py")] if folder.is_dir() else []
         raise SourceError(
-            f"{name}: there is no file {path}; expected path/to/file.py:factory."
-            f"{did_you_mean(path.name, nearby)}"
+            f"{name}: there is no file {path}; expected path/to/file.py:factory.{did_you_mean(path.name, nearby)}"
         )
     digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()
     # A name of its own, so that a file called `torch.py` or `model.py` takes no one's place.
     title = f"idfx_source_{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(title, path)
     if spec is None or spec.loader is None:
-        raise SourceError(
-            f"{name}: {path} is no Python file; expected path/to/file.py:factory. Rename it to .py."
-        )
+        raise SourceError(f"{name}: {path} is no Python file; expected path/to/file.py:factory. Rename it to .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[title] = module
     try:
