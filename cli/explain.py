@@ -22,7 +22,7 @@ def command(parameter: str, scheme: str, as_json: bool, quiet: bool, **options: 
     Example:
       idfx explain timm:resnet50 layer1.0.conv3.weight
     """
-    from idfx.plan import make_plan
+    from idfx.planning import make_plan
     from idfx.schemes.scheme import SCHEMES
 
     given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})

@@ -18,6 +18,7 @@ from .session import Progress, build_and_read
 @click.option("--no-certify", is_flag=True, help="Do not run the initialised model.")
 @click.option("--keep-going", is_flag=True, help="Write the file even if the certificate fails.")
 @output_options
+@click.pass_context
 def command(
     ctx: click.Context, output: str, scheme: str, plan_file: str | None, no_certify: bool, keep_going: bool,
     as_json: bool, quiet: bool, **options: Any,
@@ -35,7 +36,6 @@ def command(
 
     scheme_given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
     if plan_file is not None:
-        ctx = click.get_current_context()
         named = [name for name in ("scheme", "seed") if ctx.get_parameter_source(name).name == "COMMANDLINE"]  # type: ignore[union-attr]
         if contradicting := [*named, *scheme_given]:
             raise UsageError(
@@ -74,7 +74,7 @@ def _initialise(
     from idfx.apply import apply_, check
     from idfx.errors import CertificateError
     from idfx.export import save
-    from idfx.plan import make_plan
+    from idfx.planning import make_plan
     from idfx.records import Report
     from idfx.schemes.scheme import SCHEMES
 

@@ -23,7 +23,7 @@ def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **optio
       idfx plan timm:resnet50 -o plan.json
     """
     from idfx.files import write_text
-    from idfx.plan import make_plan, to_json
+    from idfx.planning import make_plan, to_json
     from idfx.schemes.scheme import SCHEMES
 
     given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from idfx.api import analyze, init_, plan, read_plan
     from idfx.apply import apply_
     from idfx.building import load
-    from idfx.certify import certify
+    from idfx.certification import certify
     from idfx.errors import IdfxError
     from idfx.export import save
     from idfx.ops.term import operator
@@ -28,7 +28,7 @@ _HOMES = {
     "Structure": "idfx.records",
     "analyze": "idfx.api",
     "apply_": "idfx.apply",
-    "certify": "idfx.certify",
+    "certify": "idfx.certification",
     "init_": "idfx.api",
     "load": "idfx.building",
     "operator": "idfx.ops.term",

@@ -11,9 +11,9 @@ from torch import nn
 
 from idfx.apply import apply_
 from idfx.capture import capture
-from idfx.certify import certify
+from idfx.certification import certify
 from idfx.errors import CertificateError, PlanError, SourceError
-from idfx.plan import from_json, make_plan
+from idfx.planning import from_json, make_plan
 from idfx.records import Certificate, Example, Plan, Report, Structure
 from idfx.running import unwrap
 from idfx.structure import analyse
