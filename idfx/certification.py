@@ -88,11 +88,14 @@ def _run(model: nn.Module, example: Example, observer: _Observer) -> list[torch.
     return [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
 
 
-def _exactly_zero(model: nn.Module, join: Join) -> bool:
+def _exactly_zero(model: nn.Module, structure: Structure, join: Join) -> bool:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for end in join.ends:
         weight = parameters[end.parameter]
-        parts = [weight] if end.rows is None else [weight[start:stop] for start, stop in end.rows]
+        layout = structure.roles[end.parameter].layout if end.parameter in structure.roles else None
+        axis = layout.out_axis if layout is not None else 0
+        ranges = end.rows or ((0, weight.shape[axis]),) if weight.dim() else ()
+        parts = [weight.narrow(axis, start, stop - start) for start, stop in ranges] or [weight]
         if any(bool(part.detach().any()) for part in parts):
             return False
     return True
@@ -125,7 +128,7 @@ def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certif
             "expected the same path. Capture the model with an example on its own device."
         )
     second = _run(model, another(capture.example), _Observer({}, {}))
-    checks = tuple(_check(model, join, observer.deviations.get(join.name), eps) for join in structure.joins)
+    checks = tuple(_check(model, structure, join, observer.deviations.get(join.name), eps) for join in structure.joins)
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in (*first, *second))
     distinct = not first or any(
         a.shape != b.shape or not torch.equal(a, b) for a, b in zip(first, second, strict=False)
@@ -133,12 +136,12 @@ def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certif
     return Certificate(checks, finite, distinct, tuple(_failures(checks, finite, distinct)))
 
 
-def _check(model: nn.Module, join: Join, deviation: float | None, eps: float) -> JoinCheck:
+def _check(model: nn.Module, structure: Structure, join: Join, deviation: float | None, eps: float) -> JoinCheck:
     if deviation is None:
         return JoinCheck(join.name, join.kind, math.nan, math.nan, "unseen")
     if not join.zeroable:
         return JoinCheck(join.name, join.kind, deviation, math.inf, "open")
-    tolerance = 0.0 if _exactly_zero(model, join) else math.sqrt(eps)
+    tolerance = 0.0 if _exactly_zero(model, structure, join) else math.sqrt(eps)
     status = "identity" if deviation <= tolerance else "deviates"
     return JoinCheck(join.name, join.kind, deviation, tolerance, status)
 

@@ -62,6 +62,15 @@ class Flow:
         """Number of the operator call that a term belongs to."""
         return self.capture.steps.get(self.terms[term].node, -1)
 
+    @functools.cached_property
+    def users(self) -> Mapping[int, list[int]]:
+        """The terms that read each data term."""
+        found: dict[int, list[int]] = {}
+        for position, term in enumerate(self.terms):
+            for source in self.sources(position) if term.data else ():
+                found.setdefault(source, []).append(position)
+        return found
+
     def sources(self, term: int) -> tuple[int, ...]:
         """Operands and gates of a term that carry data, each once."""
         found = self.terms[term]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from idfx.flow import Flow
 from idfx.paths import Paths
 from idfx.records import Join, Layout, Role
+from idfx.rows import Ranges, ranges
 from idfx.sites import Sites, Use
 
 # The role of a parameter that is no weight follows from how it is used.
@@ -94,7 +95,10 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, joi
     if ending:
         names = ", ".join(join.name for join in ending)
         what = "end" if weights else "end scale"
-        return Role(what, f"at zero it makes the branch of {names} zero", layout, None, _terms(uses, around), traits)
+        rows = _ending_rows(uses[0].parameter, ending)
+        part = f"rows {', '.join(f'{a} to {b - 1}' for a, b in rows)}" if rows else "it"
+        evidence = f"at zero {part} make{'' if rows else 's'} the branch of {names} zero"
+        return Role(what, evidence, layout, rows, _terms(uses, around), traits)
     for how, (name, evidence) in _PLAIN.items():
         if any(use.how == how for use in uses):
             tied = "; it is also used as a weight" if weights else ""
@@ -119,6 +123,14 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, joi
     others = sorted({other for other, _ in roles} - {name})
     evidence += f"; elsewhere it is {', '.join(others)}" if others else ""
     return Role(name, evidence, layout, None, _terms(uses, around), traits, weights[0].activation)
+
+
+def _ending_rows(parameter: str, joins: Sequence[Join]) -> Ranges | None:
+    """The rows that end some branch; None for all of them."""
+    found = [end.rows for join in joins for end in join.ends if end.parameter == parameter]
+    if any(rows is None for rows in found):
+        return None
+    return ranges({row for rows in found for start, stop in rows or () for row in range(start, stop)})
 
 
 def _terms(uses: Sequence[Use], around: Surroundings) -> tuple[str, ...]:

@@ -89,10 +89,10 @@ def _layout(flow: Flow, layout: Layout | None, operand: int, leaf: int, chain: t
     return None if reshaped and used != own else found
 
 
-def _activation(flow: Flow, users: Mapping[int, list[int]], position: int) -> str:
+def _activation(flow: Flow, position: int) -> str:
     """The nonlinear operator that the output of a weight runs into, past its bias and normalisation."""
-    while len(users.get(position, ())) == 1:
-        position = users[position][0]
+    while len(flow.users.get(position, ())) == 1:
+        position = flow.users[position][0]
         term = flow.terms[position]
         if term.kind in ("map", "gate"):
             node = flow.nodes[term.node]
@@ -100,14 +100,6 @@ def _activation(flow: Flow, users: Mapping[int, list[int]], position: int) -> st
         if term.kind not in ("move", "scale", "norm", "sum", "product"):
             break
     return ""
-
-
-def _users(flow: Flow) -> dict[int, list[int]]:
-    users: dict[int, list[int]] = {}
-    for position, term in enumerate(flow.terms):
-        for source in flow.sources(position) if term.data else ():
-            users.setdefault(source, []).append(position)
-    return users
 
 
 def _how(flow: Flow, position: int, operand: int, leaf: int, chain: tuple[int, ...]) -> str:
@@ -136,7 +128,6 @@ def find_sites(flow: Flow) -> Sites:
     """
     uses: dict[str, list[Use]] = {}
     at: dict[int, list[Site]] = {}
-    users = _users(flow)
     counts: Counter[str] = Counter()
     for position, term in enumerate(flow.terms):
         if not term.data:
@@ -148,7 +139,7 @@ def find_sites(flow: Flow) -> Sites:
                 name = flow.capture.parameters[flow.terms[leaf].node]
                 how = _how(flow, position, operand, leaf, chain)
                 layout = _layout(flow, term.layouts[1], operand, leaf, chain) if how == "weight" else None
-                activation = _activation(flow, users, position) if how == "weight" else ""
+                activation = _activation(flow, position) if how == "weight" else ""
                 uses.setdefault(name, []).append(Use(name, how, position, layout, activation))
                 if how in ("weight", "table", "recurrent"):
                     module = flow.module(position) or flow.capture.model

@@ -17,6 +17,7 @@ from idfx.flow import Flow, operator_name, read
 from idfx.paths import NONLINEAR, RESAMPLE, ROOT, SCALE, WEIGHT, Paths
 from idfx.records import Capture, End, Join, Structure
 from idfx.roles import assign_roles
+from idfx.rows import Exclusive
 from idfx.sites import Sites, find_sites
 
 _MIXERS = frozenset({"contract", "mix", "pool", "norm", "recurrent", "unknown"})
@@ -49,6 +50,7 @@ class _Finder:
     def __init__(self, flow: Flow, paths: Paths) -> None:
         self.flow, self.paths, self.blocks = flow, paths, Blocks()
         self.terms = flow.terms
+        self.exclusive = Exclusive(flow, paths)
         self._inner: dict[int, tuple[Cut, int]] = {}
         self._by_weight = Cuts(flow, self._inner)
         self._by_scale = Cuts(flow, self._inner, prefer_scales=True)
@@ -145,7 +147,7 @@ class _Finder:
             blocks.shortcut.setdefault(term, position)
 
     def _exclusive(self, cut: Cut, position: int) -> bool:
-        return all(self.paths.only_through(leaf.term, position) for leaf in flatten(cut.ends))
+        return all(self.exclusive.rows(leaf.term, position) is not None for leaf in flatten(cut.ends))
 
     def _between(self, fork: int, operand: int) -> Iterator[int]:
         """The terms on the way from the fork to the shortcut operand, inner branches left out."""
@@ -181,8 +183,8 @@ def _names(flow: Flow, positions: list[int]) -> dict[int, str]:
 class _Assembly:
     """Turns what was found into records."""
 
-    def __init__(self, flow: Flow, paths: Paths, blocks: Blocks, sites: Sites) -> None:
-        self.flow, self.paths, self.blocks, self.sites = flow, paths, blocks, sites
+    def __init__(self, flow: Flow, paths: Paths, blocks: Blocks, sites: Sites, exclusive: Exclusive) -> None:
+        self.flow, self.paths, self.blocks, self.sites, self.exclusive = flow, paths, blocks, sites, exclusive
         self.names = _names(flow, sorted((*blocks.sides, *blocks.refused)))
         self._canonical = {
             alias: info.name for info in flow.capture.info.values() for alias in (info.name, *info.aliases)
@@ -246,7 +248,8 @@ class _Assembly:
     def _join(self, position: int) -> Join:
         flow, side, cut = self.flow, self.blocks.sides[position], self.blocks.cuts[position]
         leaves = [] if cut.obstacle else flatten(cut.ends)
-        shared = [leaf for leaf in leaves if not self.paths.only_through(leaf.term, position)]
+        rows = {leaf: self.exclusive.rows(leaf.term, position) for leaf in leaves}
+        shared = [leaf for leaf in leaves if rows[leaf] is None]
         reason = cut.obstacle
         if shared:
             node = flow.terms[shared[0].term].node
@@ -259,7 +262,7 @@ class _Assembly:
             fork=self._place(side.fork),
             shortcut=tuple(dict.fromkeys(self._shortcuts.get(position, ()))),
             branch=tuple(dict.fromkeys(self._branches[position])),
-            ends=tuple(End(name) for name in dict.fromkeys(leaf.parameter for leaf in leaves)),
+            ends=tuple(dict.fromkeys(End(leaf.parameter, rows[leaf] or None) for leaf in leaves)),
             scales=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.scales))) if leaves else (),
             silenced=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.silenced))) if leaves else (),
             exclusive=bool(leaves) and not shared,
@@ -313,9 +316,10 @@ def analyse(capture: Capture) -> Structure:
     """
     flow = read(capture)
     paths = Paths(flow)
-    blocks = _Finder(flow, paths).find()
+    finder = _Finder(flow, paths)
+    blocks = finder.find()
     sites = find_sites(flow)
-    assembly = _Assembly(flow, paths, blocks, sites)
+    assembly = _Assembly(flow, paths, blocks, sites, finder.exclusive)
     joins = assembly.joins()
     roles = assign_roles(flow, paths, sites, blocks.stem, blocks.shortcut, assembly.names, joins)
     return Structure(

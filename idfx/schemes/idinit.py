@@ -98,7 +98,10 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
     arguments: dict[str, Any] = {}
     if zero:
         arguments["eps"] = options.eps
-    else:
+    if zero and role.rows is not None:
+        arguments["rows"] = [list(rows) for rows in role.rows]
+        reason += ", its other rows as the identity (ours)"
+    if not zero or role.rows is not None:
         gain = _GAINS.get(role.activation, 1.0)
         arguments["tau"] = gain if options.tau == "gain" else options.tau
         if options.tau == "gain":
@@ -110,7 +113,7 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
     layout = _layout(role.layout)
     if layout:
         arguments["layout"] = layout
-    fill = ("idiz" if zero else "idi") + ("c" if kernel else "")
+    fill = "mixed" if zero and role.rows is not None else ("idiz" if zero else "idi") + ("c" if kernel else "")
     return Decision(parameter.name, fill, arguments, reason, role.evidence)
 
 
