@@ -49,9 +49,10 @@ def build_and_read(progress: Progress, **options: Any) -> tuple[Built, Structure
     """Return the model of a SPEC, its random initialisation pending, and its structure."""
     progress.step("load libraries")
     from idfx.api import no_example
-    from idfx.building import build, parse_arguments
+    from idfx.building import build
     from idfx.capture import capture
     from idfx.errors import StructureError
+    from idfx.parsing import parse_arguments
     from idfx.structure import analyse
 
     spec = options["spec"]

@@ -15,9 +15,8 @@ import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from unittest import mock
 
 import torch
@@ -28,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from idfx.errors import UsageError
 from idfx.registry import did_you_mean
+from idfx.tape import Step, Tape, View
 
 # In-place draws: each overwrites its whole tensor without reading it.
 DRAWS = frozenset(
@@ -62,68 +62,6 @@ UNDISPATCHED = frozenset(
     )
     if hasattr(Tensor, name)
 )
-
-
-class View(NamedTuple):
-    """How a tensor lies in its storage; `of` makes the tensor again."""
-
-    dtype: torch.dtype
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-
-    @classmethod
-    def at(cls, tensor: Tensor) -> View:
-        """Return the view that this tensor has of its storage."""
-        return cls(tensor.dtype, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
-
-    def of(self, storage: torch.UntypedStorage) -> Tensor:
-        """Return the tensor that this view shows of a storage."""
-        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
-        return empty.set_(storage, self.offset, self.size, self.stride)
-
-
-class Step(NamedTuple):
-    """One call on the tape: a function of the tensor that `view` shows, which is written in place."""
-
-    function: Callable[..., Any]
-    view: View
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    draws: bool
-
-
-@dataclass
-class Tape:
-    """What has still to be done to one storage.
-
-    `order` counts the tapes of one build. `fresh`: the first step overwrites everything, so nothing that
-    lies in the storage now matters. `moved` is set when the storage took the place of another one, of another
-    dtype or device: the steps are for a storage of `nbytes` seen as `moved[0]`, the result for this one seen
-    as `moved[1]`.
-    """
-
-    reference: StorageWeakRef
-    order: int
-    nbytes: int
-    fresh: bool
-    steps: list[Step] = field(default_factory=list)
-    moved: tuple[View, View] | None = None
-
-    def play(self, storage: torch.UntypedStorage, generator: torch.Generator) -> None:
-        """Write into the storage what was put off, drawing on the CPU whatever the storage's device."""
-        in_place = self.moved is None and storage.device.type == "cpu"
-        base = storage if in_place else torch.UntypedStorage(self.nbytes, device="cpu")  # type: ignore[no-untyped-call]
-        if not in_place and not self.fresh:
-            _bytes(base).copy_(_bytes(storage))
-        with torch.no_grad():
-            for step in self.steps:
-                drawing = {"generator": generator} if step.draws else {}
-                step.function(step.view.of(base), *step.args, **step.kwargs, **drawing)
-            if self.moved is not None:
-                self.moved[1].of(storage).copy_(self.moved[0].of(base))
-            elif not in_place:
-                _bytes(storage).copy_(_bytes(base))
 
 
 class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -449,10 +387,6 @@ def _covers(tensor: Tensor) -> bool:
 def _channels_last(tensor: Tensor) -> bool:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return tensor.dim() in formats and tensor.is_contiguous(memory_format=formats[tensor.dim()])
-
-
-def _bytes(storage: torch.UntypedStorage) -> Tensor:
-    return View(torch.uint8, (storage.nbytes(),), (1,), 0).of(storage)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

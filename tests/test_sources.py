@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from idfx.building import build, load, parse_arguments, parse_device, parse_dtype, parse_shapes
+from idfx.building import build, load
+from idfx.parsing import parse_arguments, parse_device, parse_dtype, parse_shapes
 from idfx.errors import IdfxError, SourceError, UsageError
 from idfx.sources import SOURCES, resolve
 
