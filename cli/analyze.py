@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,9 +22,12 @@ def command(dot: str | None, as_json: bool, quiet: bool, **options: Any) -> None
     Example:
       idfx analyze timm:resnet50
     """
+    from idfx.files import check_writable, write_text
+
+    if dot is not None:
+        check_writable(Path(dot))
     with Progress(quiet).shown() as progress:
         _, structure = build_and_read(progress, **options)
-    from idfx.files import write_text
     from idfx.report import json as json_report
     from idfx.report import terminal
 

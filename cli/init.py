@@ -20,7 +20,7 @@ from .session import Progress, build_and_read
 @output_options
 @click.pass_context
 def command(
-    ctx: click.Context, output: str, scheme: str, plan_file: str | None, no_certify: bool, keep_going: bool,
+    ctx: click.Context, /, output: str, scheme: str, plan_file: str | None, no_certify: bool, keep_going: bool,
     as_json: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Write the initialised state dict of a model, and prove that its blocks start as identities.

@@ -53,7 +53,11 @@ def cli() -> None:
     """
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int, debug: bool = False) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
     click.echo(f"idfx: {' '.join(message.split())}", err=True)
     raise SystemExit(code)
 
@@ -68,9 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         raise SystemExit(error.exit_code) from error
     except (KeyboardInterrupt, click.Abort):
-        if state["debug"]:
-            raise
-        _fail("interrupted; nothing was written", 130)
+        _fail("interrupted; nothing was written", 130, state["debug"])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
@@ -78,21 +80,18 @@ def main(arguments: list[str] | None = None) -> None:
         where = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
         _fail(error.format_message() + where, 2)
     except IdfxError as error:
-        if state["debug"]:
-            raise
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, state["debug"])
     except MemoryError:
-        if state["debug"]:
-            raise
-        _fail("out of memory; expected room for the weights. Try a smaller --dtype or another --device.", 2)
+        text = "out of memory; expected room for the weights. Try a smaller --dtype or another --device."
+        _fail(text, 2, state["debug"])
     except Exception as error:
-        if state["debug"]:
-            raise
         if type(error).__name__ == "OutOfMemoryError":
-            _fail(f"out of memory on the device: {error}. Try a smaller --dtype or another --device.", 2)
+            text = f"out of memory on the device: {error}. Try a smaller --dtype or another --device."
+            _fail(text, 2, state["debug"])
         _fail(
             f"{type(error).__name__}: {error}; this is a defect of idfx. Run again with --debug and report it.",
             70,
+            state["debug"],
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,12 +23,14 @@ def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **optio
     Example:
       idfx plan timm:resnet50 -o plan.json
     """
-    from idfx.files import write_text
+    from idfx.files import check_writable, write_text
     from idfx.planning import make_plan, to_json
     from idfx.schemes.scheme import SCHEMES
 
     given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
     SCHEMES.find(scheme).read_options(given)
+    if output is not None:
+        check_writable(Path(output))
     with Progress(quiet).shown() as progress:
         _, structure = build_and_read(progress, **options)
     plan = make_plan(structure, scheme, options["seed"], **given)

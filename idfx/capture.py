@@ -193,7 +193,8 @@ def _on_meta(value: Any) -> Any:
     return pytree.tree_map_only(torch.Tensor, copy, value)
 
 
-def _record(model: nn.Module, example: Example, how: str) -> Capture:
+def record(model: nn.Module, example: Example, how: str) -> Capture:
+    """Return the graph of one forward pass on "meta" or on "real" tensors; `capture` chooses."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     tensors: dict[str, torch.Tensor] = {**parameters, **buffers}
@@ -254,7 +255,7 @@ def capture(model: nn.Module, example: Example, before_real: Callable[[], object
     """
     model = unwrap(model)
     try:
-        return _record(model, example, "meta")
+        return record(model, example, "meta")
     except ForwardError as error:
         if any(tensor.is_meta for tensor in model.parameters()):
             raise CaptureError(
@@ -262,7 +263,7 @@ def capture(model: nn.Module, example: Example, before_real: Callable[[], object
             ) from error
     if before_real is not None:
         before_real()
-    return _record(model, example, "real")
+    return record(model, example, "real")
 
 
 def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

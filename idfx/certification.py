@@ -11,11 +11,16 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from idfx.capture import tensors_in
+from idfx.capture import record, tensors_in
 from idfx.errors import CertificateError
 from idfx.flow import operator_name
 from idfx.records import Certificate, Example, Join, JoinCheck, Structure
 from idfx.running import ModulePath, run, unwrap
+from idfx.structure import analyse
+
+
+class _OtherPathError(CertificateError):
+    """The run makes other operator calls than the captured one."""
 
 
 @dataclass
@@ -24,7 +29,9 @@ class _Observer:
 
     joins: dict[int, Join]
     expected: dict[int, str]
+    strict: bool = True
     deviations: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     calls: int = 0
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -33,15 +40,16 @@ class _Observer:
         if join is None:
             return func(*args, **kwargs)
         if operator_name(func) != self.expected[step]:
-            raise CertificateError(
-                f"join {join.name}: call {step} is {operator_name(func)} in this run and was {self.expected[step]} "
-                "when captured; expected the same path. Capture the model with an example on its own device."
-            )
+            if self.strict:
+                raise _OtherPathError
+            self.joins = {}
+            return func(*args, **kwargs)
         shortcut = args[join.operand]
         if func._schema.is_mutable:
             shortcut = shortcut.clone()
         result = func(*args, **kwargs)
         self.deviations[join.name] = _deviation(result, shortcut)
+        self.sums[join.name] = (_total(result), _total(result.abs()))
         return result
 
 
@@ -53,6 +61,10 @@ def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> float:
     size = shortcut.abs().max().item()
     ratio = difference / size if size else math.inf
     return ratio if math.isfinite(ratio) else math.inf
+
+
+def _total(tensor: torch.Tensor) -> float:
+    return float(tensor.sum(dtype=torch.complex128 if tensor.is_complex() else torch.float64).real)
 
 
 def another(example: Example) -> Example:
@@ -114,26 +126,56 @@ def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certif
 
     Raises:
         ForwardError: the model raised.
-        CertificateError: the run took another path than the captured one, so that nothing can be compared.
+        CertificateError: the run takes another path than the captured one, with another structure.
     """
     model = unwrap(model)
+    try:
+        first, seen = _observed(model, structure)
+    except _OtherPathError:  # values, a cache or the device decided otherwise: read the path that this run takes
+        structure = _read_again(model, structure)
+        first, seen = _observed(model, structure)
+    second, other = _observed(model, structure, another(structure.capture.example), strict=False)
+    checks = tuple(_check(model, structure, join, seen.deviations.get(join.name), eps) for join in structure.joins)
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in (*first, *second))
+    differ = not first or any(not torch.equal(a, b) for a, b in zip(first, second, strict=False))
+    watched = bool(seen.sums)
+    distinct = True if differ else None if watched else False
+    lost = [
+        join.name for join in structure.joins if join.carries and seen.sums.get(join.name) == other.sums.get(join.name)
+    ]
+    return Certificate(checks, finite, distinct, tuple(_failures(checks, finite, distinct, lost)))
+
+
+def _observed(
+    model: nn.Module, structure: Structure, example: Example | None = None, strict: bool = True
+) -> tuple[list[torch.Tensor], _Observer]:
+    """Run an example and return the floating outputs and what was seen at the joins.
+
+    Where `strict` is not asked for, a run that takes another path is simply not watched any further.
+    """
     capture = structure.capture
     watched = {join.step: join for join in structure.joins if join.operand >= 0}
     names = {capture.steps[n.name]: operator_name(n.target) for n in capture.graph.nodes if n.op == "call_function"}
-    observer = _Observer(watched, names)
-    first = _run(model, capture.example, observer)
-    if observer.calls != capture.calls:
+    observer = _Observer(watched, names, strict)
+    outputs = _run(model, example or capture.example, observer)
+    if strict and observer.calls != capture.calls:
+        raise _OtherPathError
+    return outputs, observer
+
+
+def _read_again(model: nn.Module, structure: Structure) -> Structure:
+    """Read the structure from a capture on real tensors; it must say the same of every join."""
+    again = analyse(record(model, structure.capture.example, "real"))
+
+    def claims(found: Structure) -> list[tuple[str, object, bool]]:
+        return [(join.name, join.ends, join.zeroable) for join in found.joins]
+
+    if claims(again) != claims(structure):
         raise CertificateError(
-            f"{structure.model}: this run made {observer.calls} operator calls and the captured one {capture.calls}; "
-            "expected the same path. Capture the model with an example on its own device."
+            f"{structure.model}: on its own values the forward takes another path than on meta tensors, with other "
+            "joins; expected the same structure. Run analyze again with inputs for which the path is fixed."
         )
-    second = _run(model, another(capture.example), _Observer({}, {}))
-    checks = tuple(_check(model, structure, join, observer.deviations.get(join.name), eps) for join in structure.joins)
-    finite = all(bool(torch.isfinite(tensor).all()) for tensor in (*first, *second))
-    distinct = not first or any(
-        a.shape != b.shape or not torch.equal(a, b) for a, b in zip(first, second, strict=False)
-    )
-    return Certificate(checks, finite, distinct, tuple(_failures(checks, finite, distinct)))
+    return again
 
 
 def _check(model: nn.Module, structure: Structure, join: Join, deviation: float | None, eps: float) -> JoinCheck:
@@ -146,7 +188,7 @@ def _check(model: nn.Module, structure: Structure, join: Join, deviation: float 
     return JoinCheck(join.name, join.kind, deviation, tolerance, status)
 
 
-def _failures(checks: Sequence[JoinCheck], finite: bool, distinct: bool) -> list[str]:
+def _failures(checks: Sequence[JoinCheck], finite: bool, distinct: bool | None, lost: Sequence[str]) -> list[str]:
     failures = [
         f"join {check.join} deviates from its shortcut by {check.deviation:.3g} (at most {check.tolerance:.3g})"
         for check in checks
@@ -154,6 +196,10 @@ def _failures(checks: Sequence[JoinCheck], finite: bool, distinct: bool) -> list
     ]
     if not finite:
         failures.append("the output holds NaN or Inf")
-    elif not distinct:
+    elif lost:
+        failures.append(
+            f"two different inputs give the same features at the join {lost[0]}: the signal is lost before it"
+        )
+    elif distinct is False:
         failures.append("two different inputs give the same output: the signal is lost on the way")
     return failures

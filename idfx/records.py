@@ -99,7 +99,8 @@ class Join:
     and shifts behind them, which must be zero too). `scales` are the scale parameters between an end and the
     join. `exclusive`: the ends reach the outputs through this join alone. `zeroable`: the ends exist and are
     exclusive. `step` and `operand` say where to look in a run: the sum is call number `step`, its shortcut is
-    that operand; `parent` is the join whose branch this one lies in.
+    that operand; `parent` is the join whose branch this one lies in. `carries`: the inputs reach it although every
+    branch is closed.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Join:
     step: int
     operand: int
     parent: str | None = None
+    carries: bool = True
 
 
 @dataclass(frozen=True)
@@ -237,11 +239,16 @@ class JoinCheck:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What one run of the initialised model showed."""
+    """What two runs of the initialised model showed: `finite` outputs, and `distinct` ones for distinct inputs.
+
+    `distinct` is None where the features at the joins are told apart but the outputs are not: a class token that is
+    reached only through branches that start at zero does that, and so does a head of zeros. `failures` says in words
+    what is not as it should be.
+    """
 
     checks: tuple[JoinCheck, ...]
     finite: bool
-    distinct: bool
+    distinct: bool | None
     failures: tuple[str, ...]
 
     @property

@@ -118,8 +118,35 @@ def _eager() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _restored_attributes(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward keeps in its modules: cached biases, masks, counters. Parameters are not copied."""
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    contents = [
+        (value, value.copy())
+        for _, attributes in before
+        for value in attributes.values()
+        if type(value) in (dict, list, set)
+    ]
+    try:
+        yield
+    finally:
+        for live, kept in before:
+            if live.keys() != kept.keys() or any(live[name] is not kept[name] for name in kept):
+                live.clear()
+                live.update(kept)
+        for value, kept_value in contents:
+            if isinstance(value, list):
+                value[:] = kept_value
+            else:
+                value.clear()
+                value.update(kept_value)
+
+
+@contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, autocast, fused fast paths or compilation; all as before afterwards.
+
+    Attributes that the forward sets, caches for instance, are put back too.
 
     Training flags are set and restored module by module, because a model may override `train()`.
     """
@@ -128,6 +155,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored_random_state(model))
+        stack.enter_context(_restored_attributes(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_eager())
         for kind in autocast:

@@ -212,6 +212,21 @@ class _Assembly:
             else:
                 return tuple(found.values())
 
+    def carried(self, joins: tuple[Join, ...]) -> tuple[Join, ...]:
+        """Say of each join whether the inputs reach it with every branch closed."""
+        positions = dict(zip(sorted(self.blocks.sides), joins, strict=True))
+        closed = {
+            leaf.term
+            for position, join in positions.items()
+            if join.zeroable
+            for leaf in flatten(self.blocks.cuts[position].ends)
+        }
+        reached: list[bool] = []
+        for position, term in enumerate(self.flow.terms):
+            through = position not in closed and any(reached[source] for source in self.flow.sources(position))
+            reached.append(term.kind == "input" or through)
+        return tuple(replace(join, carries=reached[position]) for position, join in positions.items())
+
     def _refused_end(self, leaf: Leaf, acting: Mapping[str, set[int]]) -> str:
         """Why a parameter cannot be zeroed although it ends a branch, if so."""
         capture = self.flow.capture
@@ -320,7 +335,7 @@ def analyse(capture: Capture) -> Structure:
     blocks = finder.find()
     sites = find_sites(flow)
     assembly = _Assembly(flow, paths, blocks, sites, finder.exclusive)
-    joins = assembly.joins()
+    joins = assembly.carried(assembly.joins())
     roles = assign_roles(flow, paths, sites, blocks.stem, blocks.shortcut, assembly.names, joins)
     return Structure(
         model=capture.model,

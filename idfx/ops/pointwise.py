@@ -37,9 +37,9 @@ def inverted(x: Any) -> Term:
     return reciprocal(x)
 
 
-@operator("aten.square", "aten.square_")
-def squared(x: Any) -> Term:
-    """x²."""
+@operator("aten.square", "aten.square_", "aten.hardswish", "aten.hardswish_")
+def entrywise(x: Any) -> Term:
+    """A function of each entry with f(0) = 0 that torch does not mark as pointwise."""
     return keeps_zero(x)
 
 

@@ -78,6 +78,9 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
     return _text(_table(("", ""), rows)).lstrip("\n")
 
 
+_SAME_OUTPUT = "different features at every join, and the same output, which only closed branches reach"
+
+
 def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
     if found is None:
         return [("blocks", "not certified (--no-certify)")]
@@ -93,7 +96,8 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
         names = ", ".join(still_open[:3]) + (" ..." if len(still_open) > 3 else "")
         rows.append(("open", f"{_count(len(still_open), 'join')} cannot be closed: {names} (see idfx analyze)"))
     if found.passed:
-        rows.append(("signal", "finite, and two different inputs give different outputs"))
+        told = "different outputs" if found.distinct else _SAME_OUTPUT
+        rows.append(("signal", f"finite; two different inputs give {told}"))
     rows += [("failed", failure) for failure in found.failures]
     return rows
 

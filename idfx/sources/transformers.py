@@ -47,7 +47,35 @@ TINY: Mapping[str, object] = {
 }  # fmt: skip
 
 # What a family needs besides, with `tiny=true`; a name before a point is that of a configuration inside.
-FAMILIES: Mapping[str, Mapping[str, object]] = {}
+_SERIES: Mapping[str, object] = {"prediction_length": 4, "context_length": 16, "lags_sequence": [1, 2, 3]}
+FAMILIES: Mapping[str, Mapping[str, object]] = {
+    "autoformer": _SERIES,
+    "bamba": {"num_hidden_layers": 4, "attn_layer_indices": [1, 3], "mamba_n_heads": 8, "mamba_d_head": 16},
+    "chameleon": {"vocabulary_map": {"<image>": 3}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}, "ffn_config": {
+        "hidden_size": 64, "ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2}},
+    "deepseek_v2": {"first_k_dense_replace": 1, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+                    "kv_lora_rank": 16, "q_lora_rank": 16},
+    "deepseek_v3": {"first_k_dense_replace": 1, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+                    "kv_lora_rank": 16, "q_lora_rank": 16, "n_group": 2, "topk_group": 1},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 2},
+    "funnel": {"block_sizes": [1, 2], "block_repeats": [1, 1]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "informer": _SERIES,
+    "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16},
+    "mimi": {"upsample_groups": 64},
+    "nemotron": {"num_key_value_heads": 2},
+    "perceiver": {"num_self_attends_per_block": 2, "num_latents": 16, "d_latents": 64, "num_blocks": 1,
+                  "num_self_attention_heads": 4, "num_cross_attention_heads": 4},
+    "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [4, 16], "attn_layers": ["local", "lsh"],
+                 "attention_head_size": 16, "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_hashes": 1},
+    "time_series_transformer": _SERIES,
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2,
+               "hybrid_layer_ids": [1, 3]},
+}  # fmt: skip
 
 
 def names() -> list[str]:
@@ -70,14 +98,16 @@ def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Exampl
     transformers = _library()
     with _quiet():
         config = _config(transformers, name, dict(arguments))
+        if getattr(config, "architectures", None) is None:
+            config.architectures = []  # AutoModel looks through them where a type has two models
         try:
             model = transformers.AutoModel.from_config(config, trust_remote_code=False)
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise
             raise SourceError(
-                f"transformers:{name}: AutoModel has no model for {type(config).__name__}; expected one of"
-                " the types that `idfx list models` knows. Build it yourself, with a factory of your own."
+                f"transformers:{name}: AutoModel has no model for {type(config).__name__}; expected a type that"
+                " it has. Build the model with a factory of your own: path/to/file.py:factory."
             ) from error
         return model, _example(model)
 
@@ -113,7 +143,15 @@ def _config(transformers: Any, name: str, overrides: dict[str, object]) -> Any:
                 f"transformers:{name}: there is no {folder / 'config.json'}; expected a model type or a folder with a"
                 " config.json. idfx opens no connection: fetch the file first."
             )
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        try:
+            config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        except (ValueError, OSError, KeyError) as error:
+            own_code = "custom code" in str(error)
+            told = "it needs code of its own (trust_remote_code)" if own_code else shortened(error)
+            raise SourceError(
+                f"transformers:{name}: {told}; expected the configuration of a type that transformers has."
+                " idfx runs no code that comes with a configuration: build such a model with a factory of your own."
+            ) from error
         values = config.to_dict()
         kind = type(config)
     else:
@@ -172,6 +210,8 @@ def _example(model: nn.Module) -> Example | None:
     main = str(getattr(model, "main_input_name", "input_ids"))
     required = {n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     required.add(main)
+    if "past_time_features" in required:
+        required.update(("future_values", "future_time_features"))
     text = next((n for n in ("input_ids", "decoder_input_ids") if n in parameters), None)
     is_pair = text is not None and "pixel_values" in parameters and not _has_placeholders(config)
     kwargs: dict[str, Any] = {}
@@ -284,6 +324,47 @@ def _boxes(config: Any, _: Mapping[str, Any]) -> Tensor:
     return torch.tensor([[1, 2, 3, 4]]).repeat(LENGTH, 1).unsqueeze(0)
 
 
+def _series(config: Any, _: Mapping[str, Any]) -> Tensor:
+    length = int(config.context_length)
+    if config.model_type.startswith("patch"):
+        return standard_normal(1, length, int(config.num_input_channels))
+    return standard_normal(1, length + max(getattr(config, "lags_sequence", None) or [0]))
+
+
+def _features(config: Any, found: Mapping[str, Any]) -> Tensor:
+    return standard_normal(*found["past_values"].shape, int(config.num_time_features))
+
+
+def _zeros(_: Any, found: Mapping[str, Any]) -> Tensor:
+    import torch
+
+    return torch.zeros(found["past_values"].shape)
+
+
+def _ones(_: Any, found: Mapping[str, Any]) -> Tensor:
+    import torch
+
+    return torch.ones(found["past_values"].shape)
+
+
+def _future(config: Any, _: Mapping[str, Any]) -> Tensor:
+    return standard_normal(1, int(config.prediction_length))
+
+
+def _future_features(config: Any, _: Mapping[str, Any]) -> Tensor:
+    return standard_normal(1, int(config.prediction_length), int(config.num_time_features))
+
+
+def _frequency(_: Any, __: Mapping[str, Any]) -> Tensor:
+    import torch
+
+    return torch.zeros(1, 1, dtype=torch.int64)
+
+
+def _array(config: Any, _: Mapping[str, Any]) -> Tensor:
+    return standard_normal(1, LENGTH, int(config.d_model))
+
+
 INPUTS: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "input_ids": _tokens,
     "decoder_input_ids": _tokens,
@@ -292,4 +373,12 @@ INPUTS: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "pixel_values_videos": _video,
     "input_values": _sound,
     "input_features": _spectrum,
+    "inputs": _array,
+    "past_values": _series,
+    "past_time_features": _features,
+    "past_observed_mask": _ones,
+    "past_values_padding": _zeros,
+    "freq": _frequency,
+    "future_values": _future,
+    "future_time_features": _future_features,
 }
