@@ -54,7 +54,7 @@ def command(
 
     if as_json:
         click.echo(json_report.init(report, options["spec"], saved))
-    elif not quiet:
+    else:
         click.echo(terminal.init(report, options["spec"], saved))
     failed = report.certificate is not None and not report.certificate.passed
     if failed:

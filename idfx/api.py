@@ -182,7 +182,7 @@ def init_(
 def prove(model: nn.Module, structure: Structure, plan: Plan) -> Certificate:
     """Return the certificate of a model to which a plan has been applied, with the plan's own eps."""
     eps = plan.options.get("eps", 1e-6)
-    return certify(model, structure, eps=eps if isinstance(eps, float) else 1e-6)
+    return certify(model, structure, eps=float(eps) if isinstance(eps, (int, float)) else 1e-6)
 
 
 def failure_text(certificate: Certificate, model: str) -> str:

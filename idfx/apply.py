@@ -48,14 +48,13 @@ def check(model: nn.Module, plan: Plan) -> None:
         )
     for name, decision in plan.decisions.items():
         tensor = parameters[name]
-        none = torch.empty((0,) * tensor.dim(), dtype=tensor.dtype)
+        scratch = torch.empty((0,) * tensor.dim(), dtype=tensor.dtype)  # none of it, or a single entry
         place = Shard(tuple(tensor.shape), (0,) * tensor.dim())
         if tensor.is_meta:
             raise PlanError(
                 f"{name}: on the meta device; expected memory to write to. Call model.to_empty(device=...) first."
             )
-        if tensor.dim():  # writing none of it checks the fill and its arguments
-            fill_(none, decision.fill, decision.arguments, parameter=name, seed=plan.seed, shard=place)
+        fill_(scratch, decision.fill, decision.arguments, parameter=name, seed=plan.seed, shard=place)
 
 
 def apply_(model: nn.Module, plan: Plan) -> nn.Module:

@@ -21,7 +21,7 @@ from idfx.deferral import DeferredDraws
 from idfx.errors import IdfxError, SourceError
 from idfx.parsing import parse_device, parse_dtype, parse_shapes
 from idfx.records import Example
-from idfx.sources import resolve, shortened
+from idfx.sources import out_of_memory, resolve, shortened
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _reporting(spec: str, device: torch.device) -> Iterator[None]:
     except IdfxError:
         raise
     except Exception as error:
-        if _out_of_memory(error):
+        if out_of_memory(error):
             raise IdfxError(
                 f"{spec}: out of memory on {device}, {_free(device)} ({shortened(error)}); expected the"
                 " weights to fit. Use a smaller --dtype, another --device, or a smaller model."
@@ -153,16 +153,6 @@ def _reporting(spec: str, device: torch.device) -> Iterator[None]:
         raise SourceError(
             f"{spec}: building it raised {shortened(error)}; expected a model. Check --model-arg, or see --debug."
         ) from error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    told = str(error)
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "out of memory" in told
-        or "can't allocate memory" in told
-        or "not enough memory" in told
-    )
 
 
 def _free(device: torch.device) -> str:

@@ -193,7 +193,7 @@ def _on_meta(value: Any) -> Any:
     return pytree.tree_map_only(torch.Tensor, copy, value)
 
 
-def record(model: nn.Module, example: Example, how: str) -> Capture:
+def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> Capture:
     """Return the graph of one forward pass on "meta" or on "real" tensors; `capture` chooses."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -210,7 +210,7 @@ def record(model: nn.Module, example: Example, how: str) -> Capture:
         recorder.know(name, tensor, name in parameters)
     for index, tensor in enumerate(tensors_in((args, kwargs))):
         recorder.placeholder(f"input_{index}", tensor)
-    result = run(model, tensors, args, kwargs, recorder.on_call, path)
+    result = run(model, tensors, args, kwargs, recorder.on_call, path, grad)
     outputs = list(tensors_in(result))
     if not outputs:
         raise CaptureError(
@@ -230,6 +230,7 @@ def record(model: nn.Module, example: Example, how: str) -> Capture:
         steps=recorder.steps,
         calls=recorder.calls,
         how=how,
+        grad=grad,
         example=example,
     )
 
@@ -263,7 +264,13 @@ def capture(model: nn.Module, example: Example, before_real: Callable[[], object
             ) from error
     if before_real is not None:
         before_real()
-    return record(model, example, "real")
+    try:
+        return record(model, example, "real")
+    except ForwardError as error:
+        try:
+            return record(model, example, "real", grad=True)
+        except ForwardError:
+            raise error from error.__cause__
 
 
 def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

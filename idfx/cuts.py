@@ -133,6 +133,8 @@ class Cuts:
             cut = everything(self._look_up(operand) for operand in term.operands)
             if term.kind != "norm":
                 return cut
+            if not term.data and not term.eps:
+                return Cut(obstacle=f"{term.node} divides a weight by its own norm, which undoes any size")
             return Cut(cut.ends, cut.scales, cut.silenced, True, cut.obstacle)
         return Cut(obstacle=_OBSTACLES.get(term.kind, "a {kind} is never zero").format(kind=term.kind, node=term.node))
 
@@ -159,6 +161,8 @@ class Cuts:
         terms = self._terms
         operands = terms[position].operands
         factors = [self._look_up(operand) for operand in operands]
+        if not terms[position].data and any(self._divides(operand, operands) for operand in operands):
+            return Cut(obstacle=f"{terms[position].node} divides a weight by its own norm, which undoes any size")
         reciprocal = any(terms[o].kind == "gate" and terms[o].tag == "reciprocal" for o in operands)
         data, scales = [], []
         for operand, cut in zip(operands, factors, strict=True):
@@ -175,6 +179,23 @@ class Cuts:
                 if accept(cut):
                     return cut
         return ordered[0]
+
+    def _divides(self, divisor: int, operands: tuple[int, ...]) -> bool:
+        """Whether a factor is the reciprocal of something made of the parameters of another factor."""
+        if self._terms[divisor].tag != "reciprocal":
+            return False
+        others = {p for operand in operands if operand != divisor for p in self._parameters(operand)}
+        return not others.isdisjoint(self._parameters(divisor))
+
+    def _parameters(self, position: int) -> set[str]:
+        found: set[str] = set()
+        stack = [position]
+        while stack:
+            term = self._terms[stack.pop()]
+            if term.kind == "parameter":
+                found.add(self._names[term.node])
+            stack.extend((*term.operands, *term.gates))
+        return found
 
     @staticmethod
     def _at(cut: Cut, position: int) -> Cut:

@@ -41,6 +41,7 @@ class FlowTerm:
     layouts: tuple[Layout | None, Layout | None] = (None, None)
     axes: tuple[int, ...] | None = None
     factor: float | None = None
+    eps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ class _Reader:
                 layouts=layouts,
                 axes=term.axes,
                 factor=term.factor,
+                eps=term.eps,
             )
         )
         return len(self.terms) - 1

@@ -78,7 +78,7 @@ def _notes(structure: Structure, decisions: Mapping[str, Decision]) -> list[str]
         if not resolves_loosening(getattr(torch, dtype), tau, eps_tau):
             lost[dtype] = lost.get(dtype, 0) + 1
     return [
-        f"loosening: {dtype} rounds the noise beside tau away, so the copies in {count} weights are exact replicas; "
+        f"loosening: {dtype} rounds the noise beside tau away, so the copies in {count} weight(s) are exact replicas; "
         "--loosen dense survives, or initialise in float32 and convert afterwards"
         for dtype, count in lost.items()
     ]
@@ -158,6 +158,7 @@ def from_json(text: str, subject: str = "plan") -> Plan:
             str(entry.get("reason", "by hand")),
             str(entry.get("evidence", "")),
         )
+    _require(subject, {"notes": [], **document}, {"notes": list})
     notes = tuple(str(note) for note in document.get("notes", ()))
     return Plan(
         document["model"],

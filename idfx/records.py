@@ -159,7 +159,7 @@ class Capture:
     parameter that it reads, `constants` to the tensor of one that is neither parameter nor buffer. `modules`
     (path of the innermost module), `shapes`, `dtypes` and `steps` are keyed by node name; a node's step is the
     number of its operator call in one forward pass, and `calls` is how many there are. `how` says what was run,
-    "meta" or "real" tensors.
+    "meta" or "real" tensors; `grad` whether gradients were on, which a forward that differentiates needs.
     """
 
     model: str
@@ -173,6 +173,7 @@ class Capture:
     steps: Mapping[str, int] = field(repr=False)
     calls: int
     how: str
+    grad: bool
     example: Example = field(repr=False, compare=False)
 
 
@@ -242,7 +243,8 @@ class Certificate:
     """What two runs of the initialised model showed: `finite` outputs, and `distinct` ones for distinct inputs.
 
     `distinct` is None where the features at the joins are told apart but the outputs are not: a class token that is
-    reached only through branches that start at zero does that, and so does a head of zeros. `failures` says in words
+    reached only through branches that start at zero does that, and so does a head of zeros. It is None too where the
+    example has no other values to take (a single token). `failures` says in words
     what is not as it should be.
     """
 

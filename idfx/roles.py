@@ -87,8 +87,28 @@ def _weight_role(use: Use, around: Surroundings) -> tuple[str, str]:
     return "main stem", "it stands in no residual branch"
 
 
-def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, joins: Sequence[Join]) -> Role:
-    ending = [join for join in joins if any(end.parameter == uses[0].parameter for end in join.ends)]
+@dataclass(frozen=True)
+class Parts:
+    """The joins that a parameter ends, scales or is added in, by parameter."""
+
+    ends: Mapping[str, list[Join]]
+    scales: Mapping[str, list[Join]]
+    silenced: Mapping[str, list[Join]]
+
+    @classmethod
+    def of(cls, joins: Sequence[Join]) -> Parts:
+        """Sort the joins by the parameters that they name."""
+        found: tuple[dict[str, list[Join]], ...] = ({}, {}, {})
+        for join in joins:
+            named = (dict.fromkeys(end.parameter for end in join.ends), join.scales, join.silenced)
+            for by_name, parameters in zip(found, named, strict=True):
+                for parameter in parameters:
+                    by_name.setdefault(parameter, []).append(join)
+        return cls(*found)
+
+
+def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, parts: Parts) -> Role:
+    ending = parts.ends.get(uses[0].parameter, [])
     weights = [use for use in uses if use.how == "weight"]
     layout: Layout | None = weights[0].layout if weights else None
     traits = _traits(weights[0], shape, around) if weights else ()
@@ -102,13 +122,13 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, joi
     for how, (name, evidence) in _PLAIN.items():
         if any(use.how == how for use in uses):
             tied = "; it is also used as a weight" if weights else ""
-            crossed = [join.name for join in joins if uses[0].parameter in join.scales]
+            crossed = [join.name for join in parts.scales.get(uses[0].parameter, ())]
             if how == "scale" and crossed:
                 name, evidence = (
                     "branch scale",
                     f"it multiplies the branch of {', '.join(crossed)} behind its end",
                 )
-            added = [join.name for join in joins if uses[0].parameter in join.silenced]
+            added = [join.name for join in parts.silenced.get(uses[0].parameter, ())]
             if how in ("offset", "token", "other") and added:
                 name, evidence = (
                     "branch shift",
@@ -152,12 +172,12 @@ def assign_roles(
     first, last = _first_and_last(flow, paths)
     modules = {p: flow.module(p) or flow.capture.model for p in range(len(flow.terms))}
     around = Surroundings(stem, shortcut, {**modules, **names}, first, last, paths.signal)
-    zeroable = [join for join in joins if join.zeroable]
+    parts = Parts.of([join for join in joins if join.zeroable])
     roles = {}
     for name, info in flow.capture.info.items():
         uses = [use for alias in (name, *info.aliases) for use in sites.uses.get(alias, ())]
         if uses:
-            roles[name] = _role(uses, info.shape, around, zeroable)
+            roles[name] = _role(uses, info.shape, around, parts)
         else:
             roles[name] = Role("unused", "the forward pass of the example does not use it")
     return roles

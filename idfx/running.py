@@ -34,6 +34,10 @@ class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         TorchDispatchMode.__init__(self, _dispatch_key=DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
         self._on_call = on_call
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and looking for it would import the compiler
+
     def __enter__(self) -> OperatorCalls:
         TorchDispatchMode.__enter__(self)  # type: ignore[no-untyped-call]
         return self
@@ -42,7 +46,9 @@ class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         TorchDispatchMode.__exit__(self, *exception)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._on_call(func, args, kwargs or {})
+        # What an operator is made of need not be seen, and runs faster where Python does not look.
+        with torch._C._DisablePythonDispatcher():
+            return self._on_call(func, args, kwargs or {})
 
 
 class ModulePath:
@@ -143,10 +149,10 @@ def _restored_attributes(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, autocast, fused fast paths or compilation; all as before afterwards.
+def undisturbed(model: nn.Module, grad: bool = False) -> Iterator[None]:
+    """Evaluation mode without gradients (unless asked for), autocast, fused fast paths or compilation.
 
-    Attributes that the forward sets, caches for instance, are put back too.
+    All is as before afterwards, attributes that the forward sets (caches, for instance) included.
 
     Training flags are set and restored module by module, because a model may override `train()`.
     """
@@ -156,7 +162,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored_random_state(model))
         stack.enter_context(_restored_attributes(model))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(_eager())
         for kind in autocast:
             stack.enter_context(torch.autocast(kind, enabled=False))
@@ -178,13 +184,14 @@ def run(
     kwargs: dict[str, Any],
     on_call: Callable[[Any, Sequence[Any], dict[str, Any]], Any],
     path: ModulePath,
+    grad: bool = False,
 ) -> Any:
     """Return the output of one forward pass with `tensors` in place of the parameters and buffers so named.
 
     Raises:
         ForwardError: the model raised; the message names the module in whose forward it did.
     """
-    with undisturbed(model), path.follow():
+    with undisturbed(model, grad), path.follow():
         try:
             with enable_python_dispatcher(), OperatorCalls(on_call):
                 return torch.func.functional_call(model, tensors, tuple(args), kwargs)

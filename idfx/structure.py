@@ -203,14 +203,16 @@ class _Assembly:
             acting: dict[str, set[int]] = {}
             for leaf in (leaf for leaves in ends.values() for leaf in leaves):
                 acting.setdefault(leaf.parameter, set()).add(leaf.term)
-            for position, leaves in ends.items():
-                reason = next((why for leaf in leaves if (why := self._refused_end(leaf, acting))), "")
-                if reason:
-                    found[position] = replace(found[position], exclusive=False, zeroable=False, reason=reason)
-                    del ends[position]
-                    break
-            else:
+            refused = {
+                position: reason
+                for position, leaves in ends.items()
+                if (reason := next((why for leaf in leaves if (why := self._refused_end(leaf, acting))), ""))
+            }
+            if not refused:
                 return tuple(found.values())
+            for position, reason in refused.items():
+                found[position] = replace(found[position], exclusive=False, zeroable=False, reason=reason)
+                del ends[position]
 
     def carried(self, joins: tuple[Join, ...]) -> tuple[Join, ...]:
         """Say of each join whether the inputs reach it with every branch closed."""

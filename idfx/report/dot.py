@@ -20,16 +20,29 @@ def _interesting(found: Structure, flow: Flow) -> dict[int, str]:
     return names
 
 
-def _arrows(flow: Flow, names: dict[int, str]) -> dict[tuple[int, int], None]:
-    """Arrows between drawn terms that no drawn term lies between."""
+def _shortcut_operands(found: Structure, flow: Flow) -> dict[int, int]:
+    """The term that each join's shortcut comes in by, by the term of the join."""
+    calls = {join.step: join.operand for join in found.joins if join.operand >= 0}
+    operands: dict[int, int] = {}
+    for position, term in enumerate(flow.terms):
+        step = flow.step(position)
+        if term.data and term.kind == "sum" and not term.tag and step in calls:
+            argument = flow.nodes[term.node].args[calls[step]]
+            operands[position] = flow.positions.get(getattr(argument, "name", ""), -1)
+    return operands
+
+
+def _arrows(flow: Flow, names: dict[int, str], shortcuts: dict[int, int]) -> dict[tuple[int, int], bool]:
+    """Arrows between drawn terms that no drawn term lies between; True for those that bring a shortcut."""
     nearest: dict[int, frozenset[int]] = {}
-    arrows: dict[tuple[int, int], None] = {}
+    arrows: dict[tuple[int, int], bool] = {}
     for position, term in enumerate(flow.terms):
         if not term.data:
             continue
         before: frozenset[int] = frozenset().union(*(nearest[s] for s in flow.sources(position)))
         if position in names:
-            arrows.update(((source, position), None) for source in sorted(before))
+            direct = nearest.get(shortcuts.get(position, -1), frozenset())
+            arrows.update(((source, position), source in direct) for source in sorted(before))
         nearest[position] = frozenset({position}) if position in names else before
     return arrows
 
@@ -37,7 +50,8 @@ def _arrows(flow: Flow, names: dict[int, str]) -> dict[tuple[int, int], None]:
 def structure(found: Structure) -> str:
     """Return the structure in the DOT language; `dot -Tsvg` draws it.
 
-    Weights are boxes (branch ends red, inner weights grey, main stem white), joins are circles, open ones dashed.
+    Weights are boxes: branch ends red, inner weights grey, projection shortcuts blue, the main stem white. Joins are
+    rounded and marked +, those that cannot be closed dashed; the arrow that brings a join's shortcut is thick.
 
     Args:
         found: with its capture.
@@ -48,7 +62,8 @@ def structure(found: Structure) -> str:
     lines = ["digraph structure {", "  rankdir=TB;", '  node [fontname="Helvetica", fontsize=10];']
     for position, name in names.items():
         lines.append(f"  n{position} [{_style(found, flow, position, name, joins)}];")
-    lines += [f"  n{source} -> n{target};" for source, target in _arrows(flow, names)]
+    for (source, target), direct in _arrows(flow, names, _shortcut_operands(found, flow)).items():
+        lines.append(f"  n{source} -> n{target}{' [penwidth=3]' if direct else ''};")
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -58,8 +73,8 @@ def _style(found: Structure, flow: Flow, position: int, name: str, joins: dict[s
     if kind == "input":
         return f'label="{label}", shape=plaintext'
     if kind == "sum":
-        dashed = "" if joins[name].zeroable else ", style=dashed"
-        return f'label="+", xlabel="{label} ({joins[name].kind})", shape=circle, width=0.25, fixedsize=true{dashed}'
+        style = "rounded" if joins[name].zeroable else "rounded,dashed"
+        return f'label="+ {label}\\n{joins[name].kind}", shape=box, style="{style}"'
     role = found.roles.get(name)
     colour = {"end": "#f4b6b0", "inner": "#e4e4e4", "projection shortcut": "#cfe3f5"}.get(
         role.name if role else "", "white"

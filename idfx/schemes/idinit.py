@@ -57,7 +57,8 @@ class Options:
 
     def __post_init__(self) -> None:
         if isinstance(self.tau, str):
-            _check_choice("tau", self.tau, ("gain",))
+            if self.tau != "gain":
+                raise UsageError(f"tau {self.tau!r}; expected a number, or 'gain'. Write --tau 1.")
         else:
             _check_number("tau", self.tau)
             if self.tau == 0:

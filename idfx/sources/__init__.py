@@ -128,3 +128,14 @@ def shortened(error: BaseException, limit: int = 200) -> str:
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of any library says that memory ran out."""
+    told = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or "out of memory" in told
+        or "can't allocate memory" in told
+        or "not enough memory" in told
+    )

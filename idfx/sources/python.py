@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from idfx.errors import IdfxError, SourceError
 from idfx.records import Example
 from idfx.registry import did_you_mean
-from idfx.sources import shortened, source
+from idfx.sources import out_of_memory, shortened, source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,7 +135,7 @@ def _call(name: str, factory: Any, arguments: Mapping[str, object]) -> Any:
     except (IdfxError, MemoryError):
         raise
     except Exception as error:
-        if "out of memory" in str(error):
+        if out_of_memory(error):
             raise
         accepted = _signature(factory)
         raise SourceError(

@@ -52,12 +52,16 @@ FAMILIES: Mapping[str, Mapping[str, object]] = {
     "autoformer": _SERIES,
     "bamba": {"num_hidden_layers": 4, "attn_layer_indices": [1, 3], "mamba_n_heads": 8, "mamba_d_head": 16},
     "chameleon": {"vocabulary_map": {"<image>": 3}},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}, "ffn_config": {
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {
         "hidden_size": 64, "ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2}},
     "deepseek_v2": {"first_k_dense_replace": 1, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
-                    "kv_lora_rank": 16, "q_lora_rank": 16},
+                    "kv_lora_rank": 16, "q_lora_rank": 16, "head_dim": 8},
     "deepseek_v3": {"first_k_dense_replace": 1, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
-                    "kv_lora_rank": 16, "q_lora_rank": 16, "n_group": 2, "topk_group": 1},
+                    "kv_lora_rank": 16, "q_lora_rank": 16, "head_dim": 8, "n_group": 2, "topk_group": 1},
+    "codegen": {"rotary_dim": 8},
+    "gptj": {"rotary_dim": 8},
+    "lilt": {"hidden_size": 96},
+    "xmod": {"default_language": "en_XX"},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
     "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 2},
     "funnel": {"block_sizes": [1, 2], "block_repeats": [1, 1]},
@@ -214,6 +218,7 @@ def _example(model: nn.Module) -> Example | None:
         required.update(("future_values", "future_time_features"))
     text = next((n for n in ("input_ids", "decoder_input_ids") if n in parameters), None)
     is_pair = text is not None and "pixel_values" in parameters and not _has_placeholders(config)
+    # No attention mask: left out, it means the same as all ones, and a forward looks at the values of a given one.
     kwargs: dict[str, Any] = {}
     for name in parameters:
         make = INPUTS.get(name)
@@ -223,10 +228,6 @@ def _example(model: nn.Module) -> Example | None:
             kwargs[name] = make(config, kwargs)
     if not kwargs:
         return None
-    if text == "input_ids" and "input_ids" in kwargs and "attention_mask" in parameters:
-        import torch
-
-        kwargs["attention_mask"] = torch.ones(kwargs["input_ids"].shape, dtype=torch.int64)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
         kwargs["decoder_input_ids"] = _tokens(config, kwargs)
     if "use_cache" in parameters:
@@ -318,6 +319,12 @@ def _spectrum(config: Any, _: Mapping[str, Any]) -> Tensor:
     return standard_normal(1, 64, bins)
 
 
+def _mask(_: Any, __: Mapping[str, Any]) -> Tensor:
+    import torch
+
+    return torch.ones(1, LENGTH, dtype=torch.int64)
+
+
 def _boxes(config: Any, _: Mapping[str, Any]) -> Tensor:
     import torch
 
@@ -366,6 +373,7 @@ def _array(config: Any, _: Mapping[str, Any]) -> Tensor:
 
 
 INPUTS: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] = {
+    "attention_mask": _mask,
     "input_ids": _tokens,
     "decoder_input_ids": _tokens,
     "bbox": _boxes,
