@@ -218,8 +218,11 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
             "Wrap the model so that its forward returns the tensors that a loss would see."
         )
     recorder.output(outputs)
+    zeros = [name for name, buffer in buffers.items() if not buffer.is_meta and not buffer.any()]
+    constants = {name: tensor for name, tensor in recorder.constants.items() if not tensor.is_meta}
     return Capture(
         model=type(model).__name__,
+        zeros=frozenset(zeros) | {name for name, tensor in constants.items() if not tensor.any()},
         graph=recorder.graph,
         info=parameter_info(model),
         parameters=recorder.parameters,

@@ -130,6 +130,8 @@ class Cuts:
         if term.kind in by_kind:
             return by_kind[term.kind](position)
         if term.kind in ("move", "mix", "pool", "scale", "map", "concat", "norm"):
+            if term.kind == "concat":
+                return self._sum(position)
             cut = everything(self._look_up(operand) for operand in term.operands)
             if term.kind != "norm":
                 return cut
@@ -139,7 +141,7 @@ class Cuts:
         return Cut(obstacle=_OBSTACLES.get(term.kind, "a {kind} is never zero").format(kind=term.kind, node=term.node))
 
     def _sum(self, position: int) -> Cut:
-        """All data operands are to be zero by their ends, and what is added to them too."""
+        """All data operands are to be zero by their ends, and what is added to them or put beside them too."""
         terms = self._terms
         data = [operand for operand in terms[position].operands if terms[operand].data]
         if not data:
@@ -147,7 +149,7 @@ class Cuts:
         cut = everything(self._look_up(operand) for operand in data)
         added = everything(self._look_up(o) for o in terms[position].operands if not terms[o].data)
         if cut.obstacle or added.obstacle:
-            return Cut(obstacle=cut.obstacle or f"{added.obstacle}, and it is added in the branch")
+            return Cut(obstacle=cut.obstacle or f"{added.obstacle}, and it joins the branch")
         return Cut(cut.ends, cut.scales, (cut.silenced, added.ends), cut.normalised)
 
     def _contract(self, position: int) -> Cut:

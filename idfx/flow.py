@@ -19,6 +19,7 @@ from idfx.capture import overwritten
 from idfx.ops.term import OPERATORS, Term, gate, move, tensors
 from idfx.records import Capture, Layout, Unknown
 
+_ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_"})
 _INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
 
 
@@ -154,10 +155,13 @@ class _Reader:
         if node.op == "placeholder":
             return self._leaf("input", node)
         if node.op == "get_attr":
-            return self._leaf("parameter" if node.name in self.capture.parameters else "constant", node)
+            if node.name in self.capture.parameters:
+                return self._leaf("parameter", node)
+            zero = not {str(node.target), node.name}.isdisjoint(self.capture.zeros)
+            return self._leaf("zero" if zero else "constant", node)
         inputs = [self.terms[self.value[n]] for n in node.all_input_nodes]
         if not any(term.data or term.parametric for term in inputs):
-            return self._leaf("constant", node)
+            return self._leaf("zero" if self._stays_zero(node) else "constant", node)
         return self._add(self._meaning(node), node)
 
     def _meaning(self, node: torch.fx.Node) -> Term:
@@ -173,6 +177,25 @@ class _Reader:
             self.unknown.setdefault(operator_name(node.target), []).append(where)
             return Term("unknown", tuple(node.all_input_nodes))
         return found
+
+    def _stays_zero(self, node: torch.fx.Node) -> bool:
+        """Whether a value made of fixed values alone is zero because they are."""
+        if operator_name(node.target) in _ZEROS:
+            return True
+        kinds = {n: self.terms[self.value[n]].kind for n in node.all_input_nodes}
+        if "zero" not in kinds.values():
+            return False
+
+        def is_zero(value: Any) -> bool:
+            if not isinstance(value, Term):
+                return kinds[value] == "zero"
+            if value.kind in ("product", "contract"):
+                return any(is_zero(operand) for operand in value.operands)
+            passes = value.kind in ("move", "mix", "pool", "scale", "map", "norm", "sum", "concat", "zero")
+            return passes and all(is_zero(operand) for operand in value.operands)
+
+        meaning = self._meaning(node)
+        return is_zero(meaning)
 
     def _leaf(self, kind: str, node: torch.fx.Node) -> int:
         shape = self.capture.shapes.get(node.name)

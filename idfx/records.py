@@ -156,7 +156,8 @@ class Capture:
 
     Tensor inputs are the graph's placeholders, in the order of the flattened example; parameters, buffers and
     other tensors that the forward used are `get_attr` nodes. `parameters` maps the name of such a node to the
-    parameter that it reads, `constants` to the tensor of one that is neither parameter nor buffer. `modules`
+    parameter that it reads, `constants` to the tensor of one that is neither parameter nor buffer; `zeros` names the
+    buffers and constants that are zero throughout. `modules`
     (path of the innermost module), `shapes`, `dtypes` and `steps` are keyed by node name; a node's step is the
     number of its operator call in one forward pass, and `calls` is how many there are. `how` says what was run,
     "meta" or "real" tensors; `grad` whether gradients were on, which a forward that differentiates needs.
@@ -167,6 +168,7 @@ class Capture:
     info: Mapping[str, ParameterInfo] = field(repr=False)
     parameters: Mapping[str, str] = field(repr=False)
     constants: Mapping[str, torch.Tensor] = field(repr=False, compare=False)
+    zeros: frozenset[str] = field(repr=False)
     modules: Mapping[str, str] = field(repr=False)
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     dtypes: Mapping[str, str] = field(repr=False)

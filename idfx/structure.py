@@ -82,12 +82,28 @@ class _Finder:
         side = sides[0]
         if not any(self._mixes(term) for term in side.region):
             return "elementwise", "nothing between fork and join mixes entries"
-        if side.length >= WEIGHT and any(self.terms[term].tag == "upsample" for term in side.region):
-            return "fusion", "the branch returns from another resolution beside a projection"
-        weighted = any(self.terms[term].parametric for term in side.region)
+        if side.length >= WEIGHT:
+            if len(sides) > 1 and side.length // WEIGHT == sides[1].length // WEIGHT:
+                return "parallel", "its operands cross as many weights and nonlinear operators"
+            if any(self._is_stream(other) for other in side.others):
+                return "fusion", "beside a projection stands a stream with residual joins of its own"
+            if any(self.terms[term].tag == "upsample" for term in side.region):
+                return "fusion", "the branch returns from another resolution beside a projection"
+        weighted = any(self._weighted(term) for term in side.region)
         if self._negated(side.operand) or (not weighted and any(map(self._negated, side.others))):
             return "difference", "one operand is subtracted"
         return None
+
+    def _is_stream(self, position: int) -> bool:
+        """Whether a term is the output of a residual join, moved and resampled at most."""
+        while self.terms[position].kind in ("move", "mix", "pool") and len(self.flow.sources(position)) == 1:
+            position = self.flow.sources(position)[0]
+        return position in self.blocks.sides
+
+    def _weighted(self, position: int) -> bool:
+        """Whether a parameter enters at a term."""
+        operands = (self.terms[operand] for operand in self.terms[position].operands)
+        return any(operand.parametric and not operand.data for operand in operands)
 
     def _negated(self, position: int) -> bool:
         return self.terms[position].kind == "scale" and (self.terms[position].factor or 0.0) < 0

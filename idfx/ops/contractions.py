@@ -26,6 +26,13 @@ def matmul(a: Any, b: Any) -> Term:
     return contract(a, b, LEFT, RIGHT)
 
 
+@operator("aten._grouped_mm")
+def grouped_matmul(a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Term:
+    """Rows of a times the matrix of b that their group has, as experts do."""
+    result = contract(a, b, LEFT, RIGHT, bias)
+    return Term("move", (result,), tensors(offs))
+
+
 @operator("aten.addmm", "aten.addmm_", "aten.addbmm", "aten.baddbmm", "aten.baddbmm_", "aten.addmv",
           "aten._addmm_activation")  # fmt: skip
 def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, **options: Any) -> Term:

@@ -55,7 +55,7 @@ def measured(x: Any, *rest: Any, **options: Any) -> Term:
 
 
 @operator(
-    "aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax", "aten._safe_softmax",
+    "aten.softmax", "aten._softmax", "aten.log_sigmoid", "aten.log_softmax", "aten._log_softmax", "aten._safe_softmax",
     "aten.logsumexp", "aten.argmax", "aten.argmin", "aten.argsort", "aten.any", "aten.all", "aten.bincount",
     "aten.histc", "aten.multinomial", "aten.nonzero", "aten.searchsorted", "aten.bucketize", "aten.one_hot",
     "aten.unique", "aten._unique2", "aten.unique_consecutive", "aten.isin", "aten.count_nonzero",
