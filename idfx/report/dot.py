@@ -51,7 +51,7 @@ def structure(found: Structure) -> str:
     """Return the structure in the DOT language; `dot -Tsvg` draws it.
 
     Weights are boxes: branch ends red, inner weights grey, projection shortcuts blue, the main stem white. Joins are
-    rounded and marked +, those that cannot be closed dashed; the arrow that brings a join's shortcut is thick.
+    circles, those that cannot be closed dashed; the arrow that brings a join's shortcut is thick and names both.
 
     Args:
         found: with its capture.
@@ -59,22 +59,43 @@ def structure(found: Structure) -> str:
     flow = read(found.capture)
     names = _interesting(found, flow)
     joins = {join.name: join for join in found.joins}
+    arrows, told = _styled(_arrows(flow, names, _shortcut_operands(found, flow)), names, joins)
     lines = ["digraph structure {", "  rankdir=TB;", '  node [fontname="Helvetica", fontsize=10];']
     for position, name in names.items():
-        lines.append(f"  n{position} [{_style(found, flow, position, name, joins)}];")
-    for (source, target), direct in _arrows(flow, names, _shortcut_operands(found, flow)).items():
-        lines.append(f"  n{source} -> n{target}{' [penwidth=3]' if direct else ''};")
+        beside = f', xlabel="{_label(name)}"' if name in joins and position not in told else ""
+        lines.append(f"  n{position} [{_style(found, flow, position, name, joins)}{beside}];")
+    lines += [f"  n{source} -> n{target}{style};" for (source, target), style in arrows.items()]
     return "\n".join([*lines, "}"]) + "\n"
 
 
+def _label(name: str) -> str:
+    return name.replace('"', "'")
+
+
+def _styled(
+    arrows: dict[tuple[int, int], bool], names: dict[int, str], joins: dict[str, Join]
+) -> tuple[dict[tuple[int, int], str], set[int]]:
+    """The attributes of each arrow, and the joins that are named by one: labels of arrows keep clear of the rest."""
+    styles: dict[tuple[int, int], str] = {}
+    told: set[int] = set()
+    for (source, target), direct in arrows.items():
+        label = ""
+        if direct and target not in told:
+            told.add(target)
+            name = names[target]
+            label = f', label="  {_label(name)}: {joins[name].kind}", fontname="Helvetica", fontsize=10'
+        styles[source, target] = f" [penwidth=3{label}]" if direct else ""
+    return styles, told
+
+
 def _style(found: Structure, flow: Flow, position: int, name: str, joins: dict[str, Join]) -> str:
-    label = name.replace('"', "'")
+    label = _label(name)
     kind = flow.terms[position].kind
     if kind == "input":
         return f'label="{label}", shape=plaintext'
     if kind == "sum":
-        style = "rounded" if joins[name].zeroable else "rounded,dashed"
-        return f'label="+ {label}\\n{joins[name].kind}", shape=box, style="{style}"'
+        dashed = "" if joins[name].zeroable else ", style=dashed"
+        return f'label="+", shape=circle, width=0.3, fixedsize=true{dashed}'
     role = found.roles.get(name)
     colour = {"end": "#f4b6b0", "inner": "#e4e4e4", "projection shortcut": "#cfe3f5"}.get(
         role.name if role else "", "white"

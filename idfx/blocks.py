@@ -1,0 +1,175 @@
+"""Data flow → residual blocks: which sums are joins, with their forks, shortcuts and branches.
+
+A sum of two tensors that carry data is a residual join if one operand, the shortcut, comes from a fork by a
+linear path, and the other, the branch, depends on the same fork by a less direct one. docs/structure.md tells the
+definitions at length.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from idfx.cuts import Cut, Cuts, flatten
+from idfx.flow import Flow
+from idfx.paths import NONLINEAR, ROOT, WEIGHT, Paths
+from idfx.rows import Exclusive
+
+_MIXERS = frozenset({"contract", "mix", "pool", "norm", "recurrent", "unknown"})
+
+
+@dataclass(frozen=True)
+class Side:
+    """One operand of a sum taken for its shortcut, with the terms between fork and join on the other side."""
+
+    operand: int
+    others: tuple[int, ...]
+    fork: int
+    length: int
+    region: tuple[int, ...]
+
+
+@dataclass
+class Blocks:
+    """The residual joins found so far, by term; inner ones are found before the outer."""
+
+    sides: dict[int, Side] = field(default_factory=dict)
+    cuts: dict[int, Cut] = field(default_factory=dict)
+    refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+    parent: dict[int, int] = field(default_factory=dict)
+    stem: dict[int, int] = field(default_factory=dict)
+    shortcut: dict[int, int] = field(default_factory=dict)
+
+
+class Finder:
+    """Looks at every sum in the order of execution, so that inner joins are known before the outer ones."""
+
+    def __init__(self, flow: Flow, paths: Paths) -> None:
+        self.flow, self.paths, self.blocks = flow, paths, Blocks()
+        self.terms = flow.terms
+        self.exclusive = Exclusive(flow, paths)
+        self._inner: dict[int, tuple[Cut, int]] = {}
+        self._by_weight = Cuts(flow, self._inner)
+        self._by_scale = Cuts(flow, self._inner, prefer_scales=True)
+
+    def find(self) -> Blocks:
+        """Return the residual joins, and the other sums of data with the reason why they are none."""
+        for position, term in enumerate(self.terms):
+            if term.kind == "sum" and len(self.flow.addends(position)) >= 2:
+                self._look(position)
+        return self.blocks
+
+    def _look(self, position: int) -> None:
+        addends = self.flow.addends(position)
+        sides = [side for addend in addends if (side := self._side(position, addend)) is not None]
+        sides.sort(key=lambda side: side.length)
+        refusal = self._refusal(position, sides)
+        if refusal is None:
+            self._join(position, sides[0])
+        else:
+            self.blocks.refused[position] = refusal
+
+    def _refusal(self, position: int, sides: list[Side]) -> tuple[str, str] | None:
+        """Why a sum is no residual join: what it is instead, and the evidence."""
+        if not sides:
+            return "fusion", "no operand comes by a linear path from a fork that the other depends on"
+        if len(sides) > 1 and sides[0].length == sides[1].length:
+            return "parallel", "its operands come from the fork by equally direct paths"
+        if position not in self.paths.signal:
+            return "gate", "it steers another value and carries none itself"
+        side = sides[0]
+        if not any(self._mixes(term) for term in side.region):
+            return "elementwise", "nothing between fork and join mixes entries"
+        if side.length >= WEIGHT:
+            if len(sides) > 1 and side.length // WEIGHT == sides[1].length // WEIGHT:
+                return "parallel", "its operands cross as many weights and nonlinear operators"
+            if any(self._is_stream(other) for other in side.others):
+                return "fusion", "beside a projection stands a stream with residual joins of its own"
+            if any(self.terms[term].tag == "upsample" for term in side.region):
+                return "fusion", "the branch returns from another resolution beside a projection"
+        weighted = any(self._weighted(term) for term in side.region)
+        if self._negated(side.operand) or (not weighted and any(map(self._negated, side.others))):
+            return "difference", "one operand is subtracted"
+        return None
+
+    def _is_stream(self, position: int) -> bool:
+        """Whether a term is the output of a residual join, moved and resampled at most."""
+        while self.terms[position].kind in ("move", "mix", "pool") and len(self.flow.sources(position)) == 1:
+            position = self.flow.sources(position)[0]
+        return position in self.blocks.sides
+
+    def _weighted(self, position: int) -> bool:
+        """Whether a parameter enters at a term."""
+        operands = (self.terms[operand] for operand in self.terms[position].operands)
+        return any(operand.parametric and not operand.data for operand in operands)
+
+    def _negated(self, position: int) -> bool:
+        return self.terms[position].kind == "scale" and (self.terms[position].factor or 0.0) < 0
+
+    def _mixes(self, position: int) -> bool:
+        term = self.terms[position]
+        if term.kind == "product":
+            return term.tag in ("", "attention") and self.paths.step(term.operands[-1], position) == NONLINEAR
+        return term.kind in _MIXERS or term.tag == "reduce"
+
+    def _side(self, position: int, operand: int) -> Side | None:
+        """Take one operand for the shortcut: its fork is the nearest term on its linear path that the rest needs.
+
+        Going back from the other operands in order of execution, only terms behind the fork are visited.
+        """
+        others = tuple(other for other in self.flow.addends(position) if other != operand)
+        for skip in (True, False):  # first past the inner branches, which costs nothing, then through them
+            region: list[int] = []
+            heap, seen, fork = [-other for other in others], set(others), operand
+            while heap:
+                nearest = -heap[0]
+                while fork > nearest:
+                    fork = self.paths.dominator.get(fork, ROOT)
+                length = self.paths.length[operand] - self.paths.length[fork]
+                if fork == ROOT or length >= NONLINEAR:
+                    break
+                if fork == nearest:
+                    return Side(operand, others, fork, length, tuple(reversed(region)))
+                heapq.heappop(heap)
+                region.append(nearest)
+                for source in self._behind(nearest, skip):
+                    if source not in seen:
+                        seen.add(source)
+                        heapq.heappush(heap, -source)
+            if fork == ROOT or not any(term in self.blocks.sides for term in region):
+                break
+        return None
+
+    def _behind(self, position: int, skip: bool) -> tuple[int, ...]:
+        side = self.blocks.sides.get(position)
+        return (side.operand,) if side is not None and skip else self.flow.sources(position)
+
+    def _join(self, position: int, side: Side) -> None:
+        blocks = self.blocks
+        cut = self._by_weight.of(side.region, side.others)
+        if cut.obstacle or not self._exclusive(cut, position):
+            other = self._by_scale.of(side.region, side.others)
+            if not other.obstacle and self._exclusive(other, position):
+                cut = other
+        blocks.sides[position], blocks.cuts[position] = side, cut
+        self._inner[position] = (cut, side.operand)
+        for term in side.region:
+            blocks.stem.setdefault(term, position)
+            if term in blocks.sides and term != position:
+                blocks.parent.setdefault(term, position)
+        for term in self._between(side.fork, side.operand):
+            blocks.shortcut.setdefault(term, position)
+
+    def _exclusive(self, cut: Cut, position: int) -> bool:
+        return all(self.exclusive.rows(leaf.term, position) is not None for leaf in flatten(cut.ends))
+
+    def _between(self, fork: int, operand: int) -> Iterator[int]:
+        """The terms on the way from the fork to the shortcut operand, inner branches left out."""
+        stack, seen = [operand], {fork}
+        while stack:
+            position = stack.pop()
+            if position not in seen and position > fork:
+                seen.add(position)
+                yield position
+                stack.extend(self._behind(position, True))
