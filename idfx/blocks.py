@@ -79,6 +79,8 @@ class Finder:
         if position not in self.paths.signal:
             return "gate", "it steers another value and carries none itself"
         side = sides[0]
+        if side.length and not self._continues(side):
+            return "modulation", "the branch carries another value, which the fork only steers"
         if not any(self._mixes(term) for term in side.region):
             return "elementwise", "nothing between fork and join mixes entries"
         if side.length >= WEIGHT:
@@ -92,6 +94,20 @@ class Finder:
         if self._negated(side.operand) or (not weighted and any(map(self._negated, side.others))):
             return "difference", "one operand is subtracted"
         return None
+
+    def _continues(self, side: Side) -> bool:
+        """Whether the value of the fork reaches the join through the branch, and not as a gate alone."""
+        inside, seen = set(side.region), set(side.others)
+        stack = list(side.others)
+        while stack:
+            position = stack.pop()
+            if position == side.fork:
+                return True
+            for source in self.paths.values(position) if position in inside else ():
+                if source not in seen:
+                    seen.add(source)
+                    stack.append(source)
+        return False
 
     def _is_stream(self, position: int) -> bool:
         """Whether a term is the output of a residual join, moved and resampled at most."""
@@ -121,12 +137,12 @@ class Finder:
         others = tuple(other for other in self.flow.addends(position) if other != operand)
         for skip in (True, False):  # first past the inner branches, which costs nothing, then through them
             region: list[int] = []
-            heap, seen, fork = [-other for other in others], set(others), operand
+            heap, seen, fork, length = [-other for other in others], set(others), operand, 0
             while heap:
                 nearest = -heap[0]
                 while fork > nearest:
-                    fork = self.paths.dominator.get(fork, ROOT)
-                length = self.paths.length[operand] - self.paths.length[fork]
+                    fork, further = self._back(fork)
+                    length += further
                 if fork == ROOT or length >= NONLINEAR:
                     break
                 if fork == nearest:
@@ -140,6 +156,16 @@ class Finder:
             if fork == ROOT or not any(term in self.blocks.sides for term in region):
                 break
         return None
+
+    def _back(self, position: int) -> tuple[int, int]:
+        """The nearest term before one on its most direct path, and the length of the step."""
+        if position in self.blocks.sides:
+            return self.blocks.sides[position].operand, 0
+        sources = self.flow.sources(position)
+        if len(sources) == 1:
+            return sources[0], self.paths.step(sources[0], position)
+        dominator = self.paths.dominator.get(position, ROOT)
+        return dominator, self.paths.length[position] - self.paths.length[dominator]
 
     def _behind(self, position: int, skip: bool) -> tuple[int, ...]:
         side = self.blocks.sides.get(position)

@@ -40,7 +40,10 @@ def _written(func: Any) -> tuple[tuple[int, str], ...]:
 
 
 class _Recorder:
-    """Builds the graph call by call. A tensor is known by identity, its memory by storage."""
+    """Builds the graph call by call. A tensor is known by its place in memory, which two objects may share.
+
+    Every tensor is held on to, so that no place is used twice.
+    """
 
     def __init__(self, path: ModulePath) -> None:
         self.graph = torch.fx.Graph()
@@ -53,7 +56,7 @@ class _Recorder:
         self.steps: dict[str, int] = {}
         self.calls = 0
         self._names: dict[int, tuple[torch.Tensor, str, bool]] = {}
-        self._values: dict[int, tuple[torch.Tensor, torch.fx.Node, int]] = {}
+        self._values: dict[Any, tuple[torch.Tensor, torch.fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
 
     def know(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
@@ -95,7 +98,7 @@ class _Recorder:
         name = node.name
         self.modules[name], self.steps[name] = self.path.current, step
         self.shapes[name], self.dtypes[name] = tuple(tensor.shape), str(tensor.dtype)[6:]
-        self._values[id(tensor)] = (tensor, node, self._version(tensor))
+        self._values[_place(tensor)] = (tensor, node, self._version(tensor))
 
     def _version(self, tensor: torch.Tensor) -> int:
         return len(self._writes[tensor.untyped_storage()._cdata]) if self._has_writes(tensor) else 0
@@ -107,7 +110,7 @@ class _Recorder:
         self._nodes(tensor)
         extent = (tensor.shape, tensor.stride(), tensor.storage_offset())
         self._writes.setdefault(tensor.untyped_storage()._cdata, []).append((node, extent))
-        self._values[id(tensor)] = (tensor, node, self._version(tensor))
+        self._values[_place(tensor)] = (tensor, node, self._version(tensor))
 
     def _nodes(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -117,10 +120,11 @@ class _Recorder:
         return value
 
     def _node(self, tensor: torch.Tensor) -> torch.fx.Node:
-        known = self._values.get(id(tensor))
+        place = _place(tensor)
+        known = self._values.get(place)
         if known is None:
             self._attribute(tensor)
-            known = self._values[id(tensor)]
+            known = self._values[place]
         _, node, version = known
         if self._has_writes(tensor):
             writes = self._writes[tensor.untyped_storage()._cdata]
@@ -131,7 +135,7 @@ class _Recorder:
                 else:
                     node = self.graph.call_function(overwritten, (node, write))
                     self._note(node, tensor, self.steps[write.name])
-            self._values[id(tensor)] = (tensor, node, len(writes))
+            self._values[_place(tensor)] = (tensor, node, len(writes))
         return node
 
     def _attribute(self, tensor: torch.Tensor) -> None:
@@ -143,6 +147,15 @@ class _Recorder:
         elif not name:
             self.constants[node.name] = tensor
         self._note(node, tensor, -1)
+
+
+def _place(tensor: torch.Tensor) -> Any:
+    """Where in memory a tensor lies and how; its identity, if it has no storage of its own."""
+    try:
+        storage = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def tensors_in(value: Any, _seen: set[int] | None = None) -> Iterator[torch.Tensor]:
@@ -287,16 +300,27 @@ def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mappin
     named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     named.update({name: buffer.clone() for name, buffer in model.named_buffers(remove_duplicate=False)})
     inputs = iter([tensor.clone() for tensor in tensors_in((tuple(args), dict(kwargs)))])
+    device = next((tensor.device for tensor in named.values()), torch.device("cpu"))
+
+    def placed(value: Any) -> Any:
+        return device if isinstance(value, torch.device) and value.type == "meta" else value
+
     values: dict[torch.fx.Node, Any] = {}
     for node in found.graph.nodes:
         if node.op == "placeholder":
             values[node] = next(inputs)
         elif node.op == "get_attr":
-            values[node] = found.constants[node.name] if node.name in found.constants else named[node.target]
+            if node.name not in found.constants and node.target not in named:
+                raise CaptureError(
+                    f"{found.model}: the forward made {node.name} on meta tensors and outside of torch's operators; "
+                    "expected its values. Capture on real tensors."
+                )
+            values[node] = found.constants[node.name] if node.name in found.constants else named[str(node.target)]
         else:
             read = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            args, options = torch.fx.node.map_aggregate(read, placed)
             if node.op == "output":
-                return list(read[0][0])
+                return list(args[0])
             with torch.no_grad():
-                values[node] = node.target(*read[0], **read[1])
+                values[node] = node.target(*args, **options)
     raise CaptureError(f"{found.model}: the captured graph has no output; expected one. Capture it again.")

@@ -30,7 +30,7 @@ class _Observer:
     joins: dict[int, Join]
     expected: dict[int, str]
     strict: bool = True
-    deviations: dict[str, float] = field(default_factory=dict)
+    deviations: dict[str, tuple[float, float]] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     calls: int = 0
 
@@ -53,14 +53,13 @@ class _Observer:
         return result
 
 
-def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> float:
-    """max|result − shortcut| / max|shortcut|; 0 if and only if they are equal, inf if either is not finite."""
+def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> tuple[float, float]:
+    """max|result − shortcut|, 0 if and only if they are equal and finite, and max|shortcut|."""
+    size = shortcut.abs().max().item() if shortcut.numel() else 0.0
     if torch.equal(result, shortcut.expand_as(result)):
-        return 0.0 if bool(torch.isfinite(result).all()) else math.inf
+        return (0.0 if bool(torch.isfinite(result).all()) else math.inf), size
     difference = (result - shortcut).abs().max().item()
-    size = shortcut.abs().max().item()
-    ratio = difference / size if size else math.inf
-    return ratio if math.isfinite(ratio) else math.inf
+    return (difference if math.isfinite(difference) else math.inf), size
 
 
 def _fingerprint(tensor: torch.Tensor) -> float:
@@ -120,7 +119,8 @@ def _exactly_zero(model: nn.Module, structure: Structure, join: Join) -> bool:
 def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certificate:
     """Return what two runs of the model show: is every residual join its shortcut, does the signal get through.
 
-    A join passes if max|output − shortcut| / max|shortcut| is at most √eps, and exactly 0 where the ends are 0: a
+    A join passes if max|output − shortcut| / max|shortcut| is at most √eps, and exactly 0 where the ends are 0 (the
+    shortcut of an outer block counts too, if it is larger): a
     branch that ends with entries of eps, behind a normalisation whose own epsilon is no smaller, is that small.
 
     Args:
@@ -138,7 +138,7 @@ def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certif
     except _OtherPathError:  # values, a cache or the device decided otherwise: read the path that this run takes
         structure = _read_again(model, structure)
         first, seen = _observed(model, structure)
-    checks = tuple(_check(model, structure, join, seen.deviations.get(join.name), eps) for join in structure.joins)
+    checks = tuple(_check(model, structure, join, seen, eps) for join in structure.joins)
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in first)
     changed = another(structure.capture.example)
     if changed is None:
@@ -186,9 +186,16 @@ def _read_again(model: nn.Module, structure: Structure) -> Structure:
     return again
 
 
-def _check(model: nn.Module, structure: Structure, join: Join, deviation: float | None, eps: float) -> JoinCheck:
-    if deviation is None:
+def _check(model: nn.Module, structure: Structure, join: Join, seen: _Observer, eps: float) -> JoinCheck:
+    if join.name not in seen.deviations:
         return JoinCheck(join.name, join.kind, math.nan, math.nan, "unseen")
+    difference, size = seen.deviations[join.name]
+    joins = {other.name: other for other in structure.joins}
+    parent = join.parent
+    while parent is not None:  # a block inside a closed branch has a shortcut of next to nothing
+        size = max(size, seen.deviations.get(parent, (0.0, 0.0))[1])
+        parent = joins[parent].parent
+    deviation = difference / size if size else math.inf if difference else 0.0
     if not join.zeroable:
         return JoinCheck(join.name, join.kind, deviation, math.inf, "open")
     tolerance = 0.0 if _exactly_zero(model, structure, join) else math.sqrt(eps)

@@ -23,7 +23,7 @@ from idfx.registry import Registry
 
 LOOSENINGS = ("dense", "diagonal", "none")
 Ranges = Sequence[Sequence[int]]
-fills: Registry[Callable[..., None]] = Registry("fill")
+fills: Registry[Callable[..., None]] = Registry("fill", "idfx.schemes")  # a scheme may bring its own
 
 
 @torch.no_grad()

@@ -215,7 +215,7 @@ class _Reader:
                 operands=operands,
                 gates=gates,
                 node=node.name,
-                shape=self.capture.shapes.get(node.name),
+                shape=self._shape(term, operands, node),
                 data=any(t.data for t in inputs),
                 parametric=any(t.parametric for t in inputs),
                 tag=term.tag,
@@ -226,6 +226,11 @@ class _Reader:
             )
         )
         return len(self.terms) - 1
+
+    def _shape(self, term: Term, operands: tuple[int, ...], node: torch.fx.Node) -> tuple[int, ...] | None:
+        """The shape of a value; a list of parts has that of the whole."""
+        shape = self.capture.shapes.get(node.name)
+        return self.terms[operands[0]].shape if shape is None and term.kind == "move" else shape
 
     def _position(self, operand: Any, node: torch.fx.Node) -> int:
         return self._add(operand, node) if isinstance(operand, Term) else self.value[operand]

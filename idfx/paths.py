@@ -45,6 +45,7 @@ class Paths:
         self.dominator = self._dominators()
         self.length = self._lengths()
         self._post_dominator = self._post_dominators()
+        self.zeroable = self._zeroable()
         self.signal = self._signal()
 
     def _dominators(self) -> dict[int, int]:
@@ -101,11 +102,8 @@ class Paths:
         """Return whether a term has a path to an output."""
         return position in self._post_dominator
 
-    def _signal(self) -> frozenset[int]:
-        """The terms whose value reaches an output otherwise than as the gate of another value.
-
-        A factor that cannot be zero is a gate of one that can.
-        """
+    def _zeroable(self) -> tuple[bool, ...]:
+        """Whether some values of the inputs and parameters make a term zero."""
         terms = self.flow.terms
         zeroable: list[bool] = []
         for term in terms:
@@ -114,15 +112,26 @@ class Paths:
             elif term.kind in ("product", "contract"):
                 zeroable.append(any(zeroable[operand] for operand in term.operands))
             else:
-                zeroable.append(all(zeroable[operand] for operand in term.operands if terms[operand].data))
+                offset = any(terms[operand].kind == "gate" and not terms[operand].data for operand in term.operands)
+                carried = all(zeroable[operand] for operand in term.operands if terms[operand].data)
+                zeroable.append(carried and not offset)
+        return tuple(zeroable)
+
+    def values(self, position: int) -> tuple[int, ...]:
+        """Return the data operands whose value a term passes on: of a product, the factors that can be zero.
+
+        A factor that cannot be zero is a gate of one that can.
+        """
+        term = self.flow.terms[position]
+        operands = tuple(operand for operand in term.operands if self.flow.terms[operand].data)
+        if term.kind != "product":
+            return operands
+        return tuple(operand for operand in operands if self.zeroable[operand]) or operands
+
+    def _signal(self) -> frozenset[int]:
+        """The terms whose value reaches an output otherwise than as the gate of another value."""
         found = set(self.flow.outputs)
-        for position in range(len(terms) - 1, -1, -1):
-            term = terms[position]
-            if position not in found:
-                continue
-            factors = [operand for operand in term.operands if terms[operand].data]
-            if term.kind == "product" and any(zeroable[factor] for factor in factors):
-                found.update(factor for factor in factors if zeroable[factor])
-            else:
-                found.update(term.operands)
+        for position in range(len(self.flow.terms) - 1, -1, -1):
+            if position in found:
+                found.update(self.values(position))
         return frozenset(found)

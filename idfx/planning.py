@@ -79,7 +79,7 @@ def _notes(structure: Structure, decisions: Mapping[str, Decision]) -> list[str]
             lost[dtype] = lost.get(dtype, 0) + 1
     return [
         f"loosening: {dtype} rounds the noise beside tau away, so the copies in {count} weight(s) are exact replicas; "
-        "--loosen dense survives, or initialise in float32 and convert afterwards"
+        "--loosen dense survives; so do float32 weights under autocast"
         for dtype, count in lost.items()
     ]
 

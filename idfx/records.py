@@ -229,8 +229,9 @@ class Plan:
 class JoinCheck:
     """One residual join in a run: how far its output is from its shortcut.
 
-    `deviation` is max|output − shortcut| / max|shortcut|; `status` is "identity", "deviates", or "open" for a
-    join that the structure says cannot be zeroed.
+    `deviation` is max|output − shortcut| / max|shortcut|, the largest of the own and the outer shortcuts. `status` is
+    "identity", "deviates", "open" for a join that the structure says cannot be zeroed, or "unseen" for one whose
+    shortcut exists only inside an operator.
     """
 
     join: str

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from idfx.building import build, load
-from idfx.parsing import parse_arguments, parse_device, parse_dtype, parse_shapes
 from idfx.errors import IdfxError, SourceError, UsageError
+from idfx.parsing import parse_arguments, parse_device, parse_dtype, parse_shapes
 from idfx.sources import SOURCES, resolve
 
 FILE = """
@@ -146,7 +146,7 @@ def test_dtype_moves_weights_and_inputs(folder):
 
 REFUSED = {
     "resnet50": "no source named.*Did you mean timm:resnet50 or torchvision:resnet50\\?",
-    "resnet5O": "no source named.*Did you mean timm:resnet\\w+ or torchvision:resnet\\w+\\?",
+    "resnet5O": "no source named.*Did you mean timm:resnet\\w+ or torchvision:resnet\\w+.*\\?",
     "qqqqqqqqqqq": "no source named.*See `idfx list sources`",
     "tim:resnet50": "'tim' is neither a source nor a module.*Did you mean timm\\?",
     "timm:": "no model named",

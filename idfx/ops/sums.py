@@ -27,9 +27,7 @@ def added(x: Any, other: Any, *, alpha: Any = 1) -> Term:
 @operator("aten.sub", "aten.sub_", "aten.subtract", "aten.subtract_", "aten.__isub__")
 def subtracted(x: Any, other: Any, *, alpha: Any = 1) -> Term:
     """X − alpha · other."""
-    if not is_operand(other):
-        return add(x, -other * alpha)
-    return add(x, scale(other, -float(alpha)))
+    return add(x, other, -alpha) if is_operand(other) else add(x, -other * alpha)
 
 
 @operator("aten.rsub")

@@ -58,7 +58,8 @@ class Options:
     def __post_init__(self) -> None:
         if isinstance(self.tau, str):
             if self.tau != "gain":
-                raise UsageError(f"tau {self.tau!r}; expected a number, or 'gain'. Write --tau 1.")
+                hint = did_you_mean(self.tau, ("gain",)) or " Write --tau 1."
+                raise UsageError(f"tau {self.tau!r}; expected a number or gain.{hint}")
         else:
             _check_number("tau", self.tau)
             if self.tau == 0:

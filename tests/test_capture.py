@@ -1,0 +1,346 @@
+"""The captured graph computes what the model computes, and reading it costs time in proportion to its size."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import idfx.capture
+import idfx.cuts
+from idfx.capture import capture, replay, tensors_in
+from idfx.errors import CaptureError, ForwardError
+from idfx.flow import Flow
+from idfx.records import Capture, Example
+from idfx.structure import analyse
+
+
+class Small(nn.Module):
+    def __init__(self, body: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self._body = body
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._body(self, *args, **kwargs)
+
+
+def values(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+META_FACTORY = pytest.mark.xfail(
+    strict=True, reason="a tensor that the forward itself makes has device=meta, or no values, in a meta graph"
+)
+
+
+def replays(model: nn.Module, first: Example, second: Example, how: str | None = None) -> Capture:
+    """Capture on one example; on another one the graph must give, bit for bit, what the model gives."""
+    model.eval()
+    found = capture(model, first) if how is None else idfx.capture.record(model, first, how)
+    assert how is None or found.how == how
+    with torch.no_grad():
+        expected = list(tensors_in(model(*second.args, **second.kwargs)))
+    result = replay(found, model, second.args, second.kwargs)
+    assert len(result) == len(expected) > 0
+    for own, theirs in zip(result, expected, strict=True):
+        assert own.dtype == theirs.dtype and torch.equal(own, theirs)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("resnet18", 64, {}),
+        ("resnetv2_50", 32, {}),
+        ("regnety_004", 64, {}),
+        ("efficientnet_b0", 64, {}),
+        ("convnext_atto", 64, {}),
+        ("vit_tiny_patch16_224", 32, {"img_size": 32, "depth": 2}),
+        ("swin_tiny_patch4_window7_224", 56, {"img_size": 56, "depths": (2, 2, 1, 1), "embed_dim": 24}),
+        ("mixer_s32_224", 64, {"img_size": 64}),
+        ("densenet121", 32, {}),
+        ("ghostnet_050", 64, {}),
+        ("res2net50d", 64, {}),
+    ],
+)
+def test_timm_models_replay_exactly(name: str, size: int, options: dict[str, Any]) -> None:
+    model = timm.create_model(name, num_classes=5, **options)
+    found = replays(model, Example((values(0, 1, 3, size, size),)), Example((values(1, 1, 3, size, size),)))
+    assert found.how == "meta"
+    assert {found.parameters[node] for node in found.parameters} == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("how", ["real", pytest.param("meta", marks=META_FACTORY)])
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_replay_exactly(layer: Any, how: str) -> None:
+    model = layer(3, 4, num_layers=2, bidirectional=True, batch_first=True)
+    replays(model, Example((values(0, 2, 5, 3),)), Example((values(1, 2, 5, 3),)), how)
+
+
+def write_to_a_slice(m: Any, x: Any) -> Any:
+    y = m.fc(x)
+    y[:, :2] += x[:, :2]
+    y[:, 3] = 0.5
+    return y * 2
+
+
+def write_through_a_view(m: Any, x: Any) -> Any:
+    y = m.fc(x)
+    view = y.view(-1)
+    view[1:].mul_(3)
+    first, _ = y.chunk(2, 1)
+    first.add_(1)
+    return y, view
+
+
+def write_before_a_view_is_read(m: Any, x: Any) -> Any:
+    y = m.fc(x)
+    transposed = y.t()
+    y.relu_()
+    return transposed.sum(1), y
+
+
+def write_into_a_buffer(m: Any, x: Any) -> Any:
+    result = torch.zeros(x.shape[0], 4, dtype=x.dtype, device=x.device)
+    result[:, :2] = m.fc(x)[:, 2:]
+    result.index_add_(1, torch.tensor([0, 3], device=x.device), x[:, :2])
+    return result
+
+
+def write_twice(m: Any, x: Any) -> Any:
+    y = m.fc(x).clone()
+    part = y[:, 1:3]
+    y.add_(x)
+    part.mul_(2)
+    y.sub_(1)
+    return part + 1, y
+
+
+@pytest.mark.parametrize("how", ["real", "meta"])
+@pytest.mark.parametrize("body", [write_to_a_slice, write_through_a_view, write_before_a_view_is_read, write_twice])
+def test_writes_through_views_replay_exactly(body: Any, how: str) -> None:
+    replays(Small(body, fc=nn.Linear(4, 4)), Example((values(0, 3, 4),)), Example((values(1, 3, 4),)), how)
+
+
+@pytest.mark.xfail(strict=True, reason="torch.zeros hands the model another tensor than the recorded one: a constant")
+@pytest.mark.parametrize("how", ["real", "meta"])
+def test_writes_into_a_new_tensor_replay_exactly(how: str) -> None:
+    net = Small(write_into_a_buffer, fc=nn.Linear(4, 4))
+    replays(net, Example((values(0, 3, 4),)), Example((values(1, 3, 4),)), how)
+
+
+def test_an_input_that_the_forward_overwrites_stays_as_it_was() -> None:
+    x = values(0, 3, 4)
+    before = x.clone()
+    model = Small(lambda m, x: m.fc(x.mul_(2)) + x, fc=nn.Linear(4, 4)).eval()
+    found = capture(model, Example((x,)))
+    assert torch.equal(x, before)
+    fresh = values(1, 3, 4)
+    with torch.no_grad():
+        expected = model(fresh.clone())
+    assert torch.equal(replay(found, model, (fresh,), {})[0], expected)
+
+
+@dataclass
+class Answer:
+    hidden: torch.Tensor
+    scores: dict[str, torch.Tensor]
+    label: str = "answer"
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+def test_nested_inputs_and_outputs_replay_exactly() -> None:
+    def body(m: Any, pair: Any, *, extra: Any, flag: bool) -> Any:
+        hidden = m.fc(pair.left + extra["a"][0])
+        return Answer(hidden if flag else pair.left, {"up": hidden.exp(), "right": pair.right * extra["b"]}), [hidden]
+
+    def example(seed: int) -> Example:
+        a, b, c, d = (values(seed + i, 3, 4) for i in range(4))
+        return Example((Pair(a, b),), {"extra": {"a": [c], "b": d}, "flag": True})
+
+    found = replays(Small(body, fc=nn.Linear(4, 4)), example(0), example(10))
+    assert sum(node.op == "placeholder" for node in found.graph.nodes) == 4
+
+
+def test_keyword_inputs_replay_exactly_in_any_order() -> None:
+    model = Small(lambda m, x, y=None, z=None: m.fc(x) * y - z, fc=nn.Linear(4, 4))
+    parts = {"y": values(1, 3, 4), "z": values(2, 3, 4)}
+    replays(
+        model,
+        Example((values(0, 3, 4),), parts),
+        Example((values(5, 3, 4),), {"y": values(6, 3, 4), "z": values(7, 3, 4)}),
+    )
+
+
+def test_a_module_called_twice_has_one_parameter() -> None:
+    model = Small(lambda m, x: m.fc(m.fc(x).relu()), fc=nn.Linear(4, 4))
+    found = replays(model, Example((values(0, 3, 4),)), Example((values(1, 3, 4),)))
+    assert sorted(found.parameters.values()) == ["fc.bias", "fc.weight"]
+    assert [found.modules[node.name] for node in found.graph.nodes if "linear" in node.name] == ["fc", "fc"]
+
+
+def test_tied_parameters_are_one() -> None:
+    model = Small(lambda m, x: m.b(m.a(x)), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    model.b.weight = model.a.weight
+    found = replays(model, Example((values(0, 3, 4),)), Example((values(1, 3, 4),)))
+    assert sorted(found.info) == ["a.bias", "a.weight", "b.bias"]
+    assert found.info["a.weight"].aliases == ("b.weight",)
+    assert set(found.parameters.values()) <= {"a.weight", "b.weight", "a.bias", "b.bias"}
+
+
+def test_buffers_and_constants_replay_exactly() -> None:
+    fixed = values(3, 4)
+    model = Small(lambda m, x: m.norm(m.fc(x)) * fixed, fc=nn.Linear(4, 4), norm=nn.BatchNorm1d(4))
+    model.norm.running_mean.copy_(values(4, 4))
+    model.norm.running_var.copy_(values(5, 4).abs())
+    replays(model, Example((values(0, 3, 4),)), Example((values(1, 3, 4),)))
+
+
+def test_control_flow_that_looks_at_values_runs_on_real_tensors() -> None:
+    model = Small(
+        lambda m, x: m.a(x) if x.sum() > 0 else m.b(x), a=nn.Linear(4, 4, bias=False), b=nn.Linear(4, 4, bias=False)
+    )
+    up, down = values(0, 3, 4).abs(), -values(0, 3, 4).abs()
+    taken = replays(model, Example((up,)), Example((2 * up,)))
+    assert taken.how == "real" and set(taken.parameters.values()) == {"a.weight"}
+    other = replays(model, Example((down,)), Example((2 * down,)))
+    assert other.how == "real" and set(other.parameters.values()) == {"b.weight"}
+
+
+def test_control_flow_that_looks_at_shapes_runs_on_meta_tensors() -> None:
+    model = Small(lambda m, x: m.a(x) if x.shape[0] > 2 else x, a=nn.Linear(4, 4))
+    assert replays(model, Example((values(0, 3, 4),)), Example((values(1, 3, 4),))).how == "meta"
+
+
+def test_a_run_on_real_tensors_leaves_buffers_and_random_state_alone() -> None:
+    def body(m: Any, x: Any) -> Any:
+        m.count += 1
+        noise = torch.rand(x.shape, device=x.device)
+        return m.fc(x) + noise if float(x.sum()) > -1e9 else x
+
+    model = Small(body, fc=nn.Linear(4, 4))
+    model.register_buffer("count", torch.zeros(1))
+    state = torch.get_rng_state()
+    assert capture(model, Example((values(0, 3, 4),))).how == "real"
+    assert model.count.item() == 0.0 and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_on_the_meta_device_that_looks_at_values_cannot_be_captured() -> None:
+    with torch.device("meta"):
+        model = Small(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Linear(4, 4))
+    with pytest.raises(CaptureError, match="on the meta device and its forward looks at values"):
+        capture(model, Example((values(0, 3, 4),)))
+
+
+def test_a_forward_that_raises_names_its_module() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(5, 5)))
+    with pytest.raises(ForwardError, match=r"module '1\.0'"):
+        capture(model, Example((values(0, 3, 4),)))
+
+
+def test_a_forward_without_tensors_cannot_be_captured() -> None:
+    with pytest.raises(CaptureError, match="returned no tensor"):
+        capture(Small(lambda m, x: "done", a=nn.Linear(1, 1)), Example((values(0, 3, 4),)))
+
+
+# Linear growth
+
+
+class Chain(nn.Module):
+    """x ← x + b(relu(a(x))), so many times, as a model of weights without modules."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        for index in range(blocks):
+            self.register_parameter(f"a{index}", nn.Parameter(torch.zeros(2, 2)))
+            self.register_parameter(f"b{index}", nn.Parameter(torch.zeros(2, 2)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self._parameters
+        for index in range(self.blocks):
+            inner = nn.functional.linear(x, weights[f"a{index}"]).relu()
+            x = x + nn.functional.linear(inner, weights[f"b{index}"])
+        return x
+
+
+class Tower(nn.Module):
+    """Blocks within blocks: the branch of each holds the next one."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        for index in range(blocks):
+            self.register_parameter(f"a{index}", nn.Parameter(torch.zeros(2, 2)))
+            self.register_parameter(f"b{index}", nn.Parameter(torch.zeros(2, 2)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, waiting = self._parameters, []
+        for index in range(self.blocks):
+            waiting.append(x)
+            x = nn.functional.linear(x, weights[f"a{index}"]).relu()
+        for index in reversed(range(self.blocks)):
+            x = waiting[index] + nn.functional.linear(x, weights[f"b{index}"])
+        return x
+
+
+class Visits:
+    """Counts how often the sources of a term are asked for: the steps that the analysis takes in the graph."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        for name in ("sources", "addends"):
+            monkeypatch.setattr(Flow, name, self._counting(getattr(Flow, name)))
+        monkeypatch.setattr(idfx.cuts.Cuts, "_cut", self._counting(idfx.cuts.Cuts._cut))
+
+    def _counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            self.count += 1
+            return function(*args)
+
+        return counted
+
+    def of(self, found: Capture) -> int:
+        self.count = 0
+        analyse(found)
+        return self.count
+
+
+def captured(net: type[Any], blocks: int) -> Capture:
+    return capture(net(blocks), Example((torch.ones(1, 2),)))
+
+
+@pytest.mark.parametrize("net", [Chain, Tower])
+def test_the_analysis_visits_each_node_a_fixed_number_of_times(net: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    visits = Visits(monkeypatch)
+    small, large = visits.of(captured(net, 50)), visits.of(captured(net, 400))
+    assert 0 < large <= 8 * small * 1.05
+
+
+@pytest.mark.slow
+def test_a_thousand_blocks_and_ten_thousand_cost_the_same_per_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = captured(Chain, 1_000), captured(Chain, 10_000)
+    with monkeypatch.context() as patch:
+        visits = Visits(patch)
+        assert visits.of(large) <= 10 * visits.of(small) * 1.01
+    times: dict[int, list[float]] = {1_000: [], 10_000: []}
+    for _ in range(2):
+        for blocks, found in ((1_000, small), (10_000, large)):
+            start = time.process_time()
+            structure = analyse(found)
+            times[blocks].append(time.process_time() - start)
+            assert len(structure.joins) == blocks and all(join.zeroable for join in structure.joins)
+    assert statistics.median(times[10_000]) < 10 * 2.5 * statistics.median(times[1_000])
