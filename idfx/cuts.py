@@ -156,7 +156,8 @@ class Cuts:
         """The weight, or else what it is multiplied with."""
         data, weight = self._terms[position].operands
         own = self._at(self._look_up(weight), position)
-        return own if not own.obstacle else self._look_up(data)
+        other = self._look_up(data) if own.obstacle else own
+        return own if other.obstacle else other
 
     def _product(self, position: int) -> Cut:
         """One factor: data silenced by a weight, else a scale parameter, else whatever is left."""

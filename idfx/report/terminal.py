@@ -196,7 +196,7 @@ def explanation(found: Explanation) -> str:
         size = " × ".join(map(str, found.size))
         shown = f"{len(found.matrix)} rows and {len(found.matrix[0])} columns of {size}"
         parts += ["", f"first {shown}:"]
-        parts += ["  ".join(f"{_number(value):>11}" for value in row) for row in found.matrix]
+        parts += ["  ".join(f"{value:>12.8g}" for value in row) for row in found.matrix]
     return _text(*parts).lstrip("\n")
 
 

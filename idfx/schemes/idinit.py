@@ -46,14 +46,14 @@ class Options:
 
     `tau`: entry of the identity, a number or "gain" for the gain of the activation that follows. `eps`: entry of
     the zero-preserving matrix; 0 makes it zero. `loosen`: which entries get noise N(0, eps_tau²). `conv_order`:
-    how a kernel is read as a matrix.
+    how a kernel is read as a matrix; the default is the order that trained most reliably (docs/method.md).
     """
 
     tau: float | str = 1.0
     eps: float = 1e-6
     loosen: str = "diagonal"
     eps_tau: float = 1e-6
-    conv_order: str = "centre"
+    conv_order: str = "channel"
 
     def __post_init__(self) -> None:
         if isinstance(self.tau, str):
