@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from idfx.capture import record, tensors_in
 from idfx.errors import CertificateError
 from idfx.flow import operator_name
-from idfx.records import Certificate, Example, Join, JoinCheck, Structure
+from idfx.records import Certificate, End, Example, Join, JoinCheck, Structure
 from idfx.running import ModulePath, run, unwrap
 from idfx.structure import analyse
 
@@ -64,7 +64,7 @@ def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> tuple[float, flo
 
 def _fingerprint(tensor: torch.Tensor) -> float:
     """A sum with weights from 1 to 2 in the order of the entries: other features, or the same elsewhere, differ."""
-    flat = torch.view_as_real(tensor).flatten() if tensor.is_complex() else tensor.flatten()
+    flat = torch.view_as_real(tensor).flatten() if tensor.is_complex() else tensor.detach().flatten()
     return float(flat.double() @ torch.linspace(1, 2, flat.numel(), dtype=torch.float64, device=flat.device))
 
 
@@ -103,19 +103,6 @@ def _run(model: nn.Module, example: Example, observer: _Observer, grad: bool) ->
     return [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
 
 
-def _exactly_zero(model: nn.Module, structure: Structure, join: Join) -> bool:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for end in join.ends:
-        weight = parameters[end.parameter]
-        layout = structure.roles[end.parameter].layout if end.parameter in structure.roles else None
-        axis = layout.out_axis if layout is not None else 0
-        ranges = end.rows or ((0, weight.shape[axis]),) if weight.dim() else ()
-        parts = [weight.narrow(axis, start, stop - start) for start, stop in ranges] or [weight]
-        if any(bool(part.detach().any()) for part in parts):
-            return False
-    return True
-
-
 def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certificate:
     """Return what two runs of the model show: is every residual join its shortcut, does the signal get through.
 
@@ -138,7 +125,8 @@ def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certif
     except _OtherPathError:  # values, a cache or the device decided otherwise: read the path that this run takes
         structure = _read_again(model, structure)
         first, seen = _observed(model, structure)
-    checks = tuple(_check(model, structure, join, seen, eps) for join in structure.joins)
+    verdict = _Verdict(model, structure, seen, eps)
+    checks = tuple(verdict.check(join) for join in structure.joins)
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in first)
     changed = another(structure.capture.example)
     if changed is None:
@@ -186,21 +174,41 @@ def _read_again(model: nn.Module, structure: Structure) -> Structure:
     return again
 
 
-def _check(model: nn.Module, structure: Structure, join: Join, seen: _Observer, eps: float) -> JoinCheck:
-    if join.name not in seen.deviations:
-        return JoinCheck(join.name, join.kind, math.nan, math.nan, "unseen")
-    difference, size = seen.deviations[join.name]
-    joins = {other.name: other for other in structure.joins}
-    parent = join.parent
-    while parent is not None:  # a block inside a closed branch has a shortcut of next to nothing
-        size = max(size, seen.deviations.get(parent, (0.0, 0.0))[1])
-        parent = joins[parent].parent
-    deviation = difference / size if size else math.inf if difference else 0.0
-    if not join.zeroable:
-        return JoinCheck(join.name, join.kind, deviation, math.inf, "open")
-    tolerance = 0.0 if _exactly_zero(model, structure, join) else math.sqrt(eps)
-    status = "identity" if deviation <= tolerance else "deviates"
-    return JoinCheck(join.name, join.kind, deviation, tolerance, status)
+class _Verdict:
+    """Judges joins by what was seen of them, with everything looked up once."""
+
+    def __init__(self, model: nn.Module, structure: Structure, seen: _Observer, eps: float) -> None:
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._roles = structure.roles
+        self._joins = {join.name: join for join in structure.joins}
+        self._seen, self._eps = seen.deviations, eps
+
+    def check(self, join: Join) -> JoinCheck:
+        if join.name not in self._seen:
+            return JoinCheck(join.name, join.kind, math.nan, math.nan, "unseen")
+        difference, size = self._seen[join.name]
+        parent = join.parent
+        while parent is not None:  # a block inside a closed branch has a shortcut of next to nothing
+            size = max(size, self._seen.get(parent, (0.0, 0.0))[1])
+            parent = self._joins[parent].parent
+        deviation = difference / size if size else math.inf if difference else 0.0
+        if not join.zeroable:
+            return JoinCheck(join.name, join.kind, deviation, math.inf, "open")
+        tolerance = 0.0 if all(map(self._exactly_zero, join.ends)) else math.sqrt(self._eps)
+        status = "identity" if deviation <= tolerance else "deviates"
+        return JoinCheck(join.name, join.kind, deviation, tolerance, status)
+
+    def _exactly_zero(self, end: End) -> bool:
+        weight = self._parameters[end.parameter].detach()
+        if not weight.dim():
+            return not bool(weight)
+        role = self._roles.get(end.parameter)
+        axis = role.layout.out_axis if role is not None and role.layout is not None else 0
+        for start, stop in end.rows or ((0, weight.shape[axis]),):
+            part = weight.narrow(axis, start, stop - start)
+            if bool(part.narrow(axis, 0, 1).any()) or bool(part.any()):  # the first row tells as a rule
+                return False
+        return True
 
 
 def _failures(checks: Sequence[JoinCheck], finite: bool, distinct: bool | None, lost: Sequence[str]) -> list[str]:

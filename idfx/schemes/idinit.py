@@ -28,6 +28,9 @@ _GAINS = {
     "aten.selu": 0.75,
 }
 
+# What the paper does not speak of, where a weight is otherwise the paper's case.
+_OURS = {"grouped": "one matrix per group", "depthwise": "one matrix per channel", "steers": "a gate, query or key"}
+
 _KEEP = {
     "embedding": "rows that are looked up are not a map from inputs to outputs; the author's values stay (ours)",
     "offset": "what is added to the data, a position say, is no layer; the author's values stay (ours)",
@@ -143,7 +146,9 @@ def decide(parameter: ParameterInfo, role: Role, options: Options) -> Decision |
         )
     if role.name in ("main stem", "inner"):
         where = "the main stem" if role.name == "main stem" else "a residual branch"
-        return _weight(parameter, role, options, False, f"a weight inside {where} starts as the identity (paper)")
+        said = [_OURS[trait] for trait in role.traits if trait in _OURS]
+        source = f"paper; {', '.join(said)}: ours" if said else "paper"
+        return _weight(parameter, role, options, False, f"a weight inside {where} starts as the identity ({source})")
     if role.name in ("input stem", "head", "projection shortcut"):
         reason = f"the {role.name} is a weight of the main stem and starts as the identity (ours)"
         return _weight(parameter, role, options, False, reason)
