@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from idfx.cuts import Cut, Cuts, flatten
 from idfx.flow import Flow
@@ -21,13 +21,17 @@ _MIXERS = frozenset({"contract", "mix", "pool", "norm", "recurrent", "unknown"})
 
 @dataclass(frozen=True)
 class Side:
-    """One operand of a sum taken for its shortcut, with the terms between fork and join on the other side."""
+    """One operand of a sum taken for its shortcut, with the terms between fork and join on the other side.
+
+    `context` is what enters those terms from elsewhere than the fork: a second input, a value made before the fork.
+    """
 
     operand: int
     others: tuple[int, ...]
     fork: int
     length: int
     region: tuple[int, ...]
+    context: tuple[int, ...] = ()
 
 
 @dataclass
@@ -169,16 +173,25 @@ class Finder:
 
     def _behind(self, position: int, skip: bool) -> tuple[int, ...]:
         side = self.blocks.sides.get(position)
-        return (side.operand,) if side is not None and skip else self.flow.sources(position)
+        return (side.operand, *side.context) if side is not None and skip else self.flow.sources(position)
+
+    def _context(self, side: Side) -> tuple[int, ...]:
+        inside = {side.fork, *side.region}
+        behind = (source for term in side.region for source in self._behind(term, True))
+        return tuple(dict.fromkeys(source for source in behind if source not in inside))
 
     def _join(self, position: int, side: Side) -> None:
         blocks = self.blocks
-        cut = self._by_weight.of(side.region, side.others)
+
+        def private(term: int) -> bool:
+            return term != side.fork and self.paths.only_through(term, position)
+
+        cut = self._by_weight.of(side.region, side.others, private)
         if cut.obstacle or not self._exclusive(cut, position):
-            other = self._by_scale.of(side.region, side.others)
+            other = self._by_scale.of(side.region, side.others, private)
             if not other.obstacle and self._exclusive(other, position):
                 cut = other
-        blocks.sides[position], blocks.cuts[position] = side, cut
+        blocks.sides[position], blocks.cuts[position] = replace(side, context=self._context(side)), cut
         self._inner[position] = (cut, side.operand)
         for term in side.region:
             blocks.stem.setdefault(term, position)
@@ -198,4 +211,5 @@ class Finder:
             if position not in seen and position > fork:
                 seen.add(position)
                 yield position
-                stack.extend(self._behind(position, True))
+                inner = self.blocks.sides.get(position)
+                stack.extend(self.flow.sources(position) if inner is None else (inner.operand,))

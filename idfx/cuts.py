@@ -12,6 +12,8 @@ from typing import Any
 
 from idfx.flow import Flow
 
+_DEEPEST = 100  # terms before a region that are followed back to their parameters; as a rule it is a handful
+
 # Concatenation of lists as a tree of pairs, flattened once at the end: unions along a chain stay linear.
 Tree = Any
 
@@ -86,11 +88,16 @@ class Cuts:
         self._inner = inner
         self._prefer_scales = prefer_scales
         self._known: dict[int, Cut] = {}
+        self._private: Callable[[int], bool] = lambda position: False
+        self._depth = 0
         self._expressions: dict[int, Cut] = {}
 
-    def of(self, region: Iterable[int], wanted: Iterable[int]) -> Cut:
-        """Return the cut of all the wanted terms; `region` in order of execution."""
-        self._known = {}
+    def of(self, region: Iterable[int], wanted: Iterable[int], private: Callable[[int], bool]) -> Cut:
+        """Return the cut of all the wanted terms; `region` in order of execution.
+
+        `private` says of a term from before the region whether it serves nothing but the branch, and may be silenced.
+        """
+        self._known, self._private = {}, private
         for position in region:
             self._known[position] = self._cut(position)
         return everything(self._get(position) for position in wanted)
@@ -98,6 +105,10 @@ class Cuts:
     def _get(self, position: int) -> Cut:
         if not self._terms[position].data:
             return self.expression(position)
+        if position not in self._known and self._depth < _DEEPEST and self._private(position):
+            self._depth += 1
+            self._known[position] = self._cut(position)
+            self._depth -= 1
         return self._known.get(position, Cut(obstacle="the fork reaches the join without crossing a parameter"))
 
     def expression(self, position: int) -> Cut:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from idfx.attention import attention_parts
 from idfx.flow import Flow
 from idfx.paths import Paths
 from idfx.records import Join, Layout, Role
@@ -36,6 +37,7 @@ class Surroundings:
     first: frozenset[int]
     last: frozenset[int]
     signal: frozenset[int]
+    attention: Mapping[int, tuple[str, ...]]
 
 
 def _first_and_last(flow: Flow, paths: Paths) -> tuple[frozenset[int], frozenset[int]]:
@@ -64,6 +66,7 @@ def _traits(use: Use, shape: tuple[int, ...], around: Surroundings) -> tuple[str
             traits.append("depthwise" if single else "grouped")
         if layout.groups * layout.parts == 1 and rows != columns:
             traits.append("tall" if rows > columns else "wide")
+    traits.extend(around.attention.get(use.term, ()))
     if use.term not in around.signal:
         traits.append("steers")
     return tuple(traits)
@@ -171,7 +174,7 @@ def assign_roles(
     """
     first, last = _first_and_last(flow, paths)
     modules = {p: flow.module(p) or flow.capture.model for p in range(len(flow.terms))}
-    around = Surroundings(stem, shortcut, {**modules, **names}, first, last, paths.signal)
+    around = Surroundings(stem, shortcut, {**modules, **names}, first, last, paths.signal, attention_parts(flow))
     parts = Parts.of([join for join in joins if join.zeroable])
     roles = {}
     for name, info in flow.capture.info.items():

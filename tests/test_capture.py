@@ -134,7 +134,7 @@ def test_writes_into_a_new_tensor_replay_exactly() -> None:
 def test_a_tensor_that_the_forward_makes_of_numbers_has_no_values_on_meta() -> None:
     net = Small(write_into_a_buffer, fc=nn.Linear(4, 4))
     found = record(net, Example((values(0, 3, 4),)), "meta")
-    with pytest.raises(CaptureError, match="on meta tensors .*Capture on real tensors"):
+    with pytest.raises(CaptureError, match=r"on meta tensors .*Capture on real tensors"):
         replay(found, net, (values(1, 3, 4),), {})
 
 

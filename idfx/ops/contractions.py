@@ -122,7 +122,8 @@ def embedding_bag(weight: Any, indices: Any, offsets: Any, *rest: Any, **options
 @operator("aten.scaled_dot_product_attention")
 def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> Term:
     """Softmax(query · keyᵀ) · value: zero where the value is, whatever query and key do."""
-    return Term("product", (gate(Term("product", (query, key)), attn_mask), value), tag="attention")
+    scores = Term("product", (query, key))
+    return Term("product", (gate(scores, attn_mask), value), tag="attention")
 
 
 @operator("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", "aten.lstm_cell", "aten.gru_cell",

@@ -1,0 +1,82 @@
+"""Queries, keys and values are told apart by what steers what, in torch's own attention and in one written by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import idfx
+
+
+class ByHand(nn.Module):
+    """Attention from its textbook formula, with three separate weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.first(x) @ self.second(x).transpose(-2, -1) / 8**0.5
+        return x + self.out(scores.softmax(-1) @ self.third(x))
+
+
+class Fused(nn.Module):
+    """torch's attention over one weight for query, key and value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.all(x).chunk(3, -1)
+        return x + self.out(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+class Squeeze(nn.Module):
+    """A gate that is no attention: it is not made of a product of data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.value(x) * self.gate(x.mean(1, keepdim=True)).sigmoid()
+
+
+def parts(model: nn.Module) -> dict[str, set[str]]:
+    """The attention traits of each weight."""
+    roles = idfx.analyze(model, (torch.ones(1, 4, 8),)).roles
+    wanted = {"query", "key", "value"}
+    return {name: wanted & set(role.traits) for name, role in roles.items() if role.layout is not None}
+
+
+def test_three_weights_of_attention_written_by_hand() -> None:
+    found = parts(ByHand())
+    assert found == {
+        "first.weight": {"query"},
+        "second.weight": {"key"},
+        "third.weight": {"value"},
+        "out.weight": set(),
+    }
+
+
+def test_one_fused_weight_is_all_three() -> None:
+    assert parts(Fused()) == {"all.weight": {"query", "key", "value"}, "out.weight": set()}
+
+
+def test_a_squeeze_gate_is_no_attention() -> None:
+    assert parts(Squeeze()) == {"value.weight": set(), "gate.weight": set()}
+
+
+def test_cross_attention_takes_key_and_value_from_the_context() -> None:
+    class Cross(ByHand):
+        def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            scores = self.first(x) @ self.second(context).transpose(-2, -1)
+            return x + self.out(scores.softmax(-1) @ self.third(context))
+
+    structure = idfx.analyze(Cross(), (torch.ones(1, 4, 8), torch.ones(1, 6, 8)))
+    assert [(join.kind, join.ends[0].parameter) for join in structure.joins] == [("identity", "out.weight")]
+    traits = {name: structure.roles[name].traits for name in ("first.weight", "second.weight", "third.weight")}
+    assert ["query" in traits["first.weight"], "key" in traits["second.weight"], "value" in traits["third.weight"]] == [
+        True
+    ] * 3
