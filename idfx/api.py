@@ -189,4 +189,9 @@ def failure_text(certificate: Certificate, model: str) -> str:
     """Return the failures of a certificate as one line."""
     shown = "; ".join(certificate.failures[:3])
     more = len(certificate.failures) - 3
-    return f"{model}: {shown}{f' and {more} more' if more > 0 else ''}; expected every block to start as its shortcut."
+    found = f"{model}: {shown}{f' and {more} more' if more > 0 else ''}"
+    if not certificate.finite:
+        return f"{found}; expected finite numbers. Check that the model gives them as its author initialises it."
+    if any(check.status == "deviates" for check in certificate.checks):
+        return f"{found}; expected every block to start as its shortcut."
+    return f"{found}; expected different ones. Try another --conv-order, centre keeps images in place, or keep a layer."

@@ -28,7 +28,7 @@ def check(model: nn.Module, plan: Plan) -> None:
     missing = [name for name in planned if name not in parameters]
     extra = [name for name in parameters if name not in planned]
     changed = [
-        f"{name} {tuple(parameters[name].shape)} against {plan.shapes[name]}"
+        f"{name} is {list(parameters[name].shape)} in the model and {list(plan.shapes[name])} in the plan"
         for name in sorted(planned - set(missing))
         if tuple(parameters[name].shape) != plan.shapes[name]
     ]

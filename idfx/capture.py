@@ -271,6 +271,12 @@ def capture(model: nn.Module, example: Example, before_real: Callable[[], object
         ('meta', ['bias', 'weight'])
     """
     model = unwrap(model)
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise CaptureError(
+                f"{type(model).__name__}: {name} has no shape yet, its module is lazy; expected a finished model. "
+                "Call the model once on an input first."
+            )
     try:
         return record(model, example, "meta")
     except ForwardError as error:

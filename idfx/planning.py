@@ -148,6 +148,10 @@ def from_json(text: str, subject: str = "plan") -> Plan:
             kept[name] = str(entry["keep"])
             continue
         _require(where, entry, {"fill": str})
+        if entry["fill"] == "keep":
+            raise PlanError(
+                f'{where}: fill "keep"; expected a fill. To keep it write "keep": "your reason" instead of fill.'
+            )
         arguments = entry.get("arguments", {})
         if not isinstance(arguments, dict):
             raise PlanError(f"{where}: arguments {arguments!r}; expected an object. Write {{}} for none.")

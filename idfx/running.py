@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idfx.errors import ForwardError, IdfxError
+from idfx.errors import ForwardError, IdfxError, UsageError
 
 
 class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -84,6 +84,9 @@ class ModulePath:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
+        raise UsageError(f"model: {kind} was given; expected a torch.nn.Module. Pass the model itself.")
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
         if isinstance(model, wrappers):

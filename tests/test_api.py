@@ -955,7 +955,7 @@ def _reshape(document: dict[str, Any]) -> None:
 # All of these are about the last parameter, or show on it last: what came before must not be written.
 INAPPLICABLE = {
     "another model": (_rename, r"not in the model: tail.bias; not in the plan: head.bias"),
-    "another shape": (_reshape, r"of another shape: head.bias \(5,\) against \(6,\)"),
+    "another shape": (_reshape, r"of another shape: head.bias is \[5\] in the model and \[6\] in the plan"),
     "fill": (_decide("head.bias", "constnat", value=0), r"fill 'constnat': unknown.*Did you mean constant"),
     "argument": (_decide("head.bias", "constant", valeu=0), r"valeu.*value"),
     "missing argument": (_decide("head.bias", "constant"), r"head.bias: no value; expected by fill 'constant'"),

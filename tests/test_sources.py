@@ -164,7 +164,7 @@ REFUSED = {
     "wrong:make": "importing wrong raised ModuleNotFoundError",
     "quits.py:make": "importing quits.py raised SystemExit: 3",
     "net.py:broken": "the factory raised ValueError: no such; expected a model from broken\\(\\)",
-    "net.py:text": "the factory returned a str",
+    "net.py:text": "the factory returned an object of type str",
     "net.py:number": "this is a int",
     "net.py:exhausted": "out of memory on cpu",
 }

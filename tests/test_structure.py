@@ -816,3 +816,31 @@ def test_a_taught_operator_is_known(taught: None, mystery: Any) -> None:
     structure = read(net)
     assert structure.unknown == () and ends(only(structure)) == ["b.weight"]
     starts_as_shortcuts(net)
+
+
+def test_a_generator_of_transposed_convolutions_lets_the_signal_through() -> None:
+    generator = nn.Sequential(
+        nn.ConvTranspose2d(16, 32, 4, 1, 0),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 16, 4, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.ConvTranspose2d(16, 3, 4, 2, 1),
+        nn.Tanh(),
+    )
+    noise = torch.randn(8, 16, 1, 1, generator=torch.Generator().manual_seed(0))
+    idfx.init_(generator, (noise,))
+    with torch.no_grad():
+        images = generator.eval()(noise)
+    assert images.std(0).max() > 0.1
+
+
+def test_what_is_no_finished_module_is_refused() -> None:
+    x = torch.ones(1, 4)
+    with pytest.raises(idfx.IdfxError, match=r"model: an object of type int was given; expected a torch.nn.Module"):
+        idfx.analyze(3, (x,))  # type: ignore[arg-type]
+    with pytest.raises(idfx.IdfxError, match=r"model: the class Linear was given; .*Pass the model itself"):
+        idfx.analyze(nn.Linear, (x,))  # type: ignore[arg-type]
+    with pytest.raises(idfx.IdfxError, match=r"Sequential: 0.weight has no shape yet.*Call the model once"):
+        idfx.analyze(nn.Sequential(nn.LazyLinear(8)), (x,))

@@ -65,11 +65,11 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
     made = report.plan
     size = sum(math.prod(shape) for shape in made.shapes.values())
     fills = Counter(decision.fill for decision in made.decisions.values())
-    written = ", ".join(f"{count} {fill}" for fill, count in fills.most_common())
+    written = ": " * bool(fills) + ", ".join(f"{count} {fill}" for fill, count in fills.most_common())
     rows = [
         ("model", f"{spec}: {_count(size, 'parameter')} in {_count(len(made.shapes), 'tensor')}"),
         ("scheme", f"{made.scheme}, seed {made.seed}, {_arguments(made.options)}"),
-        ("written", f"{_count(len(made.decisions), 'tensor')}: {written}"),
+        ("written", f"{_count(len(made.decisions), 'tensor')}{written}"),
     ]
     for reason, count in Counter(made.kept.values()).most_common():
         rows.append(("kept", f"{_count(count, 'tensor')}: {reason}"))

@@ -64,7 +64,7 @@ class Options:
                 hint = did_you_mean(self.tau, ("gain",)) or " Write --tau 1."
                 raise UsageError(f"tau {self.tau!r}; expected a number or gain.{hint}")
         else:
-            _check_number("tau", self.tau)
+            _check_number("tau", self.tau, "1")
             if self.tau == 0:
                 raise UsageError("tau 0; expected a number that is not 0, or 'gain'. Write --tau 1.")
         for name in ("eps", "eps_tau"):
@@ -75,9 +75,9 @@ class Options:
         _check_choice("conv_order", self.conv_order, ORDERS)
 
 
-def _check_number(name: str, value: object) -> None:
+def _check_number(name: str, value: object, such_as: str = "1e-6") -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UsageError(f"{name} {value!r}; expected a finite number. Write one such as 1e-6.")
+        raise UsageError(f"{name} {value!r}; expected a finite number. Write one such as {such_as}.")
 
 
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
@@ -114,7 +114,9 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
         arguments["loosen"] = options.loosen
         arguments["eps_tau"] = options.eps_tau
     if kernel:
-        arguments["order"] = options.conv_order
+        transposed = role.layout.grouped == "in"
+        arguments["order"] = "centre" if transposed else options.conv_order
+        reason += "; a transposed kernel is read from its centre (ours)" if transposed else ""
     layout = _layout(role.layout)
     if layout:
         arguments["layout"] = layout

@@ -57,7 +57,8 @@ def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Exampl
         model = factory if isinstance(factory, nn.Module) else _call(name, factory, arguments)
         if not isinstance(model, nn.Module):
             raise SourceError(
-                f"{name}: the factory returned a {type(model).__name__}; expected a torch.nn.Module. Return the model."
+                f"{name}: the factory returned an object of type {type(model).__name__}; "
+                "expected a torch.nn.Module. Return the model."
             )
         return model, _example(name, module, model)
 
