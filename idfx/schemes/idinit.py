@@ -49,7 +49,7 @@ class Options:
 
     `tau`: entry of the identity, a number or "gain" for the gain of the activation that follows. `eps`: entry of
     the zero-preserving matrix; 0 makes it zero. `loosen`: which entries get noise N(0, eps_tau²). `conv_order`:
-    how a kernel is read as a matrix; the default is the order that trained most reliably (docs/method.md).
+    how a kernel is read as a matrix; the default is the order that collapsed in no setting tried (docs/method.md).
     """
 
     tau: float | str = 1.0
