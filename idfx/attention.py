@@ -6,7 +6,7 @@ key. The weights are those that stand directly before the three.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from idfx.flow import Flow
 
@@ -47,30 +47,41 @@ def _gated(flow: Flow, position: int) -> Iterator[tuple[int, int]]:
 
 def _scores(flow: Flow, gate: int) -> int | None:
     """The product of two data tensors, mixing them, that a gate is a function of."""
-    stack, seen = list(flow.terms[gate].operands), set[int]()
-    while stack:
-        position = stack.pop()
+
+    def is_scores(position: int) -> bool:
         term = flow.terms[position]
-        if position in seen or not term.data:
-            continue
-        seen.add(position)
-        if term.kind == "product" and not term.tag and len(flow.sources(position)) == 2:
-            return position
-        if term.kind in _PASSING:
-            stack.extend(term.operands)
-    return None
+        return term.kind == "product" and not term.tag and len(flow.sources(position)) == 2
+
+    return next(_before(flow, flow.terms[gate].operands, is_scores, _passes), None)
 
 
 def _sites_before(flow: Flow, operand: int) -> Iterator[int]:
     """The weight sites from which a value comes without another weight or a product of data between."""
-    stack, seen = [operand], set[int]()
+
+    def is_site(position: int) -> bool:
+        return flow.terms[position].kind == "contract"
+
+    def leads_on(flow: Flow, position: int) -> bool:
+        return _passes(flow, position) or flow.terms[position].kind == "norm" or len(flow.sources(position)) == 1
+
+    return _before(flow, (operand,), is_site, leads_on)
+
+
+def _passes(flow: Flow, position: int) -> bool:
+    return flow.terms[position].kind in _PASSING
+
+
+def _before(
+    flow: Flow, start: Sequence[int], wanted: Callable[[int], bool], leads_on: Callable[[Flow, int], bool]
+) -> Iterator[int]:
+    """The first wanted terms on each way back from the start, through terms that lead on."""
+    stack, seen = list(start), set[int]()
     while stack:
         position = stack.pop()
-        term = flow.terms[position]
-        if position in seen or not term.data:
+        if position in seen or not flow.terms[position].data:
             continue
         seen.add(position)
-        if term.kind == "contract":
+        if wanted(position):
             yield position
-        elif term.kind in _PASSING or term.kind == "norm" or len(flow.sources(position)) == 1:
-            stack.extend(term.operands)
+        elif leads_on(flow, position):
+            stack.extend(flow.terms[position].operands)

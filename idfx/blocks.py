@@ -131,7 +131,7 @@ class Finder:
         term = self.terms[position]
         if term.kind == "product":
             return term.tag in ("", "attention") and self.paths.step(term.operands[-1], position) == NONLINEAR
-        return term.kind in _MIXERS or term.tag == "reduce"
+        return term.kind in _MIXERS
 
     def _side(self, position: int, operand: int) -> Side | None:
         """Take one operand for the shortcut: its fork is the nearest term on its linear path that the rest needs.

@@ -95,6 +95,10 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
     if still_open := [check.join for check in found.checks if check.status == "open"]:
         names = ", ".join(still_open[:3]) + (" ..." if len(still_open) > 3 else "")
         rows.append(("open", f"{_count(len(still_open), 'join')} cannot be closed: {names} (see idfx analyze)"))
+    if unseen := [check.join for check in found.checks if check.status == "unseen"]:
+        names = ", ".join(unseen[:3]) + (" ..." if len(unseen) > 3 else "")
+        why = "their shortcut exists only inside an operator"
+        rows.append(("unseen", f"{_count(len(unseen), 'join')} cannot be compared, {why}: {names}"))
     if found.passed:
         told = "different outputs" if found.distinct else _SAME_OUTPUT
         rows.append(("signal", f"finite; two different inputs give {told}"))
