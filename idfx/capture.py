@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from idfx.errors import CaptureError, ForwardError
+from idfx.interpreter import compute
 from idfx.records import Capture, Example, ParameterInfo
-from idfx.running import ModulePath, run, unwrap
+from idfx.running import Numbers, ModulePath, run, unwrap
 
 
 def overwritten(value: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
@@ -39,15 +40,23 @@ def _written(func: Any) -> tuple[tuple[int, str], ...]:
     )
 
 
+def _writes(target: Any) -> bool:
+    return hasattr(target, "_schema") and bool(_written(target))
+
+
 class _Recorder:
     """Builds the graph call by call. A tensor is known by its place in memory, which two objects may share.
 
-    Every tensor is held on to, so that no place is used twice.
+    Every tensor is held on to, so that no place is used twice. `values` has the real tensors of inputs and buffers
+    by name where the run has none: a forward may ask for a number that depends on these alone.
     """
 
-    def __init__(self, path: ModulePath) -> None:
+    def __init__(self, path: ModulePath, values: Mapping[str, torch.Tensor] | None = None) -> None:
         self.graph = torch.fx.Graph()
         self.path = path
+        self._real = values
+        self._order: dict[torch.fx.Node, int] = {}
+        self._computed: dict[torch.fx.Node, Any] = {}
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self.modules: dict[str, str] = {}
@@ -58,19 +67,65 @@ class _Recorder:
         self._names: dict[int, tuple[torch.Tensor, str, bool]] = {}
         self._values: dict[Any, tuple[torch.Tensor, torch.fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
+        self.numbers = Numbers()
 
     def know(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
         self._names.setdefault(id(tensor), (tensor, name, is_parameter))
 
     def placeholder(self, name: str, tensor: torch.Tensor) -> None:
-        self._note(self.graph.placeholder(name), tensor, -1)
+        self._note(self._create("placeholder", name), tensor, -1)
+
+    def _create(self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> torch.fx.Node:
+        node = self.graph.create_node(op, target, args, kwargs or {})
+        self._order[node] = len(self._order)
+        return node
+
+    def _value(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operator returns that needs numbers, None if they depend on a parameter or are not to be had."""
+        assert self._real is not None
+        stack: list[torch.fx.Node] = []
+        torch.fx.node.map_arg((args, kwargs), stack.append)
+        ancestors: set[torch.fx.Node] = set()
+        while stack:
+            node = stack.pop()
+            if node not in ancestors:
+                if node.op == "get_attr" and node.name not in self.constants and node.target not in self._real:
+                    return None
+                ancestors.add(node)
+                stack.extend(node.all_input_nodes)
+        writes = any(node.op == "call_function" and _writes(node.target) for node in ancestors)
+        ordered = sorted(ancestors, key=self._order.__getitem__)
+        leaves = self._real
+        device = next((tensor.device for tensor in leaves.values()), torch.device("cpu"))
+
+        def leaf(node: torch.fx.Node) -> torch.Tensor:
+            known = self.constants.get(node.name)
+            return (leaves[str(node.target)] if known is None else known).clone()
+
+        try:
+            values = compute(ordered, leaf, device, None if writes else self._computed)
+            read = torch.fx.node.map_arg((args, kwargs), values.__getitem__)
+            with torch.no_grad():
+                result = func(*read[0], **read[1])
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
+            return None
+        if not writes:
+            self._computed = values
+        return _on_meta(result)
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         step, self.calls = self.calls, self.calls + 1
         node_args = tuple(self._nodes(arg) for arg in args)
         node_kwargs = {key: self._nodes(arg) for key, arg in kwargs.items()}
-        result = func(*args, **kwargs)
-        node = self.graph.create_node("call_function", func, node_args, node_kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError):
+            if self._real is None:
+                raise
+            result = self._value(func, node_args, node_kwargs)
+            if result is None:
+                raise
+        node = self._create("call_function", func, node_args, node_kwargs)
         for position, name in _written(func):
             target = args[position] if position < len(args) else kwargs.get(name)
             for tensor in target if isinstance(target, (list, tuple)) else (target,):
@@ -89,7 +144,7 @@ class _Recorder:
             self.modules[node.name], self.steps[node.name] = self.path.current, step
             for index, part in enumerate(result):
                 if isinstance(part, torch.Tensor):
-                    item = self.graph.call_function(operator.getitem, (node, index))
+                    item = self._create("call_function", operator.getitem, (node, index))
                     self._note(item, part, step)
         else:
             self.modules[node.name], self.steps[node.name] = self.path.current, step
@@ -133,7 +188,7 @@ class _Recorder:
                 if written == extent:
                     node = write
                 else:
-                    node = self.graph.call_function(overwritten, (node, write))
+                    node = self._create("call_function", overwritten, (node, write))
                     self._note(node, tensor, self.steps[write.name])
             self._values[_place(tensor)] = (tensor, node, len(writes))
         return node
@@ -141,12 +196,19 @@ class _Recorder:
     def _attribute(self, tensor: torch.Tensor) -> None:
         """Make the node of a parameter, a buffer or a tensor that the forward took from elsewhere."""
         _, name, is_parameter = self._names.get(id(tensor), (tensor, "", False))
-        node = self.graph.create_node("get_attr", name or f"_constant{len(self.constants)}")
+        node = self._create("get_attr", name or f"_constant{len(self.constants)}")
         if is_parameter:
             self.parameters[node.name] = name
         elif not name:
-            self.constants[node.name] = tensor
+            self.constants[node.name] = self._fixed(tensor)
         self._note(node, tensor, -1)
+
+    def _fixed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A constant with its values, if the forward is making it from numbers."""
+        numbers = self.numbers.current
+        if numbers is None or not tensor.is_meta or isinstance(numbers, torch.Tensor):
+            return tensor
+        return torch.tensor(numbers, dtype=tensor.dtype, device="cpu")
 
 
 def _place(tensor: torch.Tensor) -> Any:
@@ -206,6 +268,13 @@ def _on_meta(value: Any) -> Any:
     return pytree.tree_map_only(torch.Tensor, copy, value)
 
 
+def _values(buffers: Mapping[str, torch.Tensor], example: Example) -> dict[str, torch.Tensor]:
+    """The tensors that have values while a model runs on the meta device, by the targets of their nodes."""
+    inputs = tensors_in((example.args, dict(example.kwargs)))
+    named = {**buffers, **{f"input_{index}": tensor for index, tensor in enumerate(inputs)}}
+    return {name: tensor for name, tensor in named.items() if not tensor.is_meta}
+
+
 def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> Capture:
     """Return the graph of one forward pass on "meta" or on "real" tensors; `capture` chooses."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -218,12 +287,13 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
         tensors = {**parameters, **{name: buffer.clone() for name, buffer in buffers.items()}}
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     path = ModulePath(model)
-    recorder = _Recorder(path)
+    recorder = _Recorder(path, _values(buffers, example) if how == "meta" else None)
     for name, tensor in tensors.items():
         recorder.know(name, tensor, name in parameters)
     for index, tensor in enumerate(tensors_in((args, kwargs))):
         recorder.placeholder(f"input_{index}", tensor)
-    result = run(model, tensors, args, kwargs, recorder.on_call, path, grad)
+    with recorder.numbers:
+        result = run(model, tensors, args, kwargs, recorder.on_call, path, grad)
     outputs = list(tensors_in(result))
     if not outputs:
         raise CaptureError(
@@ -301,6 +371,9 @@ def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mappin
     Args:
         found: the capture of `model`.
         args, kwargs: inputs with the shapes of the example.
+
+    Raises:
+        CaptureError: the graph holds a tensor whose values nobody knows.
     """
     model = unwrap(model)
     named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -308,25 +381,17 @@ def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mappin
     inputs = iter([tensor.clone() for tensor in tensors_in((tuple(args), dict(kwargs)))])
     device = next((tensor.device for tensor in named.values()), torch.device("cpu"))
 
-    def placed(value: Any) -> Any:
-        return device if isinstance(value, torch.device) and value.type == "meta" else value
-
-    values: dict[torch.fx.Node, Any] = {}
-    for node in found.graph.nodes:
+    def leaf(node: torch.fx.Node) -> Any:
         if node.op == "placeholder":
-            values[node] = next(inputs)
-        elif node.op == "get_attr":
-            if node.name not in found.constants and node.target not in named:
-                raise CaptureError(
-                    f"{found.model}: the forward made {node.name} on meta tensors and outside of torch's operators; "
-                    "expected its values. Capture on real tensors."
-                )
-            values[node] = found.constants[node.name] if node.name in found.constants else named[str(node.target)]
-        else:
-            read = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            args, options = torch.fx.node.map_aggregate(read, placed)
-            if node.op == "output":
-                return list(args[0])
-            with torch.no_grad():
-                values[node] = node.target(*args, **options)
-    raise CaptureError(f"{found.model}: the captured graph has no output; expected one. Capture it again.")
+            return next(inputs)
+        if node.name in found.constants:
+            return found.constants[node.name].clone()
+        if node.target not in named:
+            raise CaptureError(
+                f"{found.model}: the forward made {node.name} on meta tensors and outside of torch's operators; "
+                "expected its values. Capture on real tensors."
+            )
+        return named[str(node.target)]
+
+    values = compute(found.graph.nodes, leaf, device)
+    return list(values[found.graph.output_node()])

@@ -18,6 +18,7 @@ from torch._C import DispatchKey
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.nn.modules import module as nn_module
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from idfx.errors import ForwardError, IdfxError, UsageError
@@ -49,6 +50,25 @@ class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         # What an operator is made of need not be seen, and runs faster where Python does not look.
         with torch._C._DisablePythonDispatcher():
             return self._on_call(func, args, kwargs or {})
+
+
+class Numbers(TorchFunctionMode):
+    """Knows what a tensor is being made from: on the meta device torch itself forgets it at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current: Any = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        given = args[1:] if func is torch.Tensor.new_tensor else args
+        if func not in (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.Tensor.new_tensor):
+            return func(*args, **options)
+        before, self.current = self.current, given[0] if given else options.get("data")
+        try:
+            return func(*args, **options)
+        finally:
+            self.current = before
 
 
 class ModulePath:

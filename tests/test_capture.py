@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 import idfx.capture
 import idfx.cuts
@@ -128,11 +129,17 @@ def test_writes_through_views_replay_exactly(body: Any, how: str) -> None:
 
 def test_writes_into_a_new_tensor_replay_exactly() -> None:
     net = Small(write_into_a_buffer, fc=nn.Linear(4, 4))
-    replays(net, Example((values(0, 3, 4),)), Example((values(1, 3, 4),)), "real")
+    for how in ("meta", "real"):
+        replays(net, Example((values(0, 3, 4),)), Example((values(1, 3, 4),)), how)
 
 
-def test_a_tensor_that_the_forward_makes_of_numbers_has_no_values_on_meta() -> None:
-    net = Small(write_into_a_buffer, fc=nn.Linear(4, 4))
+def test_a_tensor_that_the_forward_makes_out_of_sight_has_no_values_on_meta() -> None:
+    def body(m: Any, x: Any) -> Any:
+        with _disable_current_modes():
+            hidden = torch.ones(4, device=x.device)
+        return m.fc(x) * hidden
+
+    net = Small(body, fc=nn.Linear(4, 4))
     found = record(net, Example((values(0, 3, 4),)), "meta")
     with pytest.raises(CaptureError, match=r"on meta tensors .*Capture on real tensors"):
         replay(found, net, (values(1, 3, 4),), {})
@@ -209,15 +216,53 @@ def test_buffers_and_constants_replay_exactly() -> None:
     replays(model, Example((values(0, 3, 4),)), Example((values(1, 3, 4),)))
 
 
-def test_control_flow_that_looks_at_values_runs_on_real_tensors() -> None:
+def test_control_flow_that_looks_at_inputs_takes_the_path_of_the_example_on_meta_tensors() -> None:
     model = Small(
         lambda m, x: m.a(x) if x.sum() > 0 else m.b(x), a=nn.Linear(4, 4, bias=False), b=nn.Linear(4, 4, bias=False)
     )
     up, down = values(0, 3, 4).abs(), -values(0, 3, 4).abs()
     taken = replays(model, Example((up,)), Example((2 * up,)))
-    assert taken.how == "real" and set(taken.parameters.values()) == {"a.weight"}
+    assert taken.how == "meta" and set(taken.parameters.values()) == {"a.weight"}
     other = replays(model, Example((down,)), Example((2 * down,)))
-    assert other.how == "real" and set(other.parameters.values()) == {"b.weight"}
+    assert other.how == "meta" and set(other.parameters.values()) == {"b.weight"}
+
+
+def test_control_flow_that_looks_at_what_parameters_make_runs_on_real_tensors() -> None:
+    model = Small(
+        lambda m, x: m.a(m.c(x)) if m.c(x).sum() > 0 else m.b(m.c(x)),
+        a=nn.Linear(4, 4, bias=False), b=nn.Linear(4, 4, bias=False), c=nn.Linear(4, 4, bias=False),
+    )  # fmt: skip
+    x = values(0, 3, 4)
+    way = "a.weight" if float(model.c(x).sum()) > 0 else "b.weight"
+    found = replays(model, Example((x,)), Example((2 * x,)))
+    assert found.how == "real" and set(found.parameters.values()) == {"c.weight", way}
+
+
+def test_values_of_inputs_are_read_as_they_were_when_they_are_asked_for() -> None:
+    def body(m: Any, x: Any) -> Any:
+        before = x.sum()
+        y = x.clone()
+        y.view(-1)[:2].mul_(0.0)
+        y[..., -1] += 100.0
+        steps = int((before > 0).item()) + 2 * int((y.sum() > 50).item()) + 4 * int(y.view(-1)[0].item() == 0.0)
+        kept = x[x > x.mean()]
+        return m.fc(x) * steps + kept.numel()
+
+    x = values(0, 3, 4)
+    net = Small(body, fc=nn.Linear(4, 4))
+    meta, real = (idfx.capture.record(net, Example((x,)), how) for how in ("meta", "real"))
+    assert [str(node.target) for node in meta.graph.nodes] == [str(node.target) for node in real.graph.nodes]
+    numbers = [a for node in meta.graph.nodes for a in node.args if isinstance(a, (int, float))]
+    assert numbers == [a for node in real.graph.nodes for a in node.args if isinstance(a, (int, float))]
+    assert meta.shapes == real.shapes
+
+
+def test_a_tensor_made_from_numbers_keeps_them_on_meta() -> None:
+    net = Small(
+        lambda m, x: m.fc(x) * torch.tensor([1.0, 2.0, 0.0, -1.0], device=x.device) + x.new_tensor([[3.0]]),
+        fc=nn.Linear(4, 4),
+    )
+    assert replays(net, Example((values(0, 3, 4),)), Example((values(1, 3, 4),))).how == "meta"
 
 
 def test_control_flow_that_looks_at_shapes_runs_on_meta_tensors() -> None:
@@ -229,7 +274,7 @@ def test_a_run_on_real_tensors_leaves_buffers_and_random_state_alone() -> None:
     def body(m: Any, x: Any) -> Any:
         m.count += 1
         noise = torch.rand(x.shape, device=x.device)
-        return m.fc(x) + noise if float(x.sum()) > -1e9 else x
+        return m.fc(x) + noise if float(m.fc(x).sum()) > -1e9 else x
 
     model = Small(body, fc=nn.Linear(4, 4))
     model.register_buffer("count", torch.zeros(1))
@@ -240,7 +285,7 @@ def test_a_run_on_real_tensors_leaves_buffers_and_random_state_alone() -> None:
 
 def test_a_model_on_the_meta_device_that_looks_at_values_cannot_be_captured() -> None:
     with torch.device("meta"):
-        model = Small(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Linear(4, 4))
+        model = Small(lambda m, x: m.a(x) if m.a(x).sum() > 0 else x, a=nn.Linear(4, 4))
     with pytest.raises(CaptureError, match="on the meta device and its forward looks at values"):
         capture(model, Example((values(0, 3, 4),)))
 
