@@ -1,7 +1,7 @@
 """Which weights make queries, keys and values, read from how their products steer each other.
 
 Attention is a product of a gate and a value, where the gate (a softmax, say) is made of the product of a query and a
-key. The weights are those that stand directly before the three.
+key. The weights are those that stand directly before the three; the output weight reads the product next.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from idfx.flow import Flow
 
+PARTS = ("query", "key", "value", "attention output")
 _PASSING = frozenset({"move", "scale", "sum", "concat", "mix", "map"})
 
 
-def attention_parts(flow: Flow) -> Mapping[int, tuple[str, ...]]:
-    """Return "query", "key", "value" for the weight sites, by term, that make them; a fused weight is all three.
+def attention_parts(flow: Flow) -> Mapping[int, dict[str, str]]:
+    """Return "query", "key", "value" and "attention output" for the weight sites that are these, with the evidence.
+
+    A fused weight has several. The result goes by term.
 
     Args:
         flow: the data flow of one forward pass.
     """
-    found: dict[int, dict[str, None]] = {}
+    found: dict[int, dict[str, str]] = {}
     for position, term in enumerate(flow.terms):
         if term.kind != "product" or len(flow.sources(position)) < 2:
             continue
@@ -28,10 +31,17 @@ def attention_parts(flow: Flow) -> Mapping[int, tuple[str, ...]]:
             if scores is None:
                 continue
             query, key = flow.terms[scores].operands
-            for part, operand in (("query", query), ("key", key), ("value", value)):
-                for site in _sites_before(flow, operand):
-                    found.setdefault(site, {})[part] = None
-    return {site: tuple(parts) for site, parts in found.items()}
+            where = flow.module(position) or flow.capture.model
+            for part, operand, does in (
+                ("query", query, "it makes one factor of the scores"),
+                ("key", key, "it makes the other factor of the scores"),
+                ("value", value, "it makes what the scores weigh"),
+            ):
+                for site in sites_before(flow, operand):
+                    found.setdefault(site, {}).setdefault(part, f"{does} of {where}")
+            for site in _sites_behind(flow, position):
+                found.setdefault(site, {}).setdefault("attention output", f"it reads what the scores of {where} weighed")
+    return {site: {part: parts[part] for part in PARTS if part in parts} for site, parts in found.items()}
 
 
 def _gated(flow: Flow, position: int) -> Iterator[tuple[int, int]]:
@@ -52,23 +62,52 @@ def _scores(flow: Flow, gate: int) -> int | None:
         term = flow.terms[position]
         return term.kind == "product" and not term.tag and len(flow.sources(position)) == 2
 
-    return next(_before(flow, flow.terms[gate].operands, is_scores, _passes), None)
+    return next(_before(flow, flow.terms[gate].operands, is_scores, _leads_on), None)
 
 
-def _sites_before(flow: Flow, operand: int) -> Iterator[int]:
-    """The weight sites from which a value comes without another weight or a product of data between."""
+def sites_before(flow: Flow, operand: int) -> Iterator[int]:
+    """Yield the weight sites from which a value comes without another weight or a product of data between.
+
+    Args:
+        flow: the data flow.
+        operand: the value's term.
+    """
 
     def is_site(position: int) -> bool:
         return flow.terms[position].kind == "contract"
 
-    def leads_on(flow: Flow, position: int) -> bool:
-        return _passes(flow, position) or flow.terms[position].kind == "norm" or len(flow.sources(position)) == 1
-
-    return _before(flow, (operand,), is_site, leads_on)
+    return _before(flow, (operand,), is_site, _leads_on)
 
 
-def _passes(flow: Flow, position: int) -> bool:
-    return flow.terms[position].kind in _PASSING
+def divides(flow: Flow, position: int) -> bool:
+    """Return whether a product divides one value by a statistic, as a normalisation written by hand does.
+
+    Args:
+        flow: the data flow.
+        position: the product's term.
+    """
+    operands = (flow.terms[operand] for operand in flow.terms[position].operands)
+    return any(operand.kind == "gate" and operand.tag == "reciprocal" for operand in operands)
+
+
+def _sites_behind(flow: Flow, position: int) -> Iterator[int]:
+    """The weight sites that read a value next, moved, scaled or normalised at most."""
+    stack, seen = list(flow.users.get(position, ())), set[int]()
+    while stack:
+        user = stack.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        if flow.terms[user].kind == "contract":
+            yield user
+        elif flow.terms[user].kind in ("move", "scale", "norm", "concat", "product") and len(flow.sources(user)) == 1:
+            stack.extend(flow.users.get(user, ()))
+
+
+def _leads_on(flow: Flow, position: int) -> bool:
+    """Whether a value only changes its form here: moved, scaled, normalised, mixed with nothing but itself."""
+    single = len(flow.sources(position)) == 1
+    return flow.terms[position].kind in _PASSING or single or divides(flow, position)
 
 
 def _before(

@@ -247,7 +247,7 @@ class _Reader:
             return ("contract" if second.parametric else "mix"), (a, b), (None, layout_b)
         if second.data and not first.data:
             return ("contract" if first.parametric else "mix"), (b, a), (None, layout_a)
-        return "product", operands, (None, None)
+        return "product", operands, (None, None) if first.data else term.layouts
 
 
 def read(capture: Capture) -> Flow:

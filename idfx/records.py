@@ -123,14 +123,17 @@ class Join:
 
 @dataclass(frozen=True)
 class Role:
-    """What a parameter is for, and the evidence that it rests on."""
+    """What a parameter is for, and the evidence that it rests on.
+
+    `name` is its place; `traits` are what it does beside ("query", "gate", "depthwise", ...), each with its evidence.
+    """
 
     name: str
     evidence: str
     layout: Layout | None = None
     rows: tuple[tuple[int, int], ...] | None = None
     sites: tuple[str, ...] = ()
-    traits: tuple[str, ...] = ()
+    traits: Mapping[str, str] = field(default_factory=dict)
     activation: str = ""
 
 

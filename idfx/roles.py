@@ -1,18 +1,23 @@
-"""What each parameter is for, with the evidence: read from where it meets the data and in which block."""
+"""What each parameter is for, with the evidence: read from where it meets the data and in which block.
+
+A weight has one place (its role's name): input stem, main stem, transition, projection shortcut, inner, end, head. What
+it does there beside (query, gate, depthwise, ...) are its traits.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from idfx.attention import attention_parts
 from idfx.flow import Flow
 from idfx.paths import Paths
 from idfx.records import Join, Layout, Role
 from idfx.rows import Ranges, ranges
 from idfx.sites import Sites, Use
+from idfx.traits import Traits, layout_traits, read_traits, together
 
-# The role of a parameter that is no weight follows from how it is used.
+# The role of a parameter that is no weight follows from how it is used; the first that applies.
 _PLAIN = {
     "table": ("embedding", "rows of it are looked up by an index"),
     "recurrent": ("recurrent", "it belongs to a recurrent layer"),
@@ -21,55 +26,52 @@ _PLAIN = {
     "bias": ("bias", "it is added to the output of a weight"),
     "gain": ("gain", "it multiplies a weight before its use"),
     "scale": ("scale", "it multiplies data entry by entry"),
-    "offset": ("offset", "it is added to data (a position, say)"),
+    "position": ("position", "rows of it are looked up by fixed indices"),
+    "offset": ("offset", "it is added to data"),
     "token": ("token", "it is put beside the data"),
     "other": ("other", "it meets the data in no way that idfx has a rule for"),
+    "fixed": ("fixed", "it makes a value that no input changes, by weights of its own"),
 }
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where a weight stands: the join of its branch or shortcut, and whether it is first or last of all."""
+    """Where a weight stands: the join of its branch or shortcut, and what of the network lies before and behind it."""
 
+    flow: Flow
     stem: Mapping[int, int]
     shortcut: Mapping[int, int]
     names: Mapping[int, str]
     first: frozenset[int]
     last: frozenset[int]
+    between: frozenset[int]
     signal: frozenset[int]
-    attention: Mapping[int, tuple[str, ...]]
+    traits: Mapping[int, Traits]
 
 
 def _first_and_last(flow: Flow, paths: Paths) -> tuple[frozenset[int], frozenset[int]]:
     """The weight sites with no weight before them, and those with none between them and the outputs."""
     sites = {p for p, term in enumerate(flow.terms) if term.kind == "contract" and term.tag != "table" and term.data}
-    preceded: set[int] = set()
-    for position, term in enumerate(flow.terms):
-        if term.data and any(s in preceded or s in sites for s in flow.sources(position)):
-            preceded.add(position)
-    followed: set[int] = set()
-    for position in range(len(flow.terms) - 1, -1, -1):
-        if position in sites or position in followed:
-            followed.update(flow.sources(position))
     reaching = {p for p in sites if paths.reaches_output(p)}
-    return frozenset(sites - preceded), frozenset(reaching - followed)
+    return frozenset(sites - _behind(flow, sites)), frozenset(reaching - _before(flow, sites))
 
 
-def _traits(use: Use, shape: tuple[int, ...], around: Surroundings) -> tuple[str, ...]:
-    traits = []
-    layout = use.layout
-    if layout is not None:
-        rows, columns = layout.matrix(shape)
-        if layout.groups > 1:
-            channels = shape[layout.in_axis] if layout.in_axis is not None else 1
-            single = channels == (1 if layout.grouped == "out" else layout.groups)
-            traits.append("depthwise" if single else "grouped")
-        if layout.groups * layout.parts == 1 and rows != columns:
-            traits.append("tall" if rows > columns else "wide")
-    traits.extend(around.attention.get(use.term, ()))
-    if use.term not in around.signal:
-        traits.append("steers")
-    return tuple(traits)
+def _behind(flow: Flow, start: set[int]) -> set[int]:
+    """The terms that some of the given ones lead to."""
+    found: set[int] = set()
+    for position, term in enumerate(flow.terms):
+        if term.data and any(source in found or source in start for source in flow.sources(position)):
+            found.add(position)
+    return found
+
+
+def _before(flow: Flow, start: set[int]) -> set[int]:
+    """The terms that lead to some of the given ones."""
+    found: set[int] = set()
+    for position in range(len(flow.terms) - 1, -1, -1):
+        if position in start or position in found:
+            found.update(flow.sources(position))
+    return found
 
 
 def _weight_role(use: Use, around: Surroundings) -> tuple[str, str]:
@@ -87,6 +89,8 @@ def _weight_role(use: Use, around: Surroundings) -> tuple[str, str]:
         return "head", "no weight stands between it and the outputs"
     if term in around.first:
         return "input stem", "no weight stands between the inputs and it"
+    if term in around.between:
+        return "transition", "it stands in no residual branch, but between residual joins"
     return "main stem", "it stands in no residual branch"
 
 
@@ -110,42 +114,62 @@ class Parts:
         return cls(*found)
 
 
+def _plain_role(how: str, uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, parts: Parts) -> Role:
+    """The role of a parameter that is no weight, or not a weight alone."""
+    name, evidence = _PLAIN[how]
+    parameter = uses[0].parameter
+    crossed = [join.name for join in parts.scales.get(parameter, ())]
+    added = [join.name for join in parts.silenced.get(parameter, ())]
+    if how == "scale" and crossed:
+        name, evidence = "branch scale", f"it multiplies the branch of {', '.join(crossed)} behind its end"
+    elif how in ("position", "offset", "token", "other") and added:
+        name, evidence = "branch shift", f"it is added in the branch of {', '.join(added)} behind its end"
+    elif how in ("position", "offset", "other") and not any(use.term in around.signal for use in uses):
+        if how == "offset" or any(around.flow.terms[use.term].tag == "softmax" for use in uses):
+            name, evidence = "attention bias", "it is added to scores, which steer another value"
+    elif how == "offset" and sum(size > 1 for size in shape) > 1:
+        name, evidence = "position", f"it is added to data, and is another at each place: {list(shape)}"
+    weights = any(use.how == "weight" for use in uses)
+    return Role(name, evidence + ("; it is also used as a weight" if weights else ""))
+
+
 def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, parts: Parts) -> Role:
-    ending = parts.ends.get(uses[0].parameter, [])
+    sites = _terms(uses, around)
     weights = [use for use in uses if use.how == "weight"]
-    layout: Layout | None = weights[0].layout if weights else None
-    traits = _traits(weights[0], shape, around) if weights else ()
+    layouts = {use.layout for use in weights}
+    layout = _stacked(weights, shape) if len(layouts) == 1 else None
+    traits: Traits = {}
+    if weights:
+        first = replace(weights[0], layout=layout)
+        traits = together([*(around.traits.get(use.term, {}) for use in weights), layout_traits(first, shape)])
+    ending = parts.ends.get(uses[0].parameter, [])
     if ending:
         names = ", ".join(join.name for join in ending)
-        what = "end" if weights else "end scale"
         rows = _ending_rows(uses[0].parameter, ending)
         part = f"rows {', '.join(f'{a} to {b - 1}' for a, b in rows)}" if rows else "it"
         evidence = f"at zero {part} make{'' if rows else 's'} the branch of {names} zero"
-        return Role(what, evidence, layout, rows, _terms(uses, around), traits)
-    for how, (name, evidence) in _PLAIN.items():
-        if any(use.how == how for use in uses):
-            tied = "; it is also used as a weight" if weights else ""
-            crossed = [join.name for join in parts.scales.get(uses[0].parameter, ())]
-            if how == "scale" and crossed:
-                name, evidence = (
-                    "branch scale",
-                    f"it multiplies the branch of {', '.join(crossed)} behind its end",
-                )
-            added = [join.name for join in parts.silenced.get(uses[0].parameter, ())]
-            if how in ("offset", "token", "other") and added:
-                name, evidence = (
-                    "branch shift",
-                    f"it is added in the branch of {', '.join(added)} behind its end",
-                )
-            return Role(name, evidence + tied, None, None, _terms(uses, around), traits)
-    roles = [_weight_role(use, around) for use in weights]
-    layouts = {use.layout for use in weights}
+        return Role("end" if weights else "end scale", evidence, layout, rows, sites, traits)
+    for how in _PLAIN:
+        if any(use.how == how for use in uses) and not (how == "fixed" and weights):
+            return replace(_plain_role(how, uses, shape, around, parts), sites=sites, traits=traits)
     if len(layouts) > 1:
-        return Role("unresolved", "it is used as two different matrices", None, None, _terms(uses, around), traits)
+        return Role("unresolved", "it is used as two different matrices", None, None, sites, traits)
+    roles = [_weight_role(use, around) for use in weights]
     name, evidence = roles[0]
     others = sorted({other for other, _ in roles} - {name})
     evidence += f"; elsewhere it is {', '.join(others)}" if others else ""
-    return Role(name, evidence, layout, None, _terms(uses, around), traits, weights[0].activation)
+    return Role(name, evidence, layout, None, sites, traits, weights[0].activation)
+
+
+def _stacked(weights: Sequence[Use], shape: tuple[int, ...]) -> Layout | None:
+    """The layout of a weight; where each use takes some of its outputs, one matrix for each such part."""
+    layout = weights[0].layout
+    if layout is None or any(use.rows is None for use in weights):
+        return layout
+    borders = {border for use in weights for border in use.rows or ()} | {0, shape[layout.out_axis]}
+    height = math.gcd(*borders)
+    alone = any(use.rows is not None and use.rows[1] - use.rows[0] == height for use in weights)
+    return replace(layout, parts=shape[layout.out_axis] // height) if alone and layout.groups == 1 else layout
 
 
 def _ending_rows(parameter: str, joins: Sequence[Join]) -> Ranges | None:
@@ -162,7 +186,7 @@ def _terms(uses: Sequence[Use], around: Surroundings) -> tuple[str, ...]:
 
 def assign_roles(
     flow: Flow, paths: Paths, sites: Sites, stem: Mapping[int, int], shortcut: Mapping[int, int],
-    names: Mapping[int, str], joins: Sequence[Join],
+    names: Mapping[int, str], joins: Mapping[int, Join],
 ) -> dict[str, Role]:  # fmt: skip
     """Return the role of every parameter.
 
@@ -170,12 +194,14 @@ def assign_roles(
         flow, paths, sites: what was read from the graph.
         stem, shortcut: the join in whose branch or on whose shortcut a term stands.
         names: how joins are called.
-        joins: the residual joins.
+        joins: the residual joins, by term.
     """
     first, last = _first_and_last(flow, paths)
+    between = frozenset(_behind(flow, set(joins)) & _before(flow, set(joins)))
     modules = {p: flow.module(p) or flow.capture.model for p in range(len(flow.terms))}
-    around = Surroundings(stem, shortcut, {**modules, **names}, first, last, paths.signal, attention_parts(flow))
-    parts = Parts.of([join for join in joins if join.zeroable])
+    traits = read_traits(flow, paths)
+    around = Surroundings(flow, stem, shortcut, {**modules, **names}, first, last, between, paths.signal, traits)
+    parts = Parts.of([join for join in joins.values() if join.zeroable])
     roles = {}
     for name, info in flow.capture.info.items():
         uses = [use for alias in (name, *info.aliases) for use in sites.uses.get(alias, ())]

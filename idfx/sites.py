@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from idfx.flow import Flow, operator_name
 from idfx.records import Layout, Site
+from idfx.views import Matrix, follow, read_matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,9 @@ class Use:
     """One way in which a parameter enters the data: `how` it acts, and at which term.
 
     `how` is "weight", "gain" (a factor inside a weight expression), "table", "recurrent", "bias", "norm scale",
-    "norm shift", "scale", "offset" (added), "token" (put beside the data) or "other".
+    "norm shift", "scale", "position" (rows looked up by fixed indices), "offset" (added), "token" (put beside the
+    data), "fixed" (a layer within an expression that no input enters) or "other". `rows` is the range of
+    the outputs of a weight that it takes, None for all.
     """
 
     parameter: str
@@ -24,6 +27,7 @@ class Use:
     term: int
     layout: Layout | None = None
     activation: str = ""
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,37 +60,14 @@ def _absolute(layout: Layout, dimensions: int) -> Layout | None:
     return replace(layout, out_axis=layout.out_axis + dimensions, in_axis=layout.in_axis + dimensions, batch_axes=batch)
 
 
-def _swapped(layout: Layout, first: int, second: int) -> Layout:
-    def at(axis: int) -> int:
-        return second if axis == first else first if axis == second else axis
-
-    return replace(
-        layout,
-        out_axis=at(layout.out_axis),
-        in_axis=None if layout.in_axis is None else at(layout.in_axis),
-        tap_axes=tuple(at(axis) for axis in layout.tap_axes),
-        batch_axes=tuple(at(axis) for axis in layout.batch_axes),
-    )
-
-
-def _layout(flow: Flow, layout: Layout | None, operand: int, leaf: int, chain: tuple[int, ...]) -> Layout | None:
+def _matrix(flow: Flow, layout: Layout | None, operand: int, leaf: int, chain: tuple[int, ...]) -> Matrix | None:
     """Follow a layout from the operand that is contracted back to the parameter that it is made of."""
     used, own = flow.terms[operand].shape, flow.terms[leaf].shape
     if layout is None or used is None or own is None:
         return None
-    found = _absolute(layout, len(used))
-    if found is None:
-        return None
-    reshaped = False
-    for position in chain:
-        term = flow.terms[position]
-        shape = term.shape or ()
-        before = [flow.terms[operand].shape for operand in term.operands]
-        if term.axes is not None:
-            found = _swapped(found, term.axes[0] % len(shape), term.axes[1] % len(shape))
-        elif shape not in before:
-            reshaped = True
-    return None if reshaped and used != own else found
+    absolute = _absolute(layout, len(used))
+    view = follow(flow, leaf, chain)
+    return None if absolute is None or view is None else read_matrix(view, own, absolute)
 
 
 def _activation(flow: Flow, position: int) -> str:
@@ -105,12 +86,16 @@ def _activation(flow: Flow, position: int) -> str:
 def _how(flow: Flow, position: int, operand: int, leaf: int, chain: tuple[int, ...]) -> str:
     term = flow.terms[position]
     own, used = flow.terms[leaf].shape or (), flow.terms[operand].shape or ()
+    if any(_looks_up(flow, p) for p in chain):
+        return "position"
     if term.kind == "contract":
         inside = [flow.terms[p].kind for p in chain]
         smaller = math.prod(own) < math.prod(used) and "concat" not in inside
         return "gain" if smaller and "product" in inside else "table" if term.tag == "table" else "weight"
     if term.kind == "recurrent":
         return "recurrent"
+    if term.kind == "move" and operand in term.operands:
+        return "table"  # only where it is looked up does data come in
     if term.kind == "product" and operand in term.operands:
         return "norm scale" if term.tag == "norm scale" else "scale"
     if term.kind == "sum" and operand in term.operands:
@@ -118,6 +103,18 @@ def _how(flow: Flow, position: int, operand: int, leaf: int, chain: tuple[int, .
     if term.kind == "concat":
         return "token"
     return "other"
+
+
+def _looks_up(flow: Flow, position: int) -> bool:
+    """Whether a term of an expression selects entries by another tensor."""
+    term = flow.terms[position]
+    return (term.kind == "move" and bool(term.gates)) or (term.kind == "product" and term.tag == "table")
+
+
+def _is_layer(flow: Flow, position: int) -> bool:
+    """Whether a term of an expression applies a weight, named so by its operator, to a value that no input enters."""
+    term = flow.terms[position]
+    return term.kind == "product" and term.layouts[0] is None and term.layouts[1] is not None
 
 
 def find_sites(flow: Flow) -> Sites:
@@ -135,12 +132,16 @@ def find_sites(flow: Flow) -> Sites:
         for operand in dict.fromkeys((*term.operands, *term.gates)):
             if flow.terms[operand].data or not flow.terms[operand].parametric:
                 continue
-            for leaf, chain in _leaves(flow, operand):
+            leaves = list(_leaves(flow, operand))
+            fixed = any(_is_layer(flow, p) for _, chain in leaves for p in chain)
+            for leaf, chain in leaves:
                 name = flow.capture.parameters[flow.terms[leaf].node]
-                how = _how(flow, position, operand, leaf, chain)
-                layout = _layout(flow, term.layouts[1], operand, leaf, chain) if how == "weight" else None
+                how = "fixed" if fixed else _how(flow, position, operand, leaf, chain)
+                matrix = _matrix(flow, term.layouts[1], operand, leaf, chain) if how == "weight" else None
+                layout = matrix.layout if matrix is not None else None
                 activation = _activation(flow, position) if how == "weight" else ""
-                uses.setdefault(name, []).append(Use(name, how, position, layout, activation))
+                rows = matrix.rows if matrix is not None else None
+                uses.setdefault(name, []).append(Use(name, how, position, layout, activation, rows))
                 if how in ("weight", "table", "recurrent"):
                     module = flow.module(position) or flow.capture.model
                     counts[module] += 1

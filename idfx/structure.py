@@ -194,7 +194,8 @@ def analyse(capture: Capture) -> Structure:
     sites = find_sites(flow)
     assembly = _Assembly(flow, paths, blocks, sites, finder.exclusive)
     joins = assembly.carried(assembly.joins())
-    roles = assign_roles(flow, paths, sites, blocks.stem, blocks.shortcut, assembly.names, joins)
+    by_term = dict(zip(sorted(blocks.sides), joins, strict=True))
+    roles = assign_roles(flow, paths, sites, blocks.stem, blocks.shortcut, assembly.names, by_term)
     return Structure(
         model=capture.model,
         parameters=capture.info,

@@ -123,7 +123,8 @@ def embedding_bag(weight: Any, indices: Any, offsets: Any, *rest: Any, **options
 def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> Term:
     """Softmax(query · keyᵀ) · value: zero where the value is, whatever query and key do."""
     scores = Term("product", (query, key))
-    return Term("product", (gate(scores, attn_mask), value), tag="attention")
+    weights = Term("gate", tensors(scores, attn_mask), tag="softmax")
+    return Term("product", (weights, value), tag="attention")
 
 
 @operator("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", "aten.lstm_cell", "aten.gru_cell",

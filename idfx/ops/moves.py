@@ -12,7 +12,7 @@ from idfx.ops.term import Term, concat, gate, move, operator, tensors
 
 @operator(
     "aten.clone", "aten.contiguous", "aten._to_copy", "aten.to", "aten.type_as", "aten.lift_fresh",
-    "aten.lift_fresh_copy", "aten.alias_copy", "aten.detach_copy", "aten._conj_physical", "aten.conj_physical",
+    "aten.lift_fresh_copy", "aten.detach_", "aten.alias_copy", "aten.detach_copy", "aten._conj_physical", "aten.conj_physical",
     "aten.repeat", "aten.tile", "aten.roll", "aten.flip", "aten.fliplr", "aten.flipud", "aten.rot90",
     "aten.repeat_interleave", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle",
     "aten.native_channel_shuffle", "aten.im2col", "aten.tril", "aten.tril_", "aten.triu", "aten.triu_",

@@ -54,6 +54,12 @@ def measured(x: Any, *rest: Any, **options: Any) -> Term:
     return keeps_zero(x, *rest)
 
 
+@operator("aten.mse_loss", "aten.l1_loss", "aten.smooth_l1_loss", "aten.huber_loss")
+def difference(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
+    """A measure of the difference of two tensors, zero when both are."""
+    return keeps_zero(Term("concat", (a, b)))
+
+
 @operator(
     "aten.softmax", "aten._softmax", "aten.log_sigmoid", "aten.log_softmax", "aten._log_softmax", "aten._safe_softmax",
     "aten.logsumexp", "aten.argmax", "aten.argmin", "aten.argsort", "aten.any", "aten.all", "aten.bincount",
@@ -62,7 +68,9 @@ def measured(x: Any, *rest: Any, **options: Any) -> Term:
     "aten.masked_select_backward", "aten.logcumsumexp", "aten.softmin", "aten.cumprod", "aten.matrix_exp",
     "aten.linalg_matrix_exp", "aten.linalg_inv", "aten.linalg_inv_ex", "aten.linalg_det", "aten.linalg_slogdet",
     "aten.linalg_solve", "aten.inverse", "aten.linalg_householder_product", "aten.linalg_solve_triangular",
-    "aten.linalg_qr", "aten.linalg_eigh", "aten.linalg_svd", "aten.polar",
+    "aten.linalg_qr", "aten.linalg_eigh", "aten.linalg_svd", "aten.polar", "aten.cross_entropy_loss", "aten.nll_loss",
+    "aten.nll_loss_nd", "aten.nll_loss2d", "aten.binary_cross_entropy", "aten.binary_cross_entropy_with_logits",
+    "aten.kl_div", "aten.ctc_loss", "aten.cosine_embedding_loss", "aten.triplet_margin_loss",
 )  # fmt: skip
 def steering(*values: Any, **options: Any) -> Term:
     """A value that is not zero where its operands are, or no number to compute with."""

@@ -185,7 +185,8 @@ def explanation(found: Explanation) -> str:
     info, role = found.parameter, found.role
     rows = [
         ("parameter", f"{info.name} {list(info.shape)} {info.dtype}"),
-        ("role", f"{role.name}{f' ({chr(44).join(role.traits)})' if role.traits else ''}: {role.evidence}"),
+        ("role", f"{role.name}: {role.evidence}"),
+        *((name, evidence) for name, evidence in role.traits.items()),
     ]
     if info.aliases:
         rows.append(("also named", ", ".join(info.aliases)))

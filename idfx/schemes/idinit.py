@@ -29,7 +29,7 @@ _GAINS = {
 }
 
 # What the paper does not speak of, where a weight is otherwise the paper's case.
-_OURS = {"grouped": "one matrix per group", "depthwise": "one matrix per channel", "steers": "a gate, query or key"}
+_OURS = {"grouped": "one matrix per group", "depthwise": "one matrix per channel", "steers": "it only steers other values"}
 
 _KEEP = {
     "embedding": "rows that are looked up are not a map from inputs to outputs; the author's values stay (ours)",
@@ -37,6 +37,9 @@ _KEEP = {
     "token": "a token beside the data is no layer; the author's values stay (ours)",
     "scale": "a scale that ends no residual branch keeps the author's value (ours)",
     "recurrent": "gates of a recurrent layer are not decided yet; the author's values stay (ours)",
+    "position": "a position is no layer; the author's values stay (ours)",
+    "attention bias": "what is added to attention scores is no layer; the author's values stay (ours)",
+    "fixed": "it makes a value that no input changes, a learned query or a position; the author's values stay (ours)",
     "unused": "the forward pass does not use it",
     "unresolved": "it is a weight whose matrix idfx cannot read; the author's values stay",
     "other": "idfx has no rule for how it meets the data; the author's values stay",
@@ -146,8 +149,8 @@ def decide(parameter: ParameterInfo, role: Role, options: Options) -> Decision |
             True,
             "the last weight of a residual branch starts at almost zero (paper)",
         )
-    if role.name in ("main stem", "inner"):
-        where = "the main stem" if role.name == "main stem" else "a residual branch"
+    if role.name in ("main stem", "transition", "inner"):
+        where = "a residual branch" if role.name == "inner" else "the main stem"
         said = [_OURS[trait] for trait in role.traits if trait in _OURS]
         source = f"paper; {', '.join(said)}: ours" if said else "paper"
         return _weight(parameter, role, options, False, f"a weight inside {where} starts as the identity ({source})")

@@ -1,0 +1,149 @@
+"""Parameter expression → which axes of the parameter the axes of the used tensor are.
+
+A weight is used as a view of its parameter: transposed, sliced, one expert selected, axes merged. The views are run
+on a tensor that has strides and no memory, and the strides of the result say where each axis comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.fx
+
+from idfx.flow import Flow
+from idfx.records import Layout
+
+_ROOM = 1 << 50  # bytes that no machine has: the tensor has no memory, and parts put beside it fit too
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The sizes, strides and offset, in entries of the parameter, of a tensor made of it."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """How a parameter is read as matrices, and which range of its outputs one use takes; None for all."""
+
+    layout: Layout
+    rows: tuple[int, int] | None = None
+
+
+def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the row-major strides of a shape.
+
+    Example:
+        >>> strides_of((2, 3, 4))
+        (12, 4, 1)
+    """
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def follow(flow: Flow, leaf: int, chain: tuple[int, ...]) -> View | None:
+    """Return the view that an expression makes of a parameter, None where it is none.
+
+    Args:
+        flow: the data flow.
+        leaf: the parameter.
+        chain: the terms of the expression, from its value down to the parameter.
+    """
+    shape = flow.terms[leaf].shape
+    if shape is None:
+        return None
+    tensor: Any = torch.empty(_ROOM, dtype=torch.uint8, device="meta").as_strided(shape, strides_of(shape))
+    source = leaf
+    for position in reversed(chain):
+        term = flow.terms[position]
+        if term.kind == "move":
+            tensor = _moved(flow, position, source, tensor)
+        elif term.kind == "concat" and term.shape is not None and len(term.shape) == tensor.dim():
+            tensor = tensor.as_strided(term.shape, tensor.stride(), tensor.storage_offset())
+        elif term.shape != tuple(tensor.shape):
+            return None
+        if tensor is None:
+            return None
+        source = position
+    return View(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+
+
+def _moved(flow: Flow, position: int, source: int, tensor: Any) -> Any:
+    """Run one move; what copies keeps the strides of what it copies, what selects by another tensor is no view."""
+    term, node = flow.terms[position], flow.nodes[flow.terms[position].node]
+    before = flow.nodes[flow.terms[source].node]
+    if flow.positions.get(node.name) != position or node.all_input_nodes != [before]:
+        same = isinstance(tensor, torch.Tensor) and term.shape == tuple(tensor.shape)
+        return tensor if same else None
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: tensor)
+    assert callable(node.target)
+    try:
+        result = node.target(*args, **kwargs)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
+    if not isinstance(result, torch.Tensor) or result.untyped_storage()._cdata == _storage(tensor):
+        return result
+    return tensor if isinstance(tensor, torch.Tensor) and result.shape == tensor.shape else None
+
+
+def _storage(tensor: Any) -> int:
+    first = tensor if isinstance(tensor, torch.Tensor) else tensor[0]
+    return int(first.untyped_storage()._cdata)
+
+
+def read_matrix(view: View, shape: tuple[int, ...], layout: Layout) -> Matrix | None:
+    """Return how a parameter is read, given how the tensor made of it is.
+
+    Args:
+        view: of the parameter.
+        shape: of the parameter.
+        layout: of the viewed tensor, axes from its start.
+
+    Example:
+        >>> view = View((8, 4), (4, 1), 32)  # the second of three experts of shape (8, 4)
+        >>> read_matrix(view, (3, 8, 4), Layout(0, 1)).layout == Layout(1, 2, batch_axes=(0,))
+        True
+    """
+    own = strides_of(shape)
+    if (view.sizes, view.strides) == (shape, own):
+        return Matrix(layout)
+    axes: dict[int, int] = {}
+    for axis, (size, stride) in enumerate(zip(view.sizes, view.strides, strict=True)):
+        if size > 1 and stride:
+            found = [a for a, step in enumerate(own) if step == stride and shape[a] > 1 and size <= shape[a]]
+            if not found:
+                return None
+            axes[axis] = found[0]
+    if len(set(axes.values())) < len(axes):
+        return None
+    single = [a for a, size in enumerate(shape) if size == 1]
+    for axis, size in enumerate(view.sizes):
+        if size == 1 and single:
+            axes[axis] = single.pop(0)
+    used = (layout.out_axis, *layout.tap_axes, *layout.batch_axes)
+    if layout.out_axis not in axes or any(a not in axes for a in layout.tap_axes):
+        return None
+    inner = None if layout.in_axis is None else axes.get(layout.in_axis)
+    if inner is None and layout.in_axis is not None and view.sizes[layout.in_axis] > 1:
+        return None
+    taken = {axes[a] for a in used if a in axes} | ({inner} if inner is not None else set())
+    batch = [axes[a] for a in layout.batch_axes if a in axes]
+    batch += [a for a in range(len(shape)) if a not in taken]
+    out = axes[layout.out_axis]
+    first = view.offset // own[out] % shape[out] if own[out] else 0
+    rows = (first, first + view.sizes[layout.out_axis])
+    return Matrix(
+        replace(
+            layout,
+            out_axis=out,
+            in_axis=inner,
+            tap_axes=tuple(axes[a] for a in layout.tap_axes),
+            batch_axes=tuple(sorted(batch)),
+        ),
+        None if rows == (0, shape[out]) else rows,
+    )
