@@ -83,9 +83,12 @@ class Finder:
         if position not in self.paths.signal:
             return "gate", "it steers another value and carries none itself"
         side = sides[0]
+        branch = self._continuous(side)
+        if side.fork not in branch:
+            return "index", "the fork reaches the branch through whole numbers alone"
         if side.length and not self._continues(side):
             return "modulation", "the branch carries another value, which the fork only steers"
-        if not any(self._mixes(term) for term in side.region):
+        if not any(self._mixes(term) for term in side.region if term in branch):
             return "elementwise", "nothing between fork and join mixes entries"
         if side.length >= WEIGHT:
             if len(sides) > 1 and side.length // WEIGHT == sides[1].length // WEIGHT:
@@ -112,6 +115,18 @@ class Finder:
                     seen.add(source)
                     stack.append(source)
         return False
+
+    def _continuous(self, side: Side) -> set[int]:
+        """The terms of the branch that reach the join otherwise than by indices and counts, the fork included."""
+        inside, seen = set(side.region), set(side.others)
+        stack = list(side.others)
+        while stack:
+            position = stack.pop()
+            if position in inside and self.terms[position].tag != "integer":
+                new = [source for source in self.flow.sources(position) if source not in seen]
+                seen.update(new)
+                stack.extend(new)
+        return seen
 
     def _is_stream(self, position: int) -> bool:
         """Whether a term is the output of a residual join, moved and resampled at most."""

@@ -143,7 +143,11 @@ class Cuts:
         if term.kind in ("move", "mix", "pool", "scale", "map", "concat", "norm"):
             if term.kind == "concat":
                 return self._sum(position)
-            cut = everything(self._look_up(operand) for operand in term.operands)
+            cut = everything(
+                self._at(self._look_up(operand), position) if term.data and not self._terms[operand].data
+                else self._look_up(operand)
+                for operand in term.operands
+            )  # fmt: skip
             if term.kind != "norm":
                 return cut
             if not term.data and not term.eps:

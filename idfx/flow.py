@@ -170,7 +170,7 @@ class _Reader:
         if node.target is overwritten:
             return Term("concat", tensors(node.args))
         if self.capture.dtypes.get(node.name) in _INTEGERS:
-            return gate(*node.all_input_nodes)
+            return Term("gate", tuple(node.all_input_nodes), tag="integer")
         found = read_operator(node.target, node.args, node.kwargs)
         if found is None:
             where = self.capture.modules.get(node.name, "") or "the model's own forward"

@@ -129,9 +129,14 @@ class Paths:
         return tuple(operand for operand in operands if self.zeroable[operand]) or operands
 
     def _signal(self) -> frozenset[int]:
-        """The terms whose value reaches an output otherwise than as the gate of another value."""
-        found = set(self.flow.outputs)
-        for position in range(len(self.flow.terms) - 1, -1, -1):
-            if position in found:
+        """The terms whose value reaches an output otherwise than as the gate of another value.
+
+        Whole numbers among the outputs (labels, indices) are made of values and are none, if there are others.
+        """
+        terms = self.flow.terms
+        continuous = {output for output in self.flow.outputs if terms[output].tag != "integer"}
+        found = set(continuous or self.flow.outputs)
+        for position in range(len(terms) - 1, -1, -1):
+            if position in found and not (continuous and terms[position].tag == "integer"):
                 found.update(self.values(position))
         return frozenset(found)

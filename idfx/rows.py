@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.fx
 
+from idfx.capture import overwritten
 from idfx.flow import Flow
 from idfx.paths import Paths
 
@@ -86,12 +87,37 @@ class Exclusive:
     def _through(self, position: int, user: int, labels: Any) -> Any:
         """The labels behind one more term, None where rows are mixed or meet other data."""
         term = self._flow.terms[user]
+        if self._flow.nodes[term.node].target is overwritten:
+            return self._kept(position, user, labels)
         if position not in term.operands or len(self._flow.sources(user)) != 1:
             return None
         if term.kind == "move":
             return self._moved(position, user, labels)
         same = isinstance(labels, torch.Tensor) and term.shape == tuple(labels.shape)
         return labels if same and term.kind in ("scale", "map", "product", "sum") else None
+
+    def _kept(self, position: int, user: int, labels: Any) -> Any:
+        """The labels of what a write in place leaves as it was: those of the whole, nothing where it wrote."""
+        flow = self._flow
+        whole, write = flow.nodes[flow.terms[user].node].args
+        assert isinstance(whole, torch.fx.Node) and isinstance(write, torch.fx.Node)
+        if flow.positions.get(whole.name) != position or not isinstance(labels, torch.Tensor) or not write.args:
+            return None
+        views: list[torch.fx.Node] = []
+        target: Any = write.args[0]
+        while target is not whole:
+            if not isinstance(target, torch.fx.Node) or len(target.all_input_nodes) != 1:
+                return None
+            views.append(target)
+            target = target.all_input_nodes[0]
+        kept = labels.clone()
+        part: Any = kept
+        for node in reversed(views):
+            part = _run(node, part)
+        if not isinstance(part, torch.Tensor) or part.untyped_storage()._cdata != kept.untyped_storage()._cdata:
+            return None
+        part.zero_()
+        return kept
 
     def _moved(self, position: int, user: int, labels: Any) -> Any:
         """Run the operator behind a move on the labels, which are a list where it splits."""
@@ -100,10 +126,15 @@ class Exclusive:
         if flow.positions.get(node.name) != user or node.all_input_nodes != [source]:
             same = isinstance(labels, torch.Tensor) and flow.terms[user].shape == tuple(labels.shape)
             return labels if same else None
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: labels)
-        assert callable(node.target)
-        with torch.no_grad():
-            return node.target(*args, **kwargs)
+        return _run(node, labels)
+
+
+def _run(node: torch.fx.Node, labels: Any) -> Any:
+    """Run an operator of one tensor on labels."""
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: labels)
+    assert callable(node.target)
+    with torch.no_grad():
+        return node.target(*args, **kwargs)
 
 
 def _rows(labels: Any) -> set[int]:

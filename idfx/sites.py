@@ -19,7 +19,8 @@ class Use:
     `how` is "weight", "gain" (a factor inside a weight expression), "table", "recurrent", "bias", "norm scale",
     "norm shift", "scale", "position" (rows looked up by fixed indices), "offset" (added), "token" (put beside the
     data), "fixed" (a layer within an expression that no input enters) or "other". `rows` is the range of
-    the outputs of a weight that it takes, None for all.
+    the outputs of a weight that it takes, None for all; `slices` the axis along which each slice of it is divided by
+    its own norm.
     """
 
     parameter: str
@@ -28,6 +29,7 @@ class Use:
     layout: Layout | None = None
     activation: str = ""
     rows: tuple[int, int] | None = None
+    slices: int | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Sites:
 
     at: Mapping[int, tuple[Site, ...]]
     uses: Mapping[str, tuple[Use, ...]]
+
+    def rows(self, parameter: str, term: int) -> tuple[int, int] | None:
+        """Return the range of a weight's outputs that it gives at a term, None for all."""
+        return next((use.rows for use in self.uses.get(parameter, ()) if use.term == term), None)
 
 
 def _leaves(flow: Flow, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -105,6 +111,12 @@ def _how(flow: Flow, position: int, operand: int, leaf: int, chain: tuple[int, .
     return "other"
 
 
+def _slices(flow: Flow, chain: tuple[int, ...]) -> int | None:
+    """The axis along which a weight is normalised slice by slice, if it is."""
+    norms = (flow.terms[p] for p in chain if flow.terms[p].kind == "norm")
+    return next((norm.axes[0] for norm in norms if norm.axes is not None), None)
+
+
 def _looks_up(flow: Flow, position: int) -> bool:
     """Whether a term of an expression selects entries by another tensor."""
     term = flow.terms[position]
@@ -141,7 +153,8 @@ def find_sites(flow: Flow) -> Sites:
                 layout = matrix.layout if matrix is not None else None
                 activation = _activation(flow, position) if how == "weight" else ""
                 rows = matrix.rows if matrix is not None else None
-                uses.setdefault(name, []).append(Use(name, how, position, layout, activation, rows))
+                use = Use(name, how, position, layout, activation, rows, _slices(flow, chain))
+                uses.setdefault(name, []).append(use)
                 if how in ("weight", "table", "recurrent"):
                     module = flow.module(position) or flow.capture.model
                     counts[module] += 1

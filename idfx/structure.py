@@ -12,8 +12,8 @@ from idfx.flow import Flow, operator_name, read
 from idfx.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
 from idfx.records import Capture, End, Join, Structure
 from idfx.roles import assign_roles
-from idfx.rows import Exclusive
-from idfx.sites import Sites, find_sites
+from idfx.rows import Exclusive, Ranges
+from idfx.sites import Sites, Use, find_sites
 
 
 def _kind(length: int) -> str:
@@ -94,10 +94,22 @@ class _Assembly:
             return f"its end {name} is frozen"
         for alias in (name, *info.aliases):
             for use in self.sites.uses.get(alias, ()):
-                if use.term not in acting[leaf.parameter]:
+                if use.term not in acting[leaf.parameter] and not self._apart(leaf, use):
                     where = self.flow.module(use.term) or capture.model
                     return f"its end {name} is also used in {where}, as a {use.how} that ends no branch"
         return ""
+
+    def _apart(self, leaf: Leaf, use: Use) -> bool:
+        """Whether a use takes other rows of a weight than the end does."""
+        own = self.sites.rows(leaf.parameter, leaf.term)
+        return own is not None and use.rows is not None and (own[1] <= use.rows[0] or use.rows[1] <= own[0])
+
+    def _rows(self, leaf: Leaf, found: Ranges) -> Ranges | None:
+        """The rows of the parameter, given those of the part of it that is used; None for all."""
+        own = self.sites.rows(leaf.parameter, leaf.term)
+        if own is None:
+            return found or None
+        return tuple((own[0] + start, own[0] + stop) for start, stop in found or ((0, own[1] - own[0]),))
 
     def sums(self) -> tuple[Join, ...]:
         return tuple(self._sum(position, *why) for position, why in sorted(self.blocks.refused.items()))
@@ -135,7 +147,7 @@ class _Assembly:
             fork=self._place(side.fork),
             shortcut=tuple(dict.fromkeys(self._shortcuts.get(position, ()))),
             branch=tuple(dict.fromkeys(self._branches[position])),
-            ends=tuple(dict.fromkeys(End(leaf.parameter, rows[leaf] or None) for leaf in leaves)),
+            ends=tuple(dict.fromkeys(End(leaf.parameter, self._rows(leaf, rows[leaf] or ())) for leaf in leaves)),
             scales=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.scales))) if leaves else (),
             silenced=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.silenced))) if leaves else (),
             exclusive=bool(leaves) and not shared,

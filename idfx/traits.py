@@ -59,6 +59,8 @@ def layout_traits(use: Use, shape: tuple[int, ...]) -> Traits:
         name = "depthwise" if single else "grouped"
         what = "each channel has a kernel of its own" if single else "each sees its own channels"
         traits[name] = f"{layout.groups} groups: {what}"
+    if use.slices is not None and use.slices != layout.out_axis:
+        traits["normalised"] = f"each slice along axis {use.slices} is divided by its own norm, which must not be 0"
     if layout.parts > 1:
         traits["stacked"] = f"{layout.parts} matrices lie one below the other, used one by one"
     if layout.batch_axes:

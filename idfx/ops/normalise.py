@@ -64,7 +64,7 @@ def rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float |
 @operator("aten._weight_norm", "aten._weight_norm_interface")
 def weight_norm(v: Any, g: Any, dim: int = 0) -> Term:
     """Weight normalisation, g · v / |v|."""
-    return Term("product", (Term("norm", (v,), eps=0.0), g), tag="gain")
+    return Term("product", (Term("norm", (v,), eps=0.0, axes=(dim,) if dim >= 0 else None), g), tag="gain")
 
 
 @operator("aten.normalize", "aten.renorm", "aten.renorm_")

@@ -141,6 +141,8 @@ def decide(parameter: ParameterInfo, role: Role, options: Options) -> Decision |
 
     if role.name == "end" and role.layout is None:
         return constant(0.0, "the last weight of a residual branch, not read as a plain matrix, starts at zero (ours)")
+    if "normalised" in role.traits and role.layout is not None:
+        return Keep("it is divided by norms of slices that the identity leaves zero; the author's values stay (ours)")
     if role.name == "end":
         return _weight(
             parameter,
