@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .limits import limited
 from .options import model_options, output_options
 from .session import Progress, build_and_read
 
@@ -26,7 +27,7 @@ def command(dot: str | None, as_json: bool, quiet: bool, **options: Any) -> None
 
     if dot is not None:
         check_writable(Path(dot))
-    with Progress(quiet).shown() as progress:
+    with Progress(quiet).shown() as progress, limited(progress, options):
         _, structure = build_and_read(progress, **options)
     from idfx.report import json as json_report
     from idfx.report import terminal

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .limits import limited
 from .options import given_scheme_options, model_options, output_options, scheme_options
 from .session import Progress, build_and_read
 
@@ -27,7 +28,7 @@ def command(parameter: str, scheme: str, as_json: bool, quiet: bool, **options: 
 
     given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
     SCHEMES.find(scheme).read_options(given)
-    with Progress(quiet).shown() as progress:
+    with Progress(quiet).shown() as progress, limited(progress, options):
         _, structure = build_and_read(progress, **options)
     plan = make_plan(structure, scheme, options["seed"], **given)
     from idfx.explain import explain

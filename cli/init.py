@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .limits import Clock, limited
 from .options import given_scheme_options, model_options, output_options, scheme_options
 from .session import Progress, build_and_read
 
@@ -45,8 +46,10 @@ def command(
     if no_certify and keep_going:
         raise UsageError("--keep-going: given together with --no-certify; expected one of the two. Leave one out.")
     check_path(output)
-    with Progress(quiet).shown() as progress:
-        report, saved = _initialise(progress, output, scheme, scheme_given, plan_file, no_certify, keep_going, options)
+    with Progress(quiet).shown() as progress, limited(progress, options) as clock:
+        report, saved = _initialise(
+            progress, clock, output, scheme, scheme_given, plan_file, no_certify, keep_going, options
+        )
     for note in report.plan.notes:
         progress.remark(note)
     from idfx.report import json as json_report
@@ -66,7 +69,7 @@ def command(
 
 
 def _initialise(
-    progress: Progress, output: str, scheme: str, scheme_given: dict[str, Any], plan_file: str | None,
+    progress: Progress, clock: Clock, output: str, scheme: str, scheme_given: dict[str, Any], plan_file: str | None,
     no_certify: bool, keep_going: bool, options: dict[str, Any],
 ) -> tuple[Any, Any]:  # fmt: skip
     progress.step("load libraries")
@@ -99,6 +102,7 @@ def _initialise(
             raise CertificateError(
                 f"{failure_text(certificate, options['spec'])} Nothing was written; --keep-going writes the file."
             )
+    clock.stop()
     progress.step(f"write {output}")
     saved = save(built.model, output, plan=plan)
     return Report(structure, plan, certificate), saved

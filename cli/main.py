@@ -13,7 +13,7 @@ import click
 from idfx._version import __version__
 from idfx.errors import IdfxError
 
-_NOT_COMMANDS = frozenset({"main", "options", "session"})
+_NOT_COMMANDS = frozenset({"limits", "main", "options", "session"})
 
 
 class Commands(click.Group):
@@ -81,13 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error.format_message() + where, 2)
     except IdfxError as error:
         _fail(str(error), error.exit_code, state["debug"])
-    except MemoryError:
-        text = "out of memory; expected room for the weights. Try a smaller --dtype or another --device."
-        _fail(text, 2, state["debug"])
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            text = f"out of memory on the device: {error}. Try a smaller --dtype or another --device."
-            _fail(text, 2, state["debug"])
+        from idfx.sources import out_of_memory, shortened
+
+        if out_of_memory(error):
+            text = f"out of memory ({shortened(error)}); expected room for the weights."
+            _fail(f"{text} Try a smaller --dtype or another --device.", 2, state["debug"])
         _fail(
             f"{type(error).__name__}: {error}; this is a defect of idfx. Run again with --debug and report it.",
             70,

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from .limits import parse_seconds, parse_size
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -37,13 +39,19 @@ def model_options(function: F) -> F:
             help="Keyword argument for the model; repeatable.",
         ),
         click.option(
-            "--input-shape", "input_shapes", multiple=True, metavar="N,C,H,W",
-            help="Shape of an example input, batch included, e.g. 1,3,224,224 or 1,16:int64; one per input.",
+            "--input-shape", "input_shapes", multiple=True, metavar="[NAME=]N,C,H,W",
+            help="Shape of an example input, batch included, e.g. 1,3,224,224 or 1,16:int64; one per input or by name.",
+        ),
+        click.option(
+            "--input", "inputs", multiple=True, metavar="FILE|NAME=VALUE",
+            help="Example inputs: a .safetensors file of tensors by name, or a plain value; repeatable.",
         ),
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:n]"),
         click.option("--dtype", default=None, metavar="float32|bfloat16|float16|float64"),
         click.option("--seed", default=0, show_default=True, help="Seed of every random number."),
         click.option("--strict", is_flag=True, help="Fail if an operator is unknown."),
+        click.option("--timeout", type=parse_seconds, metavar="SECONDS", help="Stop a model that takes longer."),
+        click.option("--max-memory", type=parse_size, metavar="SIZE", help="Allocate no more, e.g. 4GiB (Linux)."),
     )(function)  # fmt: skip
 
 

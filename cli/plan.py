@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .limits import limited
 from .options import given_scheme_options, model_options, output_options, scheme_options
 from .session import Progress, build_and_read
 
@@ -31,7 +32,7 @@ def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **optio
     SCHEMES.find(scheme).read_options(given)
     if output is not None:
         check_writable(Path(output))
-    with Progress(quiet).shown() as progress:
+    with Progress(quiet).shown() as progress, limited(progress, options):
         _, structure = build_and_read(progress, **options)
     plan = make_plan(structure, scheme, options["seed"], **given)
     for note in plan.notes:

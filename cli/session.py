@@ -18,6 +18,7 @@ class Progress:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        self.current = "start"
         self._status: Any = None
 
     @contextmanager
@@ -36,8 +37,14 @@ class Progress:
 
     def step(self, what: str) -> None:
         """Name the step that begins."""
+        self.current = what
         if self._status is not None:
             self._status.update(what)
+
+    @property
+    def unhide(self) -> str:
+        """What clears the line and shows the cursor, for a program that leaves inside the block."""
+        return "\r\x1b[2K\x1b[?25h" if self._status is not None else ""
 
     def remark(self, text: str) -> None:
         """Print a remark on stderr."""
@@ -48,11 +55,13 @@ class Progress:
 def build_and_read(progress: Progress, **options: Any) -> tuple[Built, Structure]:
     """Return the model of a SPEC, its random initialisation pending, and its structure."""
     progress.step("load libraries")
-    from idfx.api import no_example
     from idfx.building import build
     from idfx.capture import capture
     from idfx.errors import StructureError
+    from idfx.inputs import check, no_example, takes_nothing
     from idfx.parsing import parse_arguments
+    from idfx.records import Example
+    from idfx.running import unwrap
     from idfx.structure import analyse
 
     spec = options["spec"]
@@ -62,14 +71,20 @@ def build_and_read(progress: Progress, **options: Any) -> tuple[Built, Structure
         spec,
         arguments=arguments,
         input_shapes=options["input_shapes"],
+        inputs=options["inputs"],
         device=options["device"],
         dtype=options["dtype"],
         seed=options["seed"],
     )
-    if built.example is None:
-        raise no_example(spec)
+    model = unwrap(built.model)
+    example = built.example
+    if example is None:
+        if not takes_nothing(model):
+            raise no_example(spec, model, "shell")
+        example = Example()
+    check(model, example, spec, "shell")
     progress.step(f"capture {spec}")
-    captured = capture(built.model, built.example, before_real=lambda: built.pending.settle(built.model))
+    captured = capture(built.model, example, before_real=lambda: built.pending.settle(built.model))
     progress.step(f"analyse {spec}")
     structure = analyse(captured)
     if structure.unknown:

@@ -12,7 +12,9 @@ from torch import nn
 from idfx.apply import apply_
 from idfx.capture import capture
 from idfx.certification import certify
-from idfx.errors import CertificateError, PlanError, SourceError
+from idfx.errors import CertificateError, PlanError
+from idfx.inputs import check as check_inputs
+from idfx.inputs import no_example, takes_nothing
 from idfx.planning import from_json, make_plan
 from idfx.records import Certificate, Example, Plan, Report, Structure
 from idfx.running import unwrap
@@ -45,15 +47,9 @@ def _derived_example(model: nn.Module) -> Example:
             return Example(tuple(placed(item) for item in value))
         if isinstance(value, torch.Tensor):
             return Example((placed(value),))
-    raise no_example(type(model).__name__)
-
-
-def no_example(subject: str) -> SourceError:
-    """Return the error for a model without example input."""
-    return SourceError(
-        f"{subject}: no example input, and the model names none; expected the tensors that its forward takes. "
-        "Pass --input-shape 1,3,224,224 on the command line, or example_inputs=(tensor, ...) in Python."
-    )
+    if takes_nothing(model):
+        return Example()
+    raise no_example(type(model).__name__, model, "python")
 
 
 def analyze(
@@ -72,8 +68,9 @@ def analyze(
         example_kwargs: keyword inputs.
 
     Raises:
-        SourceError: no example input.
+        SourceError: no example input, or one that the signature of the forward does not take.
         ForwardError: the model raised on it.
+        ResourceError: it ran out of memory.
         CaptureError: the model ran but cannot be captured.
 
     Example:
@@ -95,6 +92,7 @@ def analyze(
     else:
         given = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs or ())
         example = Example(given, dict(example_kwargs or {}))
+    check_inputs(unwrap(model), example, type(unwrap(model)).__name__, "python")
     return analyse(capture(model, example))
 
 

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from idfx.deferral import DeferredDraws
-from idfx.errors import IdfxError, SourceError
-from idfx.parsing import parse_device, parse_dtype, parse_shapes
+from idfx.errors import IdfxError, ResourceError, SourceError
+from idfx.inputs import laid_over
+from idfx.parsing import parse_device, parse_dtype, parse_inputs
 from idfx.records import Example
+from idfx.running import unwrap
 from idfx.sources import out_of_memory, resolve, shortened
 
 
@@ -43,6 +45,7 @@ def build(
     *,
     arguments: Mapping[str, object] | None = None,
     input_shapes: Sequence[str] = (),
+    inputs: Sequence[str] = (),
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     seed: int = 0,
@@ -52,14 +55,17 @@ def build(
     Args:
         spec: `timm:NAME`, `torchvision:NAME`, `path/to/file.py:factory` or `package.module:factory`.
         arguments: keyword arguments for the model.
-        input_shapes: shapes of the example inputs, batch included, instead of what the source offers.
+        input_shapes: shapes of the example inputs, batch included, instead of what the source offers; with a name,
+            `mask=1,16:bool`, in the place of this argument alone.
+        inputs: values by name, `use_cache=false`, or .safetensors files with tensors by name, likewise.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:n".
         dtype: of the floating parameters, buffers and inputs; None leaves them as built.
         seed: of every draw. The global random states are left as they were.
 
     Raises:
-        UsageError: an unknown source, model, device or dtype, or a malformed shape.
+        UsageError: an unknown source, model, device or dtype, or a malformed input.
         SourceError: the model could not be built.
+        ResourceError: memory ran out.
 
     Example:
         >>> built = build("torchvision:squeezenet1_1", device="cpu")
@@ -69,7 +75,7 @@ def build(
         True
     """
     place, kind = parse_device(device), parse_dtype(dtype)
-    inputs = parse_shapes(input_shapes, seed)
+    given = parse_inputs(input_shapes, inputs, seed)
     found, rest = resolve(spec)
     pending = DeferredDraws(seed)
     with _reporting(spec, place):
@@ -77,8 +83,10 @@ def build(
             model, example = found.build(rest, dict(arguments or {}))
             pending.settle_strays(model)
         pending.move_(model, place, kind)
-        if inputs:
-            example = Example(inputs)
+        if given.args:
+            example = given
+        elif given.kwargs:
+            example = laid_over(unwrap(model), example or Example(), given.kwargs)
         if example is not None:
             example = Example(_placed(example.args, place, kind), _placed(dict(example.kwargs), place, kind))
     return Built(model, example, pending, spec)
@@ -89,6 +97,7 @@ def load(
     *,
     arguments: Mapping[str, object] | None = None,
     input_shapes: Sequence[str] = (),
+    inputs: Sequence[str] = (),
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     seed: int = 0,
@@ -103,7 +112,9 @@ def load(
         >>> model.eval()(*inputs).shape
         torch.Size([1, 1000])
     """
-    built = build(spec, arguments=arguments, input_shapes=input_shapes, device=device, dtype=dtype, seed=seed)
+    built = build(
+        spec, arguments=arguments, input_shapes=input_shapes, inputs=inputs, device=device, dtype=dtype, seed=seed
+    )
     with _reporting(spec, parse_device(device)):
         built.pending.settle(built.model)
     return built.model, built.example.args if built.example is not None else ()
@@ -146,7 +157,7 @@ def _reporting(spec: str, device: torch.device) -> Iterator[None]:
         raise
     except Exception as error:
         if out_of_memory(error):
-            raise IdfxError(
+            raise ResourceError(
                 f"{spec}: out of memory on {device}, {_free(device)} ({shortened(error)}); expected the"
                 " weights to fit. Use a smaller --dtype, another --device, or a smaller model."
             ) from error

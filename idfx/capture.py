@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 from idfx.errors import CaptureError, ForwardError
 from idfx.interpreter import compute
 from idfx.records import Capture, Example, ParameterInfo
-from idfx.running import Numbers, ModulePath, run, unwrap
+from idfx.running import ModulePath, Numbers, run, unwrap
+from idfx.sources import out_of_memory
 
 
 def overwritten(value: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
@@ -107,7 +108,9 @@ class _Recorder:
             read = torch.fx.node.map_arg((args, kwargs), values.__getitem__)
             with torch.no_grad():
                 result = func(*read[0], **read[1])
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
+            if out_of_memory(error):
+                raise
             return None
         if not writes:
             self._computed = values
@@ -331,6 +334,7 @@ def capture(model: nn.Module, example: Example, before_real: Callable[[], object
 
     Raises:
         ForwardError: the forward raised on the example, on meta tensors and on real ones.
+        ResourceError: memory ran out in the forward.
         CaptureError: the forward returns no tensor, or needs values while the model has none (meta device).
 
     Example:

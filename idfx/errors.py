@@ -30,6 +30,10 @@ class ForwardError(IdfxError):
     """The model raised in its own forward; the message names the module and repeats the model's words."""
 
 
+class ResourceError(IdfxError):
+    """Memory or time ran out; the message says at what, and nothing is wrong with the inputs."""
+
+
 class CaptureError(IdfxError):
     """The model ran but could not be captured as a graph; exit code 3."""
 

@@ -21,7 +21,9 @@ from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idfx.errors import ForwardError, IdfxError, UsageError
+from idfx.errors import ForwardError, IdfxError, ResourceError, UsageError
+from idfx.inputs import misfit
+from idfx.sources import out_of_memory, shortened
 
 
 class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -83,6 +85,11 @@ class ModulePath:
         """Path of the innermost running module; "" for the model itself."""
         return self._stack[-1]
 
+    @property
+    def entered(self) -> bool:
+        """Whether a forward is running."""
+        return len(self._stack) > 1
+
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._stack.append(self._names.get(id(module), self._stack[-1]))
 
@@ -95,11 +102,21 @@ class ModulePath:
         """Keep `current` up to date inside the block; after an exception it still names where it was raised."""
         enter = nn_module.register_module_forward_pre_hook(self._enter)
         leave = nn_module.register_module_forward_hook(self._leave)
+        _followed.append(self)
         try:
             yield self
         finally:
+            _followed.remove(self)
             enter.remove()
             leave.remove()
+
+
+_followed: list[ModulePath] = []
+
+
+def running_module() -> str | None:
+    """Return the path of the module whose forward is running, "" for the model's own; None if none is."""
+    return _followed[-1].current if _followed and _followed[-1].entered else None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -218,16 +235,25 @@ def run(
         try:
             with enable_python_dispatcher(), OperatorCalls(on_call):
                 return torch.func.functional_call(model, tensors, tuple(args), kwargs)
-        except (IdfxError, MemoryError, torch.OutOfMemoryError):
+        except IdfxError:
             raise
         except Exception as error:
             where = f"module {path.current!r}" if path.current else "its own forward"
+            if out_of_memory(error):
+                raise ResourceError(
+                    f"{type(model).__name__}: out of memory in {where} on {_shapes(args, kwargs)}"
+                    f" ({shortened(error)}); expected room for what it computes."
+                    " Use smaller inputs, a smaller --dtype or another --device."
+                ) from error
             words = " ".join(str(error).split())
             words = words if len(words) <= 300 else words[:297] + "..."
             words += "" if words.endswith((".", "!", "?")) else "."
+            hint = "Give inputs that it takes: --input-shape on the command line, example_inputs in Python."
+            if isinstance(error, TypeError):
+                hint = misfit(model, args, kwargs) or hint
             raise ForwardError(
                 f"{type(model).__name__}: forward raised {type(error).__name__} in {where} on {_shapes(args, kwargs)}: "
-                f"{words} Give inputs that it takes: --input-shape on the command line, example_inputs in Python."
+                f"{words} {hint}"
             ) from error
 
 

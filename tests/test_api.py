@@ -530,7 +530,7 @@ def test_example_inputs_may_be_a_tensor_keywords_or_derived():
 
 
 def test_no_example_input_is_one_clear_error():
-    with pytest.raises(SourceError, match=r"Block: no example input.*--input-shape.*example_inputs="):
+    with pytest.raises(SourceError, match=r"Block: no example input.*expected x, which .*example_inputs=\(x,\)"):
         idfx.analyze(Block())
 
 

@@ -8,6 +8,7 @@ imports its library itself, and nothing here ever loads pretrained weights or op
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -135,7 +136,10 @@ def out_of_memory(error: BaseException) -> bool:
     told = str(error)
     return (
         isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or "out of memory" in told
         or "can't allocate memory" in told
         or "not enough memory" in told
+        or "std::bad_alloc" in told
+        or told == "[enforce fail a"  # torch's own message, cut off where memory for it ran out
     )
