@@ -8,13 +8,13 @@ definitions at length.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from idfx.cuts import Cut, Cuts, flatten
 from idfx.flow import Flow
 from idfx.paths import NONLINEAR, ROOT, WEIGHT, Paths
-from idfx.rows import Exclusive
+from idfx.rows import Exclusive, Ranges
 
 _MIXERS = frozenset({"contract", "mix", "pool", "norm", "recurrent", "unknown"})
 
@@ -54,8 +54,8 @@ class Finder:
         self.terms = flow.terms
         self.exclusive = Exclusive(flow, paths)
         self._inner: dict[int, tuple[Cut, int]] = {}
-        self._by_weight = Cuts(flow, self._inner)
-        self._by_scale = Cuts(flow, self._inner, prefer_scales=True)
+        self._by_weight = Cuts(flow, paths.length, self._inner)
+        self._by_scale = Cuts(flow, paths.length, self._inner, prefer_scales=True)
 
     def find(self) -> Blocks:
         """Return the residual joins, and the other sums of data with the reason why they are none."""
@@ -80,6 +80,8 @@ class Finder:
             return "fusion", "no operand comes by a linear path from a fork that the other depends on"
         if len(sides) > 1 and sides[0].length == sides[1].length:
             return "parallel", "its operands come from the fork by equally direct paths"
+        if not self.paths.reaches_output(position):
+            return "unused", "it reaches no output"
         if position not in self.paths.signal:
             return "gate", "it steers another value and carries none itself"
         side = sides[0]
@@ -95,7 +97,9 @@ class Finder:
                 return "parallel", "its operands cross as many weights and nonlinear operators"
             if any(self._is_stream(other) for other in side.others):
                 return "fusion", "beside a projection stands a stream with residual joins of its own"
-            if any(self.terms[term].tag == "upsample" for term in side.region):
+            if not any(self.terms[term].kind == "contract" for term in self._dependent(side) & branch):
+                return "parallel", "beside a projection the branch has no weight of its own"
+            if self._upsampled(side.region) and not self._upsampled(self._between(side.fork, side.operand)):
                 return "fusion", "the branch returns from another resolution beside a projection"
         weighted = any(self._weighted(term) for term in side.region)
         if self._negated(side.operand) or (not weighted and any(map(self._negated, side.others))):
@@ -103,13 +107,18 @@ class Finder:
         return None
 
     def _continues(self, side: Side) -> bool:
-        """Whether the value of the fork reaches the join through the branch, and not as a gate alone."""
+        """Whether the value of the fork reaches the join through the branch, and not as a gate alone.
+
+        Beside a projection, what cannot be zero (an exponential, a softmax) passes no value on.
+        """
         inside, seen = set(side.region), set(side.others)
         stack = list(side.others)
         while stack:
             position = stack.pop()
             if position == side.fork:
                 return True
+            if side.length >= WEIGHT and self.terms[position].kind == "gate":
+                continue
             for source in self.paths.values(position) if position in inside else ():
                 if source not in seen:
                     seen.add(source)
@@ -127,6 +136,17 @@ class Finder:
                 seen.update(new)
                 stack.extend(new)
         return seen
+
+    def _dependent(self, side: Side) -> set[int]:
+        """The terms of the branch that depend on the fork."""
+        found = {side.fork}
+        for position in side.region:
+            if not found.isdisjoint(self.flow.sources(position)):
+                found.add(position)
+        return found
+
+    def _upsampled(self, positions: Iterable[int]) -> bool:
+        return any(self.terms[position].tag == "upsample" for position in positions)
 
     def _is_stream(self, position: int) -> bool:
         """Whether a term is the output of a residual join, moved and resampled at most."""
@@ -201,11 +221,13 @@ class Finder:
         def private(term: int) -> bool:
             return term != side.fork and self.paths.only_through(term, position)
 
-        cut = self._by_weight.of(side.region, side.others, private)
-        if cut.obstacle or not self._exclusive(cut, position):
-            other = self._by_scale.of(side.region, side.others, private)
-            if not other.obstacle and self._exclusive(other, position):
-                cut = other
+        cuts = self._by_weight
+        cut = cuts.of(side.region, side.others, side.fork, private)
+        if cut.obstacle or not self._exclusive(cut, cuts, position):
+            other = self._by_scale.of(side.region, side.others, side.fork, private)
+            if not other.obstacle and self._exclusive(other, self._by_scale, position):
+                cut, cuts = other, self._by_scale
+        self._rows(cut, cuts, position)
         blocks.sides[position], blocks.cuts[position] = replace(side, context=self._context(side)), cut
         self._inner[position] = (cut, side.operand)
         for term in side.region:
@@ -215,8 +237,11 @@ class Finder:
         for term in self._between(side.fork, side.operand):
             blocks.shortcut.setdefault(term, position)
 
-    def _exclusive(self, cut: Cut, position: int) -> bool:
-        return all(self.exclusive.rows(leaf.term, position) is not None for leaf in flatten(cut.ends))
+    def _exclusive(self, cut: Cut, cuts: Cuts, position: int) -> bool:
+        return all(rows is not None for rows in self._rows(cut, cuts, position))
+
+    def _rows(self, cut: Cut, cuts: Cuts, position: int) -> list[Ranges | None]:
+        return [self.exclusive.rows(leaf.term, position, cuts.chosen) for leaf in flatten(cut.ends)]
 
     def _between(self, fork: int, operand: int) -> Iterator[int]:
         """The terms on the way from the fork to the shortcut operand, inner branches left out."""

@@ -66,12 +66,14 @@ class _Recorder:
         self.steps: dict[str, int] = {}
         self.calls = 0
         self._names: dict[int, tuple[torch.Tensor, str, bool]] = {}
+        self._places: dict[Any, int] = {}
         self._values: dict[Any, tuple[torch.Tensor, torch.fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
         self.numbers = Numbers()
 
     def know(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
         self._names.setdefault(id(tensor), (tensor, name, is_parameter))
+        self._places.setdefault(_place(tensor), id(tensor))
 
     def placeholder(self, name: str, tensor: torch.Tensor) -> None:
         self._note(self._create("placeholder", name), tensor, -1)
@@ -198,7 +200,8 @@ class _Recorder:
 
     def _attribute(self, tensor: torch.Tensor) -> None:
         """Make the node of a parameter, a buffer or a tensor that the forward took from elsewhere."""
-        _, name, is_parameter = self._names.get(id(tensor), (tensor, "", False))
+        known = id(tensor) if id(tensor) in self._names else self._places.get(_place(tensor))
+        _, name, is_parameter = self._names[known] if known is not None else (tensor, "", False)
         node = self._create("get_attr", name or f"_constant{len(self.constants)}")
         if is_parameter:
             self.parameters[node.name] = name

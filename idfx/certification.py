@@ -77,6 +77,8 @@ def another(example: Example) -> Example | None:
     generator = torch.Generator().manual_seed(1)
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout != torch.strided or tensor.is_nested:
+            return tensor.clone()
         if tensor.is_floating_point():
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
             spread = tensor.detach().float().std(correction=0).cpu() if tensor.numel() > 1 else torch.tensor(1.0)
@@ -88,14 +90,19 @@ def another(example: Example) -> Example | None:
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, change, (example.args, dict(example.kwargs)))
     before, after = tensors_in((example.args, dict(example.kwargs))), tensors_in((args, kwargs))
-    same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    plain = ((a, b) for a, b in zip(before, after, strict=True) if a.layout == torch.strided and not a.is_nested)
+    same = all(torch.equal(a, b) for a, b in plain)
     return None if same else Example(args, kwargs)
 
 
 def _run(model: nn.Module, example: Example, observer: _Observer, grad: bool) -> list[torch.Tensor]:
     """Run once, on copies of buffers and inputs, and return the floating outputs."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers(remove_duplicate=False)}
+    copies: dict[int, torch.Tensor] = {}  # one of each buffer, whatever names it has
+    buffers = {
+        name: copies.setdefault(id(buffer), buffer.clone())
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+    }
     args, kwargs = pytree.tree_map_only(
         torch.Tensor, lambda tensor: tensor.detach().clone().to(device), (example.args, dict(example.kwargs))
     )
@@ -151,7 +158,8 @@ def _observed(
     """
     capture = structure.capture
     watched = {join.step: join for join in structure.joins if join.operand >= 0}
-    names = {capture.steps[n.name]: operator_name(n.target) for n in capture.graph.nodes if n.op == "call_function"}
+    calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
+    names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
     observer = _Observer(watched, names, strict)
     outputs = _run(model, example or capture.example, observer, capture.grad)
     if strict and observer.calls != capture.calls:

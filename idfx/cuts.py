@@ -6,13 +6,15 @@ between a fork and its join, so that its cost is that of the region.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from idfx.flow import Flow
 
 _DEEPEST = 100  # terms before a region that are followed back to their parameters; as a rule it is a handful
+
+_MOST = 16  # ends of which some may turn out not to be needed; more are left as they are
 
 # Concatenation of lists as a tree of pairs, flattened once at the end: unions along a chain stay linear.
 Tree = Any
@@ -43,7 +45,7 @@ class Leaf:
 class Cut:
     """How a term is silenced: `ends` are to be zero, and `silenced` (biases and shifts behind them) too.
 
-    `scales` are the scale parameters passed on the way. `normalised`: a normalisation stands behind the ends, so
+    `scales` are the scale parameters passed on the way. `weights`: all ends are weights. `normalised`: a normalisation stands behind the ends, so
     that only an exact zero survives. `obstacle`, if not empty, says why there is no such set.
     """
 
@@ -52,6 +54,7 @@ class Cut:
     silenced: Tree = ()
     normalised: bool = False
     obstacle: str = ""
+    weights: bool = True
 
     @property
     def clean(self) -> bool:
@@ -64,13 +67,14 @@ def everything(cuts: Iterable[Cut]) -> Cut:
     ends: Tree = ()
     scales: Tree = ()
     silenced: Tree = ()
-    normalised = False
+    normalised, weights = False, True
     for cut in cuts:
         if cut.obstacle:
             return cut
         ends, scales = (ends, cut.ends), (scales, cut.scales)
         silenced, normalised = (silenced, cut.silenced), normalised or cut.normalised
-    return Cut(ends, scales, silenced, normalised)
+        weights = weights and cut.weights
+    return Cut(ends, scales, silenced, normalised, weights=weights)
 
 
 class Cuts:
@@ -78,12 +82,17 @@ class Cuts:
 
     Args:
         flow: the data flow.
+        length: how direct the way from the inputs to each term is (`idfx.paths`).
         inner: the cut of the branch of each join found before, and the join's shortcut operand.
         prefer_scales: take a scale parameter as the end where there is one, rather than a weight before it.
     """
 
-    def __init__(self, flow: Flow, inner: Mapping[int, tuple[Cut, int]], prefer_scales: bool = False) -> None:
-        self._terms = flow.terms
+    def __init__(
+        self, flow: Flow, length: Mapping[int, int], inner: Mapping[int, tuple[Cut, int]], prefer_scales: bool = False
+    ) -> None:
+        self.chosen: dict[int, int] = {}
+        self._flow, self._terms, self._length = flow, flow.terms, length
+        self._forked: set[int] = set()
         self._names = flow.capture.parameters
         self._inner = inner
         self._prefer_scales = prefer_scales
@@ -92,15 +101,45 @@ class Cuts:
         self._depth = 0
         self._expressions: dict[int, Cut] = {}
 
-    def of(self, region: Iterable[int], wanted: Iterable[int], private: Callable[[int], bool]) -> Cut:
+    def of(self, region: Sequence[int], wanted: Sequence[int], fork: int, private: Callable[[int], bool]) -> Cut:
         """Return the cut of all the wanted terms; `region` in order of execution.
 
         `private` says of a term from before the region whether it serves nothing but the branch, and may be silenced.
         """
-        self._known, self._private = {}, private
+        self._known, self._private, self._forked = {}, private, {fork}
         for position in region:
+            if not self._forked.isdisjoint(self._flow.sources(position)):
+                self._forked.add(position)
             self._known[position] = self._cut(position)
-        return everything(self._get(position) for position in wanted)
+        return self._fewest(region, wanted, everything(self._get(position) for position in wanted))
+
+    def _fewest(self, region: Sequence[int], wanted: Sequence[int], cut: Cut) -> Cut:
+        """Leave out the ends, the last ones first, that only see what the others have made zero."""
+        leaves = [] if cut.obstacle else flatten(cut.ends)
+        if not 1 < len(leaves) <= _MOST:
+            return cut
+        silenced = {leaf.parameter for leaf in flatten(cut.silenced)}
+        for leaf in sorted(leaves, key=lambda leaf: -leaf.term):
+            rest = [other for other in leaves if other != leaf]
+            if rest and self._silent(region, wanted, {other.term for other in rest}, silenced):
+                leaves = rest
+        return replace(cut, ends=tuple(leaves))
+
+    def _silent(self, region: Sequence[int], wanted: Sequence[int], closed: set[int], silenced: set[str]) -> bool:
+        """Whether the wanted terms are zero, given the terms whose parameter is."""
+        zero = set(closed)
+        for position in region:
+            term = self._terms[position]
+            if term.kind in ("gate", "unknown", "recurrent", "input"):
+                continue
+            values = [operand for operand in term.operands if self._terms[operand].data]
+            found = [operand in zero for operand in values]
+            if any(found) if term.kind in ("product", "contract") else found and all(found):
+                added = () if term.kind not in ("sum", "concat") else set(term.operands) - set(values)
+                cuts = [self._look_up(operand) for operand in added]
+                if all(not c.obstacle and {leaf.parameter for leaf in flatten(c.ends)} <= silenced for c in cuts):
+                    zero.add(position)
+        return zero.issuperset(wanted)
 
     def _get(self, position: int) -> Cut:
         if not self._terms[position].data:
@@ -132,7 +171,7 @@ class Cuts:
             branch, shortcut = self._inner[position]
             return everything((self._look_up(shortcut), branch))
         by_kind: dict[str, Callable[[int], Cut]] = {
-            "parameter": lambda p: Cut(ends=(Leaf(self._names[term.node], p),)),
+            "parameter": lambda p: Cut(ends=(Leaf(self._names[term.node], p),), weights=False),
             "zero": lambda p: Cut(),
             "product": self._product,
             "contract": self._contract,
@@ -152,7 +191,7 @@ class Cuts:
                 return cut
             if not term.data and not term.eps:
                 return Cut(obstacle=f"{term.node} divides a weight by its own norm, which undoes any size")
-            return Cut(cut.ends, cut.scales, cut.silenced, True, cut.obstacle)
+            return replace(cut, normalised=True)
         return Cut(obstacle=_OBSTACLES.get(term.kind, "a {kind} is never zero").format(kind=term.kind, node=term.node))
 
     def _sum(self, position: int) -> Cut:
@@ -165,38 +204,41 @@ class Cuts:
         added = everything(self._look_up(o) for o in terms[position].operands if not terms[o].data)
         if cut.obstacle or added.obstacle:
             return Cut(obstacle=cut.obstacle or f"{added.obstacle}, and it joins the branch")
-        return Cut(cut.ends, cut.scales, (cut.silenced, added.ends), cut.normalised)
+        return replace(cut, silenced=(cut.silenced, added.ends))
 
     def _contract(self, position: int) -> Cut:
         """The weight, or else what it is multiplied with."""
         data, weight = self._terms[position].operands
-        own = self._at(self._look_up(weight), position)
+        own = replace(self._at(self._look_up(weight), position), weights=True)
         other = self._look_up(data) if own.obstacle else own
         return own if other.obstacle else other
 
     def _product(self, position: int) -> Cut:
-        """One factor: data silenced by a weight, else a scale parameter, else whatever is left."""
+        """One factor: what the fork becomes, if a weight ends it, else a scale parameter, else whatever is left."""
         terms = self._terms
         operands = terms[position].operands
         factors = [self._look_up(operand) for operand in operands]
         if not terms[position].data and any(self._divides(operand, operands) for operand in operands):
             return Cut(obstacle=f"{terms[position].node} divides a weight by its own norm, which undoes any size")
         reciprocal = any(terms[o].kind == "gate" and terms[o].tag == "reciprocal" for o in operands)
-        data, scales = [], []
+        ranked: list[tuple[tuple[int, int, int], int, Cut]] = []
         for operand, cut in zip(operands, factors, strict=True):
             if terms[operand].data:
                 passed = [o for o in operands if not terms[o].data and not self._look_up(o).obstacle]
                 crossed = tuple(self._look_up(o).ends for o in passed)
-                normalised = cut.normalised or reciprocal
-                data.append(Cut(cut.ends, (cut.scales, crossed), cut.silenced, normalised, cut.obstacle))
+                rank = 3 if operand not in self._forked else 1 if cut.weights else 2
+                order = rank, self._length.get(operand, 0), operand
+                scaled = replace(cut, scales=(cut.scales, crossed), normalised=cut.normalised or reciprocal)
+                ranked.append((order, operand, scaled))
             else:
-                scales.append(self._at(cut, position))
-        ordered = scales + data if self._prefer_scales else data + scales
+                ranked.append(((0 if self._prefer_scales else 2, -1, operand), operand, self._at(cut, position)))
+        ranked.sort(key=lambda candidate: candidate[0])
         for accept in (lambda cut: cut.clean, lambda cut: not cut.obstacle):
-            for cut in ordered:
+            for _, operand, cut in ranked:
                 if accept(cut):
+                    self.chosen[position] = operand
                     return cut
-        return ordered[0]
+        return ranked[0][2]
 
     def _divides(self, divisor: int, operands: tuple[int, ...]) -> bool:
         """Whether a factor is the reciprocal of something made of the parameters of another factor."""
@@ -219,7 +261,7 @@ class Cuts:
     def _at(cut: Cut, position: int) -> Cut:
         """Let the ends of an expression act where it meets the data."""
         leaves = tuple(Leaf(leaf.parameter, position) for leaf in flatten(cut.ends))
-        return Cut(leaves, cut.scales, cut.silenced, cut.normalised, cut.obstacle)
+        return replace(cut, ends=leaves)
 
 
 _OBSTACLES = {

@@ -165,12 +165,12 @@ class _Reader:
         return self._add(self._meaning(node), node)
 
     def _meaning(self, node: torch.fx.Node) -> Term:
-        if node.target is python_operator.getitem:
-            return move(node.args[0])
         if node.target is overwritten:
             return Term("concat", tensors(node.args))
         if self.capture.dtypes.get(node.name) in _INTEGERS:
             return Term("gate", tuple(node.all_input_nodes), tag="integer")
+        if node.target is python_operator.getitem:
+            return move(node.args[0])
         found = read_operator(node.target, node.args, node.kwargs)
         if found is None:
             where = self.capture.modules.get(node.name, "") or "the model's own forward"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from idfx._version import __version__
 from idfx.errors import PlanError
-from idfx.records import Decision, ParameterInfo, Plan, Structure
+from idfx.records import Decision, Plan, Structure, untouchable
 from idfx.registry import did_you_mean
 from idfx.schemes.scheme import SCHEMES, Keep
 
 FORMAT = 1
-_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
 
 def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **options: Any) -> Plan:
@@ -35,7 +33,7 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
     decisions: dict[str, Decision] = {}
     kept: dict[str, str] = {}
     for name, info in structure.parameters.items():
-        reason = _untouchable(info)
+        reason = untouchable(info)
         decision = Keep(reason) if reason else found.decide(info, structure.roles[name], chosen)
         if isinstance(decision, Keep):
             kept[name] = decision.reason
@@ -51,16 +49,6 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
         kept=kept,
         notes=tuple(_notes(structure, decisions)),
     )
-
-
-def _untouchable(info: ParameterInfo) -> str:
-    if not info.requires_grad:
-        return "it is frozen (requires_grad is False)"
-    if info.dtype not in _FLOATS:
-        return f"its dtype is {info.dtype}, not a floating one that idfx fills"
-    if math.prod(info.shape) == 0:
-        return "it has no entries"
-    return ""
 
 
 def _notes(structure: Structure, decisions: Mapping[str, Decision]) -> list[str]:

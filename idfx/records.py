@@ -27,6 +27,20 @@ class ParameterInfo:
     aliases: tuple[str, ...] = ()
 
 
+def untouchable(info: ParameterInfo) -> str:
+    """Return why a parameter is never written, "" if it may be.
+
+    Example:
+        >>> untouchable(ParameterInfo("w", (2,), "int8"))
+        'its dtype is int8, not a floating one that idfx fills'
+    """
+    if not info.requires_grad:
+        return "it is frozen (requires_grad is False)"
+    if info.dtype not in ("float64", "float32", "float16", "bfloat16"):
+        return f"its dtype is {info.dtype}, not a floating one that idfx fills"
+    return "it has no entries" if 0 in info.shape else ""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the tensor of a weight is read as matrices of shape (D_out, D_in).

@@ -7,6 +7,8 @@ tensor of row numbers, so that no operator's way with axes has to be told a seco
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,34 +44,71 @@ class Exclusive:
         self._flow, self._paths = flow, paths
         self._known: dict[tuple[int, int], Ranges | None] = {}
 
-    def rows(self, term: int, join: int) -> Ranges | None:
-        """Return () if all rows of the site reach the outputs through the join alone, ranges if some do, else None."""
-        if self._paths.only_through(term, join):
-            return ()
+    def rows(self, term: int, join: int, chosen: Mapping[int, int]) -> Ranges | None:
+        """Return () if all rows of a site silence the join and reach the outputs through it alone, ranges if some do.
+
+        None says that there are no such rows. Rows that only steer the branch are not among them: `chosen` has the
+        factor that silences each product.
+        """
         if (term, join) not in self._known:
-            self._known[term, join] = self._some(term, join)
+            alone = self._paths.only_through(term, join)
+            whole = alone and not self._parts(term, join)
+            self._known[term, join] = () if whole else self._some(term, join, chosen, alone)
         return self._known[term, join]
 
-    def _some(self, term: int, join: int) -> Ranges | None:
+    def _parts(self, term: int, join: int) -> bool:
+        """Whether what a site gives goes more than one way before the join."""
+        while term != join:
+            users = self._flow.users.get(term, ())
+            if len(users) != 1:
+                return True
+            if len(self._flow.sources(users[0])) != 1:
+                return False
+            term = users[0]
+        return False
+
+    def _some(self, term: int, join: int, chosen: Mapping[int, int], alone: bool) -> Ranges | None:
+        """Follow the rows in the order of execution: entry by entry through moves, as a set where they are mixed."""
         labels = self._labels(term)
         if labels is None:
-            return None
+            return () if alone else None
         own: set[int] = set()
         others: set[int] = set()
-        stack: list[tuple[int, Any]] = [(term, labels)]
-        while stack:
-            position, here = stack.pop()
+        here: dict[int, Any] = {term: labels}
+        heap = [term]
+        while heap:
+            position = heapq.heappop(heap)
+            state = here.pop(position)
             if position in self._flow.outputs:
-                others |= _rows(here)
+                others |= _rows(state)
             for user in self._flow.users.get(position, ()):
-                after = None if user == join else self._through(position, user, here)
-                if user == join or (after is not None and self._paths.only_through(user, join)):
-                    own |= _rows(here if after is None else after)
-                elif after is not None:
-                    stack.append((user, after))
-                elif self._paths.reaches_output(user):
-                    others |= _rows(here)
-        return ranges({row - 1 for row in own - others if row > 0}) or None
+                if user == join:
+                    own |= _rows(state)
+                    continue
+                if self._steers(position, user, chosen):
+                    continue
+                after = None if isinstance(state, set) else self._through(position, user, state)
+                if after is None:
+                    if not self._paths.only_through(user, join):
+                        others |= _rows(state) if self._paths.reaches_output(user) else set()
+                        continue
+                    after = _rows(state)
+                if user in here:
+                    here[user] = _rows(here[user]) | _rows(after)
+                else:
+                    here[user] = after
+                    heapq.heappush(heap, user)
+        found = {row - 1 for row in own - others if row > 0}
+        if len(found) == int(labels.max()):
+            return ()
+        return ranges(found) or (() if alone else None)
+
+    def _steers(self, position: int, user: int, chosen: Mapping[int, int]) -> bool:
+        """Whether a value only steers what it meets at a term: a gate, or the factor that does not silence."""
+        term = self._flow.terms[user]
+        if position not in term.operands or term.kind == "gate":
+            return True
+        return term.kind == "product" and chosen.get(user, position) != position
 
     def _labels(self, term: int) -> torch.Tensor | None:
         """The number of the weight's row, from 1, at each entry of the site's output; 0 is for padding."""
@@ -138,5 +177,9 @@ def _run(node: torch.fx.Node, labels: Any) -> Any:
 
 
 def _rows(labels: Any) -> set[int]:
+    """The row numbers among labels; axes along which they are repeated are looked at once."""
+    if isinstance(labels, set):
+        return labels
     parts = labels if isinstance(labels, (list, tuple)) else (labels,)
-    return {row for part in parts for row in part.unique().tolist()}
+    once = (part[tuple(slice(None) if step else 0 for step in part.stride())] for part in parts if part.numel())
+    return {row for part in once for row in part.unique().tolist()}

@@ -105,10 +105,29 @@ def _how(flow: Flow, position: int, operand: int, leaf: int, chain: tuple[int, .
     if term.kind == "product" and operand in term.operands:
         return "norm scale" if term.tag == "norm scale" else "scale"
     if term.kind == "sum" and operand in term.operands:
-        return {"bias": "bias", "shift": "norm shift"}.get(term.tag, "offset")
+        by_hand = "bias" if _is_bias(flow, position, operand, own) else "offset"
+        return {"bias": "bias", "shift": "norm shift"}.get(term.tag, by_hand)
     if term.kind == "concat":
         return "token"
     return "other"
+
+
+def _is_bias(flow: Flow, position: int, operand: int, shape: tuple[int, ...]) -> bool:
+    """Whether a sum adds one number to each output of a weight: what stands before it is one, at most mixed since."""
+    before = [o for o in flow.terms[position].operands if o != operand and flow.terms[o].data]
+    while len(before) == 1 and flow.terms[before[0]].kind in ("move", "scale", "mix", "product"):
+        term = flow.terms[before[0]]
+        if term.kind == "product" and (term.tag or len(flow.sources(before[0])) != 2):
+            return False
+        values = [o for o in term.operands if flow.terms[o].data]
+        before = values[-1:] if term.kind == "product" else values
+    if len(before) != 1 or flow.terms[before[0]].kind != "contract" or flow.terms[before[0]].tag == "table":
+        return False
+    layout = flow.terms[before[0]].layouts[1]
+    width = flow.terms[flow.terms[before[0]].operands[1]].shape
+    if layout is None or width is None or sum(size > 1 for size in shape) != 1:
+        return False
+    return math.prod(shape) == width[layout.out_axis]
 
 
 def _slices(flow: Flow, chain: tuple[int, ...]) -> int | None:
@@ -121,6 +140,16 @@ def _looks_up(flow: Flow, position: int) -> bool:
     """Whether a term of an expression selects entries by another tensor."""
     term = flow.terms[position]
     return (term.kind == "move" and bool(term.gates)) or (term.kind == "product" and term.tag == "table")
+
+
+def _values(flow: Flow, leaves: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:
+    """The ways from a value down to its parameters, without those by which one only gives another way its size."""
+
+    def steers(chain: tuple[int, ...]) -> bool:
+        return any(flow.terms[position].kind == "gate" for position in chain)
+
+    straight = {leaf for leaf, chain in leaves if not steers(chain)}
+    return [(leaf, chain) for leaf, chain in leaves if leaf not in straight or not steers(chain)]
 
 
 def _is_layer(flow: Flow, position: int) -> bool:
@@ -144,7 +173,7 @@ def find_sites(flow: Flow) -> Sites:
         for operand in dict.fromkeys((*term.operands, *term.gates)):
             if flow.terms[operand].data or not flow.terms[operand].parametric:
                 continue
-            leaves = list(_leaves(flow, operand))
+            leaves = _values(flow, list(_leaves(flow, operand)))
             fixed = any(_is_layer(flow, p) for _, chain in leaves for p in chain)
             for leaf, chain in leaves:
                 name = flow.capture.parameters[flow.terms[leaf].node]

@@ -10,7 +10,7 @@ from idfx.blocks import Blocks, Finder
 from idfx.cuts import Leaf, flatten
 from idfx.flow import Flow, operator_name, read
 from idfx.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
-from idfx.records import Capture, End, Join, Structure
+from idfx.records import Capture, End, Join, Structure, untouchable
 from idfx.roles import assign_roles
 from idfx.rows import Exclusive, Ranges
 from idfx.sites import Sites, Use, find_sites
@@ -90,8 +90,8 @@ class _Assembly:
         capture = self.flow.capture
         name = self._canonical.get(leaf.parameter, leaf.parameter)
         info = capture.info[name]
-        if not info.requires_grad:
-            return f"its end {name} is frozen"
+        if untouchable(info):
+            return f"its end {name} cannot be written: {untouchable(info)}"
         for alias in (name, *info.aliases):
             for use in self.sites.uses.get(alias, ()):
                 if use.term not in acting[leaf.parameter] and not self._apart(leaf, use):
@@ -133,7 +133,7 @@ class _Assembly:
     def _join(self, position: int) -> Join:
         flow, side, cut = self.flow, self.blocks.sides[position], self.blocks.cuts[position]
         leaves = [] if cut.obstacle else flatten(cut.ends)
-        rows = {leaf: self.exclusive.rows(leaf.term, position) for leaf in leaves}
+        rows = {leaf: self.exclusive.rows(leaf.term, position, {}) for leaf in leaves}
         shared = [leaf for leaf in leaves if rows[leaf] is None]
         reason = cut.obstacle
         if shared:

@@ -20,7 +20,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Term:
 
 
 @operator("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.inner", "aten.vdot",
-          "aten.linalg_matmul", "aten.__matmul__", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
+          "aten._sparse_mm", "aten.sparse_mm", "aten.linalg_matmul", "aten.__matmul__", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
 def matmul(a: Any, b: Any) -> Term:
     """A · b over the last axis of a and the last but one of b."""
     return contract(a, b, LEFT, RIGHT)
@@ -151,10 +151,13 @@ def einsum_layouts(equation: str) -> tuple[Layout | None, Layout | None]:
     """
     left, _, result = equation.replace(" ", "").partition("->")
     operands = left.split(",")
-    if len(operands) != 2 or "." in left or not result:
+    if len(operands) != 2 or not result:
         return None, None
     found: list[Layout | None] = []
     for own, other in (operands, operands[::-1]):
+        if "." in own:  # axes without a name: no weight is written like that
+            found.append(None)
+            continue
         outs = [a for a in own if a in result and a not in other]
         ins = [a for a in own if a in other and a not in result]
         batch = [a for a in own if a in other and a in result]

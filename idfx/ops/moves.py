@@ -16,7 +16,7 @@ from idfx.ops.term import Term, concat, gate, move, operator, tensors
     "aten.repeat", "aten.tile", "aten.roll", "aten.flip", "aten.fliplr", "aten.flipud", "aten.rot90",
     "aten.repeat_interleave", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle",
     "aten.native_channel_shuffle", "aten.im2col", "aten.tril", "aten.tril_", "aten.triu", "aten.triu_",
-    "aten.block_diag", "aten.diag_embed", "aten.diag", "aten.real", "aten.imag", "aten.view_as_complex_copy",
+    "aten.block_diag", "aten.diag_embed", "aten.diag", "aten.real", "aten.imag", "aten.to_sparse", "aten._to_sparse", "aten.view_as_complex_copy",
     "aten.view_as_real_copy", "aten.resize_", "aten.nan_to_num", "aten.nan_to_num_", "aten.combinations",
     "aten.to_dense", "aten.bfloat16", "aten.unsafe_split", "aten.unsafe_chunk", "aten.unsafe_split_with_sizes",
     "aten._reshape_copy", "aten._unsafe_view", "aten.unfold_copy", "aten.squeeze_copy", "aten.unsqueeze_copy",
@@ -68,7 +68,7 @@ def selected(x: Any, *where: Any, **options: Any) -> Term:
 
 @operator("aten.cat", "aten.concat", "aten.concatenate", "aten.stack", "aten.hstack", "aten.vstack",
           "aten.dstack", "aten.column_stack", "aten.row_stack", "aten.meshgrid", "aten.complex",
-          "aten.cartesian_prod", "aten.broadcast_tensors", "aten._pack_padded_sequence",
+          "aten._pad_packed_sequence", "aten.cartesian_prod", "aten.broadcast_tensors", "aten._pack_padded_sequence",
           "aten.pad_sequence")  # fmt: skip
 def joined(values: Any, *rest: Any, **options: Any) -> Term:
     """Several tensors side by side."""
@@ -103,17 +103,29 @@ def put(x: Any, indices: Any, values: Any, accumulate: bool = False, unsafe: boo
 
 @operator("aten.scatter", "aten.scatter_", "aten.masked_scatter", "aten.masked_scatter_", "aten.index_copy",
           "aten.index_copy_", "aten.index_fill", "aten.index_fill_")  # fmt: skip
-def scattered(x: Any, *rest: Any, **options: Any) -> Term:
-    """X with some entries replaced."""
-    values = [_or_number(value) for value in rest[-1:]]
-    return concat((x, *values), rest[:-1])
+def scattered(x: Any, *rest: Any, reduce: Any = "") -> Term:
+    """X with some entries replaced, or added to or multiplied where `reduce` says so."""
+    values = tuple(_or_number(value) for value in rest[-1:])
+    if reduce == "multiply":
+        return gate(x, *rest)
+    return Term("sum" if reduce == "add" else "concat", tensors(x, *values), tensors(*rest[:-1]))
 
 
-@operator("aten.index_add", "aten.index_add_", "aten.scatter_add", "aten.scatter_add_",
-          "aten.scatter_reduce", "aten.scatter_reduce_")  # fmt: skip
+@operator("aten.index_add", "aten.index_add_", "aten.scatter_add", "aten.scatter_add_")
 def scatter_added(x: Any, dim: int, index: Any, source: Any, *rest: Any, **options: Any) -> Term:
     """X with values added at some entries."""
     return Term("sum", tensors(x, source), tensors(index))
+
+
+@operator("aten.scatter_reduce", "aten.scatter_reduce_", "aten.index_reduce", "aten.index_reduce_")
+def scatter_reduced(x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Term:
+    """X with values added to, averaged with or compared with some entries."""
+    if reduce in ("sum", "mean") and include_self:
+        both = Term("sum", tensors(x, source), tensors(index))
+        return both if reduce == "sum" else Term("mix", (both,))
+    if reduce in ("amax", "amin", "mean", "sum"):
+        return Term("map", (concat((x, source)),), tensors(index))
+    return gate(x, source)
 
 
 @operator("aten.slice_scatter", "aten.select_scatter", "aten.diagonal_scatter", "aten.as_strided_scatter")

@@ -66,7 +66,7 @@ def difference(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
     "aten.histc", "aten.multinomial", "aten.nonzero", "aten.searchsorted", "aten.bucketize", "aten.one_hot",
     "aten.unique", "aten._unique2", "aten.unique_consecutive", "aten.isin", "aten.count_nonzero",
     "aten.masked_select_backward", "aten.logcumsumexp", "aten.softmin", "aten.cumprod", "aten.matrix_exp",
-    "aten.linalg_matrix_exp", "aten.linalg_inv", "aten.linalg_inv_ex", "aten.linalg_det", "aten.linalg_slogdet",
+    "aten.linalg_matrix_exp", "aten.linalg_inv", "aten.linalg_inv_ex", "aten.linalg_det", "aten.linalg_slogdet", "aten.slogdet", "aten.logdet",
     "aten.linalg_solve", "aten.inverse", "aten.linalg_householder_product", "aten.linalg_solve_triangular",
     "aten.linalg_qr", "aten.linalg_eigh", "aten.linalg_svd", "aten.polar", "aten.cross_entropy_loss", "aten.nll_loss",
     "aten.nll_loss_nd", "aten.nll_loss2d", "aten.binary_cross_entropy", "aten.binary_cross_entropy_with_logits",

@@ -119,6 +119,13 @@ def transformers_families() -> list[str]:
     return [f"transformers:{name}" for name in FAMILIES if name in known]
 
 
+def transformers_all() -> list[str]:
+    """Every type that AutoModel of transformers has."""
+    from idfx.sources.transformers import names
+
+    return [f"transformers:{name}" for name in names()]
+
+
 def plain_modules() -> list[str]:
     """The factories of plain.py beside this file."""
     from plain import FACTORIES
@@ -126,12 +133,21 @@ def plain_modules() -> list[str]:
     return [f"{HERE / 'plain.py'}:{name}" for name in FACTORIES]
 
 
+def small_models() -> list[str]:
+    """The factories of small.py beside this file."""
+    from small import FACTORIES
+
+    return [f"{HERE / 'small.py'}:{name}" for name in FACTORIES]
+
+
 SETS: dict[str, Callable[[], list[str]]] = {
     "timm-modules": timm_modules,
     "timm-all": timm_all,
     "torchvision": torchvision_all,
     "transformers": transformers_families,
+    "transformers-all": transformers_all,
     "torch": plain_modules,
+    "small": small_models,
 }
 
 
@@ -187,9 +203,9 @@ class Stages:
 
 def examine(spec: str, stages: Stages, certify_below: int) -> None:
     """Run the stages on one model."""
-    from idfx.api import no_example
     from idfx.building import build
     from idfx.capture import capture
+    from idfx.inputs import no_example
     from idfx.structure import analyse
 
     with stages.stage("build"):
@@ -199,7 +215,7 @@ def examine(spec: str, stages: Stages, certify_below: int) -> None:
     size = sum(parameter.numel() for parameter in model.parameters())
     stages.tell(parameters=size, tensors=sum(1 for _ in model.parameters()))
     if built.example is None:
-        raise no_example(spec)
+        raise no_example(spec, model, "shell")
     gc.collect()
     with stages.stage("capture"):
         captured = capture(model, built.example, before_real=lambda: built.pending.settle(model))
@@ -208,7 +224,8 @@ def examine(spec: str, stages: Stages, certify_below: int) -> None:
         structure = analyse(captured)
     stages.tell(**summary(structure))
     if captured.how == "meta":
-        with stages.stage("meta forward"):
+        # A plain run on meta tensors has no answer to `.item()`, unlike the captured one.
+        with stages.stage("meta forward"), contextlib.suppress(RuntimeError, NotImplementedError):
             meta_forward(model, built.example)
     if size >= certify_below:
         stages.tell(status="ok", stage="done", proof="not tried: too many parameters")
