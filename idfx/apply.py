@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from idfx.errors import PlanError
+from idfx.estimates import refresh_
 from idfx.fills import fill_
 from idfx.matrices import Shard
 from idfx.records import Plan
@@ -61,7 +62,8 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
     """Return the model with the plan's decisions written into its parameters.
 
     Everything is checked before anything is written. Parameters keep their identity, device, dtype,
-    requires_grad, gradients and hooks; those that the plan keeps are not touched.
+    requires_grad, gradients and hooks; those that the plan keeps are not touched. Of the buffers, those in which a
+    spectral norm remembers a weight follow it.
 
     Args:
         model: any module; wrappers are looked through.
@@ -74,4 +76,5 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
     parameters = dict(unwrap(model).named_parameters())
     for name, decision in plan.decisions.items():
         fill_(parameters[name], decision.fill, decision.arguments, parameter=name, seed=plan.seed)
+    refresh_(unwrap(model), plan.decisions)
     return model

@@ -40,7 +40,9 @@ def attention_parts(flow: Flow) -> Mapping[int, dict[str, str]]:
                 for site in sites_before(flow, operand):
                     found.setdefault(site, {}).setdefault(part, f"{does} of {where}")
             for site in _sites_behind(flow, position):
-                found.setdefault(site, {}).setdefault("attention output", f"it reads what the scores of {where} weighed")
+                found.setdefault(site, {}).setdefault(
+                    "attention output", f"it reads what the scores of {where} weighed"
+                )
     return {site: {part: parts[part] for part in PARTS if part in parts} for site, parts in found.items()}
 
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from idfx.errors import CaptureError, ForwardError
 from idfx.interpreter import compute
 from idfx.records import Capture, Example, ParameterInfo
-from idfx.running import ModulePath, Numbers, run, unwrap
+from idfx.running import FunctionCalls, ModulePath, run, unwrap
 from idfx.sources import out_of_memory
 
 
@@ -69,7 +69,8 @@ class _Recorder:
         self._places: dict[Any, int] = {}
         self._values: dict[Any, tuple[torch.Tensor, torch.fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
-        self.numbers = Numbers()
+        self.functions = FunctionCalls(self._hidden)
+        self.hidden: dict[str, None] = {}
 
     def know(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
         self._names.setdefault(id(tensor), (tensor, name, is_parameter))
@@ -209,9 +210,15 @@ class _Recorder:
             self.constants[node.name] = self._fixed(tensor)
         self._note(node, tensor, -1)
 
+    def _hidden(self, values: Any) -> None:
+        """Note where a parameter is used and no operator is seen."""
+        tensors = (value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor))
+        if any(self._names.get(id(tensor), (tensor, "", False))[2] for tensor in tensors):
+            self.hidden.setdefault(self.path.current)
+
     def _fixed(self, tensor: torch.Tensor) -> torch.Tensor:
         """A constant with its values, if the forward is making it from numbers."""
-        numbers = self.numbers.current
+        numbers = self.functions.numbers
         if numbers is None or not tensor.is_meta or isinstance(numbers, torch.Tensor):
             return tensor
         return torch.tensor(numbers, dtype=tensor.dtype, device="cpu")
@@ -298,7 +305,7 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
         recorder.know(name, tensor, name in parameters)
     for index, tensor in enumerate(tensors_in((args, kwargs))):
         recorder.placeholder(f"input_{index}", tensor)
-    with recorder.numbers:
+    with recorder.functions:
         result = run(model, tensors, args, kwargs, recorder.on_call, path, grad)
     outputs = list(tensors_in(result))
     if not outputs:
@@ -321,6 +328,7 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
         dtypes=recorder.dtypes,
         steps=recorder.steps,
         calls=recorder.calls,
+        hidden=tuple(recorder.hidden),
         how=how,
         grad=grad,
         example=example,

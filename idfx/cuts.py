@@ -204,12 +204,12 @@ class Cuts:
         added = everything(self._look_up(o) for o in terms[position].operands if not terms[o].data)
         if cut.obstacle or added.obstacle:
             return Cut(obstacle=cut.obstacle or f"{added.obstacle}, and it joins the branch")
-        return replace(cut, silenced=(cut.silenced, added.ends))
+        return Cut(cut.ends, cut.scales, (cut.silenced, added.ends), cut.normalised, weights=cut.weights)
 
     def _contract(self, position: int) -> Cut:
         """The weight, or else what it is multiplied with."""
         data, weight = self._terms[position].operands
-        own = replace(self._at(self._look_up(weight), position), weights=True)
+        own = self._at(self._look_up(weight), position, True)
         other = self._look_up(data) if own.obstacle else own
         return own if other.obstacle else other
 
@@ -228,7 +228,8 @@ class Cuts:
                 crossed = tuple(self._look_up(o).ends for o in passed)
                 rank = 3 if operand not in self._forked else 1 if cut.weights else 2
                 order = rank, self._length.get(operand, 0), operand
-                scaled = replace(cut, scales=(cut.scales, crossed), normalised=cut.normalised or reciprocal)
+                normalised = cut.normalised or reciprocal
+                scaled = Cut(cut.ends, (cut.scales, crossed), cut.silenced, normalised, cut.obstacle, cut.weights)
                 ranked.append((order, operand, scaled))
             else:
                 ranked.append(((0 if self._prefer_scales else 2, -1, operand), operand, self._at(cut, position)))
@@ -258,10 +259,10 @@ class Cuts:
         return found
 
     @staticmethod
-    def _at(cut: Cut, position: int) -> Cut:
+    def _at(cut: Cut, position: int, weights: bool = False) -> Cut:
         """Let the ends of an expression act where it meets the data."""
         leaves = tuple(Leaf(leaf.parameter, position) for leaf in flatten(cut.ends))
-        return replace(cut, ends=leaves)
+        return Cut(leaves, cut.scales, cut.silenced, cut.normalised, cut.obstacle, weights)
 
 
 _OBSTACLES = {

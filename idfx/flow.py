@@ -20,6 +20,8 @@ from idfx.ops.term import OPERATORS, Term, gate, move, tensors
 from idfx.records import Capture, Layout, Unknown
 
 _ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_"})
+_ZERO = object()  # stands for a tensor of zeros
+_OWN = "the model's own forward"
 _INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
 
 
@@ -68,15 +70,22 @@ class Flow:
     def users(self) -> Mapping[int, list[int]]:
         """The terms that read each data term."""
         found: dict[int, list[int]] = {}
-        for position, term in enumerate(self.terms):
-            for source in self.sources(position) if term.data else ():
+        for position, sources in enumerate(self._sources):
+            for source in sources:
                 found.setdefault(source, []).append(position)
         return found
 
+    @functools.cached_property
+    def _sources(self) -> tuple[tuple[int, ...], ...]:
+        data = [term.data for term in self.terms]
+        return tuple(
+            tuple(dict.fromkeys([p for p in term.operands + term.gates if data[p]])) if term.data else ()
+            for term in self.terms
+        )
+
     def sources(self, term: int) -> tuple[int, ...]:
         """Operands and gates of a term that carry data, each once."""
-        found = self.terms[term]
-        return tuple(dict.fromkeys(p for p in (*found.operands, *found.gates) if self.terms[p].data))
+        return self._sources[term]
 
     def addends(self, term: int) -> tuple[int, ...]:
         """The operands of a sum that carry data, each once."""
@@ -100,12 +109,26 @@ def _is_zero_at_zero(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
     def zero(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return type(value)(zero(item) for item in value)
-        return torch.zeros(1) if isinstance(value, torch.fx.Node) else value
+            return tuple(zero(item) for item in value)
+        return _ZERO if isinstance(value, torch.fx.Node) else value
+
+    tried = target, tuple(zero(a) for a in args), tuple((k, zero(v)) for k, v in kwargs.items())
+    try:
+        return _tried(*tried)
+    except TypeError:  # an argument that cannot be a key
+        return _tried.__wrapped__(*tried)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tried(target: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> bool | None:
+    def number(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [number(item) for item in value]
+        return torch.zeros(1) if value is _ZERO else value
 
     try:
         with torch.no_grad():
-            result = target(*[zero(a) for a in args], **{k: zero(v) for k, v in kwargs.items()})
+            result = target(*[number(a) for a in args], **{k: number(v) for k, v in kwargs})
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None
     return bool((result == 0).all()) if isinstance(result, torch.Tensor) else None
@@ -146,6 +169,8 @@ class _Reader:
                 outputs = tuple(dict.fromkeys(self.value[n] for n in node.all_input_nodes))
             else:
                 self.value[node] = self._node(node)
+        if self.capture.hidden:
+            self.unknown["torch.func"] = [module or _OWN for module in self.capture.hidden]
         unknown = tuple(Unknown(name, tuple(sites)) for name, sites in sorted(self.unknown.items()))
         positions = {node.name: position for node, position in self.value.items()}
         nodes = {node.name: node for node in self.capture.graph.nodes}
@@ -173,7 +198,7 @@ class _Reader:
             return move(node.args[0])
         found = read_operator(node.target, node.args, node.kwargs)
         if found is None:
-            where = self.capture.modules.get(node.name, "") or "the model's own forward"
+            where = self.capture.modules.get(node.name, "") or _OWN
             self.unknown.setdefault(operator_name(node.target), []).append(where)
             return Term("unknown", tuple(node.all_input_nodes))
         return found

@@ -51,20 +51,19 @@ class Paths:
     def _dominators(self) -> dict[int, int]:
         graph: nx.DiGraph[int] = nx.DiGraph()
         graph.add_node(ROOT)
-        for position, term in enumerate(self.flow.terms):
-            if term.kind == "input":
-                graph.add_edge(ROOT, position)
-            elif term.data:
-                graph.add_edges_from((source, position) for source in self.flow.sources(position))
+        graph.add_edges_from((ROOT, p) for p, term in enumerate(self.flow.terms) if term.kind == "input")
+        graph.add_edges_from(
+            (source, position) for position in range(len(self.flow.terms)) for source in self.flow.sources(position)
+        )
         return dict(nx.immediate_dominators(graph, ROOT))
 
     def _post_dominators(self) -> dict[int, int]:
         graph: nx.DiGraph[int] = nx.DiGraph()
         graph.add_node(SINK)
         graph.add_edges_from((SINK, output) for output in self.flow.outputs if self.flow.terms[output].data)
-        for position, term in enumerate(self.flow.terms):
-            if term.data:
-                graph.add_edges_from((position, source) for source in self.flow.sources(position))
+        graph.add_edges_from(
+            (position, source) for position in range(len(self.flow.terms)) for source in self.flow.sources(position)
+        )
         return dict(nx.immediate_dominators(graph, SINK))
 
     def _lengths(self) -> dict[int, int]:

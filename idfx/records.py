@@ -177,7 +177,8 @@ class Capture:
     buffers and constants that are zero throughout. `modules`
     (path of the innermost module), `shapes`, `dtypes` and `steps` are keyed by node name; a node's step is the
     number of its operator call in one forward pass, and `calls` is how many there are. `how` says what was run,
-    "meta" or "real" tensors; `grad` whether gradients were on, which a forward that differentiates needs.
+    "meta" or "real" tensors; `grad` whether gradients were on, which a forward that differentiates needs. `hidden` are
+    the modules in which a parameter is used under a transform of torch.func, where operators are not seen.
     """
 
     model: str
@@ -193,6 +194,7 @@ class Capture:
     calls: int
     how: str
     grad: bool
+    hidden: tuple[str, ...]
     example: Example = field(repr=False, compare=False)
 
 

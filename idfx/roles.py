@@ -59,9 +59,11 @@ def _first_and_last(flow: Flow, paths: Paths) -> tuple[frozenset[int], frozenset
 def _behind(flow: Flow, start: set[int]) -> set[int]:
     """The terms that some of the given ones lead to."""
     found: set[int] = set()
-    for position, term in enumerate(flow.terms):
-        if term.data and any(source in found or source in start for source in flow.sources(position)):
+    reached = set(start)
+    for position in range(len(flow.terms)):
+        if not reached.isdisjoint(flow.sources(position)):
             found.add(position)
+            reached.add(position)
     return found
 
 
@@ -114,7 +116,9 @@ class Parts:
         return cls(*found)
 
 
-def _plain_role(how: str, uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, parts: Parts) -> Role:
+def _plain_role(
+    how: str, uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, parts: Parts
+) -> tuple[str, str]:
     """The role of a parameter that is no weight, or not a weight alone."""
     name, evidence = _PLAIN[how]
     parameter = uses[0].parameter
@@ -129,8 +133,7 @@ def _plain_role(how: str, uses: Sequence[Use], shape: tuple[int, ...], around: S
             name, evidence = "attention bias", "it is added to scores, which steer another value"
     elif how == "offset" and sum(size > 1 for size in shape) > 1:
         name, evidence = "position", f"it is added to data, and is another at each place: {list(shape)}"
-    weights = any(use.how == "weight" for use in uses)
-    return Role(name, evidence + ("; it is also used as a weight" if weights else ""))
+    return name, evidence
 
 
 def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, parts: Parts) -> Role:
@@ -140,8 +143,8 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, par
     layout = _stacked(weights, shape) if len(layouts) == 1 else None
     traits: Traits = {}
     if weights:
-        first = replace(weights[0], layout=layout)
-        traits = together([*(around.traits.get(use.term, {}) for use in weights), layout_traits(first, shape)])
+        own = layout_traits(layout, weights[0].slices, shape)
+        traits = together([*(around.traits.get(use.term, {}) for use in weights), own])
     ending = parts.ends.get(uses[0].parameter, [])
     if ending:
         names = ", ".join(join.name for join in ending)
@@ -149,9 +152,12 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, par
         part = f"rows {', '.join(f'{a} to {b - 1}' for a, b in rows)}" if rows else "it"
         evidence = f"at zero {part} make{'' if rows else 's'} the branch of {names} zero"
         return Role("end" if weights else "end scale", evidence, layout, rows, sites, traits)
+    hows = {use.how for use in uses}
     for how in _PLAIN:
-        if any(use.how == how for use in uses) and not (how == "fixed" and weights):
-            return replace(_plain_role(how, uses, shape, around, parts), sites=sites, traits=traits)
+        if how in hows and not (how == "fixed" and weights):
+            name, evidence = _plain_role(how, uses, shape, around, parts)
+            tied = "; it is also used as a weight" if weights else ""
+            return Role(name, evidence + tied, sites=sites, traits=traits)
     if len(layouts) > 1:
         return Role("unresolved", "it is used as two different matrices", None, None, sites, traits)
     roles = [_weight_role(use, around) for use in weights]
@@ -208,5 +214,7 @@ def assign_roles(
         if uses:
             roles[name] = _role(uses, info.shape, around, parts)
         else:
-            roles[name] = Role("unused", "the forward pass of the example does not use it")
+            hidden = ", ".join(module or "the model's own forward" for module in flow.capture.hidden)
+            unseen = Role("unresolved", f"no use of it is seen, but torch.func hides the operators in {hidden}")
+            roles[name] = unseen if hidden else Role("unused", "the forward pass of the example does not use it")
     return roles

@@ -54,23 +54,30 @@ class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._on_call(func, args, kwargs or {})
 
 
-class Numbers(TorchFunctionMode):
-    """Knows what a tensor is being made from: on the meta device torch itself forgets it at once."""
+class FunctionCalls(TorchFunctionMode):
+    """Sees what operators do not tell.
 
-    def __init__(self) -> None:
+    `numbers` is what a tensor is being made from: on the meta device torch itself forgets it at once. `on_hidden` is
+    called with the arguments of what runs under a transform of torch.func, whose operators are not seen.
+    """
+
+    def __init__(self, on_hidden: Callable[[Any], None]) -> None:
         super().__init__()
-        self.current: Any = None
+        self.numbers: Any = None
+        self._on_hidden = on_hidden
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            self._on_hidden((args, options))
         given = args[1:] if func is torch.Tensor.new_tensor else args
         if func not in (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.Tensor.new_tensor):
             return func(*args, **options)
-        before, self.current = self.current, given[0] if given else options.get("data")
+        before, self.numbers = self.numbers, given[0] if given else options.get("data")
         try:
             return func(*args, **options)
         finally:
-            self.current = before
+            self.numbers = before
 
 
 class ModulePath:

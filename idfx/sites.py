@@ -168,9 +168,9 @@ def find_sites(flow: Flow) -> Sites:
     at: dict[int, list[Site]] = {}
     counts: Counter[str] = Counter()
     for position, term in enumerate(flow.terms):
-        if not term.data:
+        if not term.data or not term.parametric:
             continue
-        for operand in dict.fromkeys((*term.operands, *term.gates)):
+        for operand in dict.fromkeys(term.operands + term.gates):
             if flow.terms[operand].data or not flow.terms[operand].parametric:
                 continue
             leaves = _values(flow, list(_leaves(flow, operand)))

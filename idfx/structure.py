@@ -79,11 +79,12 @@ class _Assembly:
             if join.zeroable
             for leaf in flatten(self.blocks.cuts[position].ends)
         }
-        reached: list[bool] = []
+        reached: set[int] = set()
         for position, term in enumerate(self.flow.terms):
-            through = position not in closed and any(reached[source] for source in self.flow.sources(position))
-            reached.append(term.kind == "input" or through)
-        return tuple(replace(join, carries=reached[position]) for position, join in positions.items())
+            through = position not in closed and not reached.isdisjoint(self.flow.sources(position))
+            if term.kind == "input" or through:
+                reached.add(position)
+        return tuple(replace(join, carries=position in reached) for position, join in positions.items())
 
     def _refused_end(self, leaf: Leaf, acting: Mapping[str, set[int]]) -> str:
         """Why a parameter cannot be zeroed although it ends a branch, if so."""

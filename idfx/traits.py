@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from idfx.attention import attention_parts, divides, sites_before
 from idfx.flow import Flow
 from idfx.paths import NONLINEAR, Paths
-from idfx.sites import Use
+from idfx.records import Layout
 
 Traits = dict[str, str]
 
@@ -41,14 +41,18 @@ def read_traits(flow: Flow, paths: Paths) -> Mapping[int, Traits]:
     return found
 
 
-def layout_traits(use: Use, shape: tuple[int, ...]) -> Traits:
+def layout_traits(layout: Layout | None, slices: int | None, shape: tuple[int, ...]) -> Traits:
     """Return the traits that a weight's own shape gives it.
 
     Args:
-        use: of the weight.
+        layout: of the weight.
+        slices: the axis along which each slice of it is divided by its own norm, if it is.
         shape: of the parameter.
+
+    Example:
+        >>> layout_traits(Layout(tap_axes=(2,), groups=4), None, (4, 1, 3))
+        {'depthwise': '4 groups: each channel has a kernel of its own'}
     """
-    layout = use.layout
     if layout is None:
         return {}
     traits: Traits = {}
@@ -59,8 +63,8 @@ def layout_traits(use: Use, shape: tuple[int, ...]) -> Traits:
         name = "depthwise" if single else "grouped"
         what = "each channel has a kernel of its own" if single else "each sees its own channels"
         traits[name] = f"{layout.groups} groups: {what}"
-    if use.slices is not None and use.slices != layout.out_axis:
-        traits["normalised"] = f"each slice along axis {use.slices} is divided by its own norm, which must not be 0"
+    if slices is not None and slices != layout.out_axis:
+        traits["normalised"] = f"each slice along axis {slices} is divided by its own norm, which must not be 0"
     if layout.parts > 1:
         traits["stacked"] = f"{layout.parts} matrices lie one below the other, used one by one"
     if layout.batch_axes:

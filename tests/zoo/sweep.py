@@ -488,6 +488,7 @@ def main() -> None:
     parser.add_argument("--set", dest="chosen", choices=sorted(SETS), help="the models")
     parser.add_argument("--spec", action="append", default=[], help="a single model; may be repeated")
     parser.add_argument("--only", metavar="PATTERN", help="only the models whose SPEC this regular expression finds")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="only the K-th of every N models")
     parser.add_argument("-o", "--output", metavar="FILE.jsonl", help="where to add the lines; else standard output")
     parser.add_argument("--resume", action="store_true", help="leave out the models that the output already has")
     parser.add_argument("--certify-below", type=int, default=40_000_000, metavar="N", help="prove below N parameters")
@@ -504,6 +505,8 @@ def main() -> None:
     specs = [*options.spec, *(SETS[options.chosen]() if options.chosen else [])]
     if options.only:
         specs = [spec for spec in specs if re.search(options.only, spec)]
+    part, parts = map(int, options.part.split("/"))
+    specs = specs[part - 1 :: parts]
     output = Path(options.output) if options.output else None
     if options.resume and output is not None and output.exists():
         done = {json.loads(text)["spec"] for text in output.read_text().splitlines()}
