@@ -45,8 +45,9 @@ class Leaf:
 class Cut:
     """How a term is silenced: `ends` are to be zero, and `silenced` (biases and shifts behind them) too.
 
-    `scales` are the scale parameters passed on the way. `weights`: all ends are weights. `normalised`: a normalisation stands behind the ends, so
-    that only an exact zero survives. `obstacle`, if not empty, says why there is no such set.
+    `scales` are the scale parameters passed on the way. `weights`: all ends are weights. `normalised`: a normalisation
+    stands behind the ends, so that only an exact zero survives. `obstacle`, if not empty, says why there is no such
+    set.
     """
 
     ends: Tree = ()

@@ -553,7 +553,8 @@ case("keys and values of other widths", lambda m, x, c: x + m.attention(x, c, c,
      [("identity", ("attention.out_proj.weight",))], inputs=(values(2, 3, 4), values(2, 5, 6)), closed=same,
      attention=nn.MultiheadAttention(4, 2, kdim=6, vdim=6, batch_first=True))  # fmt: skip
 case("attention without a softmax ends in its value",
-     lambda m, x: x + (m.q(x) @ m.k(x).transpose(1, 2)).tril() @ m.v(x), [("identity", ("v.weight",))], closed=same, q=lin(), k=lin(), v=lin())  # fmt: skip
+     lambda m, x: x + (m.q(x) @ m.k(x).transpose(1, 2)).tril() @ m.v(x),
+     [("identity", ("v.weight",))], closed=same, q=lin(), k=lin(), v=lin())  # fmt: skip
 case("a weight made of data", lambda m, x, s: x + torch.bmm(x, m.w * m.s(s)[:, None]), [("identity", ("w",))],
      inputs=(values(2, 3, 4), values(2, 4)), closed=same, w=values(1, 4, 4), s=lin())  # fmt: skip
 

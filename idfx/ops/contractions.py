@@ -20,7 +20,8 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Term:
 
 
 @operator("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.inner", "aten.vdot",
-          "aten._sparse_mm", "aten.sparse_mm", "aten.linalg_matmul", "aten.__matmul__", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
+          "aten._sparse_mm", "aten.sparse_mm",
+          "aten.linalg_matmul", "aten.__matmul__", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
 def matmul(a: Any, b: Any) -> Term:
     """A · b over the last axis of a and the last but one of b."""
     return contract(a, b, LEFT, RIGHT)

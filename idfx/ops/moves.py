@@ -12,11 +12,13 @@ from idfx.ops.term import Term, concat, gate, move, operator, tensors
 
 @operator(
     "aten.clone", "aten.contiguous", "aten._to_copy", "aten.to", "aten.type_as", "aten.lift_fresh",
-    "aten.lift_fresh_copy", "aten.detach_", "aten.alias_copy", "aten.detach_copy", "aten._conj_physical", "aten.conj_physical",
+    "aten.lift_fresh_copy", "aten.detach_", "aten.alias_copy", "aten.detach_copy", "aten._conj_physical",
+    "aten.conj_physical",
     "aten.repeat", "aten.tile", "aten.roll", "aten.flip", "aten.fliplr", "aten.flipud", "aten.rot90",
     "aten.repeat_interleave", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle",
     "aten.native_channel_shuffle", "aten.im2col", "aten.tril", "aten.tril_", "aten.triu", "aten.triu_",
-    "aten.block_diag", "aten.diag_embed", "aten.diag", "aten.real", "aten.imag", "aten.to_sparse", "aten._to_sparse", "aten.view_as_complex_copy",
+    "aten.block_diag", "aten.diag_embed", "aten.diag", "aten.real", "aten.imag", "aten.to_sparse", "aten._to_sparse",
+    "aten.view_as_complex_copy",
     "aten.view_as_real_copy", "aten.resize_", "aten.nan_to_num", "aten.nan_to_num_", "aten.combinations",
     "aten.to_dense", "aten.bfloat16", "aten.unsafe_split", "aten.unsafe_chunk", "aten.unsafe_split_with_sizes",
     "aten._reshape_copy", "aten._unsafe_view", "aten.unfold_copy", "aten.squeeze_copy", "aten.unsqueeze_copy",

@@ -43,8 +43,9 @@ class Term:
 
     `operands` are graph nodes or further terms; `gates` (masks, indices, statistics) have a say in the value but
     do not carry it. `tag` says what a parameter among the operands is ("bias", "shift", "scale", "table").
-    `layouts` are how the first and second operand of a contraction would be read as a weight. `axes` are the
-    two axes that a move exchanges, or the one along which a norm takes its slices one by one, `factor` the number that a scale multiplies by, `eps` what a norm adds.
+    `layouts` are how the first and second operand of a contraction would be read as a weight. `axes` are the two axes
+    that a move exchanges, or the one along which a norm takes its slices one by one; `factor` is the number that a
+    scale multiplies by, `eps` what a norm adds.
     """
 
     kind: str
