@@ -38,10 +38,10 @@ def command(
     scheme_given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
     if plan_file is not None:
         named = [name for name in ("scheme", "seed") if ctx.get_parameter_source(name).name == "COMMANDLINE"]  # type: ignore[union-attr]
-        if contradicting := [*named, *scheme_given]:
+        if contradicting := [*named, *scheme_given, *(["role"] if options["roles"] else [])]:
             raise UsageError(
                 f"--plan: given together with --{contradicting[0].replace('_', '-')}; expected one of the two. "
-                "The plan holds the scheme, its options and the seed: edit it, or leave it out."
+                "The plan holds the scheme, its options, the seed and the roles: edit it, or leave it out."
             )
     if no_certify and keep_going:
         raise UsageError("--keep-going: given together with --no-certify; expected one of the two. Leave one out.")
@@ -77,6 +77,7 @@ def _initialise(
     from idfx.apply import apply_, check
     from idfx.errors import CertificateError
     from idfx.export import save
+    from idfx.overrule import overrule
     from idfx.planning import make_plan
     from idfx.records import Report
     from idfx.schemes.scheme import SCHEMES
@@ -87,7 +88,9 @@ def _initialise(
     else:
         options["seed"] = plan.seed
     built, structure = build_and_read(progress, **options)
-    if plan is None:
+    if plan is not None:
+        structure = overrule(structure, plan.roles)
+    else:
         plan = make_plan(structure, scheme, options["seed"], **scheme_given)
     check(built.model, plan)
     progress.step(f"fill {len(plan.decisions)} parameters")

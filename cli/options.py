@@ -49,6 +49,10 @@ def model_options(function: F) -> F:
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:n]"),
         click.option("--dtype", default=None, metavar="float32|bfloat16|float16|float64"),
         click.option("--seed", default=0, show_default=True, help="Seed of every random number."),
+        click.option(
+            "--role", "roles", multiple=True, metavar="PARAM=ROLE",
+            help="What a parameter is, where you know better; a pattern (*) is allowed; repeatable.",
+        ),
         click.option("--strict", is_flag=True, help="Fail if an operator is unknown."),
         click.option("--timeout", type=parse_seconds, metavar="SECONDS", help="Stop a model that takes longer."),
         click.option("--max-memory", type=parse_size, metavar="SIZE", help="Allocate no more, e.g. 4GiB (Linux)."),

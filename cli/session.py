@@ -59,13 +59,14 @@ def build_and_read(progress: Progress, **options: Any) -> tuple[Built, Structure
     from idfx.capture import capture
     from idfx.errors import StructureError
     from idfx.inputs import check, no_example, takes_nothing
+    from idfx.overrule import overrule, read_words
     from idfx.parsing import parse_arguments
     from idfx.records import Example
     from idfx.running import unwrap
     from idfx.structure import analyse
 
     spec = options["spec"]
-    arguments = parse_arguments(options["model_args"])
+    arguments, words = parse_arguments(options["model_args"]), read_words(options["roles"])
     progress.step(f"build {spec}")
     built = build(
         spec,
@@ -86,7 +87,7 @@ def build_and_read(progress: Progress, **options: Any) -> tuple[Built, Structure
     progress.step(f"capture {spec}")
     captured = capture(built.model, example, before_real=lambda: built.pending.settle(built.model))
     progress.step(f"analyse {spec}")
-    structure = analyse(captured)
+    structure = overrule(analyse(captured), words)
     if structure.unknown:
         names = ", ".join(f"{u.operator} in {u.sites[0]}" for u in structure.unknown)
         text = f"{len(structure.unknown)} unknown operator(s): {names}; conclusions that would cross them are not drawn"

@@ -15,6 +15,7 @@ from idfx.certification import certify
 from idfx.errors import CertificateError, PlanError
 from idfx.inputs import check as check_inputs
 from idfx.inputs import no_example, takes_nothing
+from idfx.overrule import overrule
 from idfx.planning import from_json, make_plan
 from idfx.records import Certificate, Example, Plan, Report, Structure
 from idfx.running import unwrap
@@ -56,6 +57,7 @@ def analyze(
     model: nn.Module,
     example_inputs: Sequence[Any] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    roles: Mapping[str, str] | None = None,
 ) -> Structure:
     """Return the structure of a model: joins, weight sites, and the role of every parameter.
 
@@ -66,8 +68,10 @@ def analyze(
         example_inputs: positional inputs of its forward; a single tensor stands for itself. Where the model names
             its own (timm's input size, `example_input_array`, `dummy_inputs`) they may be left out.
         example_kwargs: keyword inputs.
+        roles: role by parameter name or pattern, for what you know better; "end" closes the block it stands in.
 
     Raises:
+        UsageError: a role or a parameter that does not exist.
         SourceError: no example input, or one that the signature of the forward does not take.
         ForwardError: the model raised on it.
         ResourceError: it ran out of memory.
@@ -93,7 +97,7 @@ def analyze(
         given = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs or ())
         example = Example(given, dict(example_kwargs or {}))
     check_inputs(unwrap(model), example, type(unwrap(model)).__name__, "python")
-    return analyse(capture(model, example))
+    return overrule(analyse(capture(model, example)), roles or {})
 
 
 def plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **options: Any) -> Plan:
@@ -136,6 +140,7 @@ def init_(
     seed: int = 0,
     certify: bool = True,
     plan: Plan | None = None,
+    roles: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Report:
     """Initialise a model in place and prove it: analyze, plan, apply_ and certify in one.
@@ -144,7 +149,7 @@ def init_(
     settings and random states are as before.
 
     Args:
-        model, example_inputs, example_kwargs: as in `analyze`.
+        model, example_inputs, example_kwargs, roles: as in `analyze`.
         scheme, seed, options: as in `plan`.
         certify: run the initialised model and compare every join with its shortcut.
         plan: apply this plan instead of making one.
@@ -163,7 +168,7 @@ def init_(
         >>> model[2].weight.tolist()
         [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
     """
-    structure = analyze(model, example_inputs, example_kwargs)
+    structure = analyze(model, example_inputs, example_kwargs, plan.roles if plan is not None else roles)
     made = plan if plan is not None else make_plan(structure, scheme, seed, **options)
     apply_(model, made)
     if not certify:

@@ -15,6 +15,7 @@ import torch
 import torch.fx
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from idfx.errors import CaptureError, ForwardError
 from idfx.interpreter import compute
@@ -45,6 +46,9 @@ def _writes(target: Any) -> bool:
     return hasattr(target, "_schema") and bool(_written(target))
 
 
+_FAILURES = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)
+
+
 class _Recorder:
     """Builds the graph call by call. A tensor is known by its place in memory, which two objects may share.
 
@@ -69,7 +73,7 @@ class _Recorder:
         self._places: dict[Any, int] = {}
         self._values: dict[Any, tuple[torch.Tensor, torch.fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
-        self.functions = FunctionCalls(self._hidden)
+        self.functions = FunctionCalls(self._hidden, self._list)
         self.hidden: dict[str, None] = {}
 
     def know(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
@@ -84,11 +88,10 @@ class _Recorder:
         self._order[node] = len(self._order)
         return node
 
-    def _value(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What an operator returns that needs numbers, None if they depend on a parameter or are not to be had."""
+    def _computed_values(self, wanted: Sequence[torch.fx.Node]) -> dict[torch.fx.Node, Any] | None:
+        """The values of some nodes and of what they depend on, None if a parameter is among it or they fail."""
         assert self._real is not None
-        stack: list[torch.fx.Node] = []
-        torch.fx.node.map_arg((args, kwargs), stack.append)
+        stack = list(wanted)
         ancestors: set[torch.fx.Node] = set()
         while stack:
             node = stack.pop()
@@ -108,16 +111,53 @@ class _Recorder:
 
         try:
             values = compute(ordered, leaf, device, None if writes else self._computed)
-            read = torch.fx.node.map_arg((args, kwargs), values.__getitem__)
-            with torch.no_grad():
-                result = func(*read[0], **read[1])
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
+        except _FAILURES as error:
             if out_of_memory(error):
                 raise
             return None
         if not writes:
             self._computed = values
-        return _on_meta(result)
+        return values
+
+    def _value(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operator returns that needs numbers, None if they depend on a parameter or are not to be had."""
+        wanted: list[torch.fx.Node] = []
+        torch.fx.node.map_arg((args, kwargs), wanted.append)
+        values = self._computed_values(wanted)
+        if values is None:
+            return None
+        read = torch.fx.node.map_arg((args, kwargs), values.__getitem__)
+        try:
+            with torch.no_grad():
+                return _on_meta(func(*read[0], **read[1]))
+        except _FAILURES as error:
+            if out_of_memory(error):
+                raise
+            return None
+
+    def _masked(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The result of a selection by masks, whose number of entries their values tell; None if they do not."""
+        if func._schema.name not in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_unsafe_index"):
+            return None
+        indices: list[Any] = []
+        for index in args[1]:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                indices.append(index)
+                continue
+            values = self._computed_values([self._node(index)])
+            if values is None:
+                return None
+            indices.extend(_on_meta(values[self._node(index)].nonzero(as_tuple=True)))
+        return func(args[0], indices, *args[2:], **kwargs)
+
+    def _list(self, tensor: torch.Tensor) -> list[Any] | None:
+        """The numbers in a tensor, for a forward that asks for all of them at once."""
+        if self._real is None:
+            return None
+        with _disable_current_modes():
+            node = self._node(tensor)
+            values = self._computed_values([node])
+            return None if values is None else values[node].tolist()
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         step, self.calls = self.calls, self.calls + 1
@@ -128,7 +168,9 @@ class _Recorder:
         except (RuntimeError, NotImplementedError):
             if self._real is None:
                 raise
-            result = self._value(func, node_args, node_kwargs)
+            result = self._masked(func, args, kwargs)
+            if result is None:
+                result = self._value(func, node_args, node_kwargs)
             if result is None:
                 raise
         node = self._create("call_function", func, node_args, node_kwargs)
@@ -162,15 +204,15 @@ class _Recorder:
         self._values[_place(tensor)] = (tensor, node, self._version(tensor))
 
     def _version(self, tensor: torch.Tensor) -> int:
-        return len(self._writes[tensor.untyped_storage()._cdata]) if self._has_writes(tensor) else 0
+        return len(self._writes[_memory(tensor)]) if self._has_writes(tensor) else 0
 
     def _has_writes(self, tensor: torch.Tensor) -> bool:
-        return bool(self._writes) and tensor.untyped_storage()._cdata in self._writes
+        return bool(self._writes) and _memory(tensor) in self._writes
 
     def _write(self, tensor: torch.Tensor, node: torch.fx.Node) -> None:
         self._nodes(tensor)
         extent = (tensor.shape, tensor.stride(), tensor.storage_offset())
-        self._writes.setdefault(tensor.untyped_storage()._cdata, []).append((node, extent))
+        self._writes.setdefault(_memory(tensor), []).append((node, extent))
         self._values[_place(tensor)] = (tensor, node, self._version(tensor))
 
     def _nodes(self, value: Any) -> Any:
@@ -188,7 +230,7 @@ class _Recorder:
             known = self._values[place]
         _, node, version = known
         if self._has_writes(tensor):
-            writes = self._writes[tensor.untyped_storage()._cdata]
+            writes = self._writes[_memory(tensor)]
             extent = (tensor.shape, tensor.stride(), tensor.storage_offset())
             for write, written in writes[version:]:
                 if written == extent:
@@ -224,13 +266,20 @@ class _Recorder:
         return torch.tensor(numbers, dtype=tensor.dtype, device="cpu")
 
 
-def _place(tensor: torch.Tensor) -> Any:
-    """Where in memory a tensor lies and how; its identity, if it has no storage of its own."""
+def _memory(tensor: torch.Tensor) -> int:
+    """Which memory a tensor lies in; its identity, if it has none of its own (sparse, under vmap)."""
     try:
-        storage = tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return id(tensor)
-    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _place(tensor: torch.Tensor) -> Any:
+    """Where in memory a tensor lies and how."""
+    memory = _memory(tensor)
+    if memory == id(tensor):
+        return memory
+    return memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def tensors_in(value: Any, _seen: set[int] | None = None) -> Iterator[torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from idfx.capture import record, tensors_in
-from idfx.errors import CertificateError
+from idfx.errors import CertificateError, ForwardError
 from idfx.flow import operator_name
 from idfx.records import Certificate, End, Example, Join, JoinCheck, Structure
 from idfx.running import ModulePath, run, unwrap
@@ -68,11 +68,25 @@ def _fingerprint(tensor: torch.Tensor) -> float:
     return float(flat.double() @ torch.linspace(1, 2, flat.numel(), dtype=torch.float64, device=flat.device))
 
 
-def another(example: Example) -> Example | None:
+def _second(model: nn.Module, structure: Structure) -> tuple[list[torch.Tensor], _Observer] | None:
+    """Run another example of the same form; if its whole numbers make no sense to the model, one with the old ones."""
+    for whole in (True, False):
+        changed = another(structure.capture.example, whole)
+        if changed is None:
+            return None
+        try:
+            return _observed(model, structure, changed, strict=False)
+        except ForwardError:
+            if not whole:
+                raise
+    return None
+
+
+def another(example: Example, whole: bool = True) -> Example | None:
     """Return an example of the same form with other values, or None if nothing of it can be changed.
 
-    Floating tensors are drawn anew at the same scale; integers are mirrored within their range, so that an index stays
-    an index and a mask of ones a mask of ones.
+    Floating tensors are drawn anew at the same scale; integers, if `whole` is set, are mirrored within their range, so
+    that an index stays an index and a mask of ones a mask of ones.
     """
     generator = torch.Generator().manual_seed(1)
 
@@ -84,7 +98,7 @@ def another(example: Example) -> Example | None:
             spread = tensor.detach().float().std(correction=0).cpu() if tensor.numel() > 1 else torch.tensor(1.0)
             drawn = noise * (spread if spread > 0 else 1.0) + tensor.detach().float().mean().cpu()
             return drawn.to(tensor.device, tensor.dtype)
-        if tensor.dtype == torch.bool or tensor.is_complex() or not tensor.numel():
+        if tensor.dtype == torch.bool or tensor.is_complex() or not tensor.numel() or not whole:
             return tensor.clone()
         return tensor.max() + tensor.min() - tensor
 
@@ -135,10 +149,10 @@ def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certif
     verdict = _Verdict(model, structure, seen, eps)
     checks = tuple(verdict.check(join) for join in structure.joins)
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in first)
-    changed = another(structure.capture.example)
-    if changed is None:
+    again = _second(model, structure)
+    if again is None:
         return Certificate(checks, finite, None, tuple(_failures(checks, finite, None, ())))
-    second, other = _observed(model, structure, changed, strict=False)
+    second, other = again
     finite = finite and all(bool(torch.isfinite(tensor).all()) for tensor in second)
     differ = not first or any(not torch.equal(a, b) for a, b in zip(first, second, strict=False))
     watched = bool(seen.sums)

@@ -48,6 +48,7 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
         decisions=decisions,
         kept=kept,
         notes=tuple(_notes(structure, decisions)),
+        roles=dict(structure.overruled),
     )
 
 
@@ -96,6 +97,7 @@ def to_json(plan: Plan) -> str:
         "seed": plan.seed,
         "options": dict(plan.options),
         "notes": list(plan.notes),
+        "roles": dict(plan.roles),
         "parameters": parameters,
     }
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -150,7 +152,7 @@ def from_json(text: str, subject: str = "plan") -> Plan:
             str(entry.get("reason", "by hand")),
             str(entry.get("evidence", "")),
         )
-    _require(subject, {"notes": [], **document}, {"notes": list})
+    _require(subject, {"notes": [], "roles": {}, **document}, {"notes": list, "roles": dict})
     notes = tuple(str(note) for note in document.get("notes", ()))
     return Plan(
         document["model"],
@@ -161,6 +163,7 @@ def from_json(text: str, subject: str = "plan") -> Plan:
         decisions,
         kept,
         notes,
+        {str(name): str(role) for name, role in document.get("roles", {}).items()},
     )
 
 

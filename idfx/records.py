@@ -203,7 +203,7 @@ class Structure:
     """What the graph of a model says about its parameters.
 
     `joins` are the residual joins, in order of execution; `sums` are the sums of data that are none, each with
-    its reason. `roles` has every parameter.
+    its reason. `roles` has every parameter; `overruled` those that a person has given another role.
     """
 
     model: str
@@ -214,6 +214,7 @@ class Structure:
     roles: Mapping[str, Role]
     unknown: tuple[Unknown, ...]
     capture: Capture = field(repr=False, compare=False)
+    overruled: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """A decision for each parameter that is written, a reason for each one that is kept."""
+    """A decision for each parameter that is written, a reason for each one that is kept.
+
+    `roles` are those that a person has given; the certificate holds the model to them.
+    """
 
     model: str
     scheme: str
@@ -242,6 +246,7 @@ class Plan:
     decisions: Mapping[str, Decision] = field(repr=False)
     kept: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
+    roles: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

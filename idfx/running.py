@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -58,18 +59,21 @@ class FunctionCalls(TorchFunctionMode):
     """Sees what operators do not tell.
 
     `numbers` is what a tensor is being made from: on the meta device torch itself forgets it at once. `on_hidden` is
-    called with the arguments of what runs under a transform of torch.func, whose operators are not seen.
+    called with the arguments of what runs under a transform of torch.func, whose operators are not seen. `on_list`
+    gives the numbers in a meta tensor, if anybody can.
     """
 
-    def __init__(self, on_hidden: Callable[[Any], None]) -> None:
+    def __init__(self, on_hidden: Callable[[Any], None], on_list: Callable[[torch.Tensor], list[Any] | None]) -> None:
         super().__init__()
         self.numbers: Any = None
-        self._on_hidden = on_hidden
+        self._on_hidden, self._on_list = on_hidden, on_list
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if torch._C._functorch.peek_interpreter_stack() is not None:
             self._on_hidden((args, options))
+        if func is torch.Tensor.tolist and args[0].is_meta and (found := self._on_list(args[0])) is not None:
+            return found
         given = args[1:] if func is torch.Tensor.new_tensor else args
         if func not in (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.Tensor.new_tensor):
             return func(*args, **options)
@@ -178,7 +182,7 @@ def _restored_attributes(model: nn.Module) -> Iterator[None]:
         (value, value.copy())
         for _, attributes in before
         for value in attributes.values()
-        if type(value) in (dict, list, set)
+        if type(value) in (dict, list, set, OrderedDict)
     ]
     try:
         yield

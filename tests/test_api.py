@@ -507,7 +507,7 @@ def test_a_model_on_meta_takes_inputs_with_values():
 def test_a_model_on_meta_whose_forward_looks_at_values_is_refused():
     class Looks(Block):
         def forward(self, x):
-            return super().forward(x) if float(x.sum()) > 0 else x
+            return super().forward(x) if float(super().forward(x).sum()) > 0 else x
 
     with torch.device("meta"):
         model = Looks()
@@ -1028,3 +1028,18 @@ def test_unusable_options_are_refused_before_anything_is_written(options, messag
     with pytest.raises(UsageError, match=message):
         idfx.init_(model, (_rows(),), **options)
     _same(values, _values(model))
+
+
+def test_whole_numbers_that_only_fit_as_they_are_stay_in_the_second_run() -> None:
+    """A grid of sizes makes no sense mirrored; the floating input is changed alone."""
+
+    class Grid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+            return x + self.fc(x.view(*grid.tolist(), 4)).view_as(x)
+
+    report = idfx.init_(Grid(), (torch.randn(4, 4), torch.tensor([1, 2, 2])))
+    assert report.certificate is not None and report.certificate.passed and report.certificate.distinct

@@ -257,6 +257,32 @@ def test_values_of_inputs_are_read_as_they_were_when_they_are_asked_for() -> Non
     assert meta.shapes == real.shapes
 
 
+def test_sizes_and_masks_that_inputs_give_are_known_on_meta() -> None:
+    """The numbers in an index tensor, and how many entries a mask selects."""
+
+    def body(m: Any, x: Any, sizes: Any) -> Any:
+        first, second = m.fc(x).split(sizes.tolist())
+        kept = m.fc(x)[x > 0]
+        y = m.fc(x).clone()
+        y[x < 0] = 0.0
+        return first.sum() + second[0], kept, y
+
+    example = Example((values(0, 3, 4), torch.tensor([1, 2])))
+    found = replays(Small(body, fc=nn.Linear(4, 4)), example, Example((values(0, 3, 4), torch.tensor([1, 2]))))
+    assert found.how == "meta"
+    assert found.shapes[found.graph.output_node().args[0][1].name] == (int((values(0, 3, 4) > 0).sum()),)
+
+
+def test_hooks_that_a_forward_registers_are_gone_afterwards() -> None:
+    def body(m: Any, x: Any) -> Any:
+        m.fc.register_forward_hook(lambda module, args, result: result * 2)
+        return m.fc(x)
+
+    net = Small(body, fc=nn.Linear(4, 4))
+    capture(net, Example((values(0, 3, 4),)))
+    assert not net.fc._forward_hooks
+
+
 def test_a_tensor_made_from_numbers_keeps_them_on_meta() -> None:
     net = Small(
         lambda m, x: m.fc(x) * torch.tensor([1.0, 2.0, 0.0, -1.0], device=x.device) + x.new_tensor([[3.0]]),

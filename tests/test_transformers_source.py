@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import json
 import sys
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from idfx.building import build
+from idfx.capture import capture
 from idfx.errors import SourceError, UsageError
+from idfx.structure import analyse
 
 pytest.importorskip("transformers")
 
@@ -57,6 +60,77 @@ def test_the_tokens_of_the_example_are_ordinary_ones():
     config = built.model.config
     assert {config.pad_token_id, config.eos_token_id, config.bos_token_id}.isdisjoint(tokens.flatten().tolist())
     assert tokens.unique().numel() == tokens.numel()
+
+
+def unused(built):
+    captured = capture(built.model, built.example, before_real=lambda: built.pending.settle(built.model))
+    return [name for name, role in analyse(captured).roles.items() if role.name == "unused"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "token", "count"),
+    [
+        ("paligemma", "pixel_values", "image_token_id", (224 // 16) ** 2),
+        ("internvl", "pixel_values", "image_token_id", None),
+        ("qwen2_audio", "input_features", "audio_token_id", 750),
+    ],
+)
+def test_an_image_or_a_sound_has_its_tokens_in_the_text(kind, source, token, count):
+    built = build(f"transformers:{kind}", arguments={"tiny": True}, device="cpu")
+    given, config = built.example.kwargs, built.model.config
+    inside = given["input_ids"] == getattr(config, token)
+    assert given[source].is_floating_point()
+    assert inside.sum() == count if count is not None else inside.any()
+    assert not inside.all()
+    assert not unused(built)
+    # A second example mirrors the numbers: the tokens of the image stay where they are.
+    mirrored = given["input_ids"].max() + given["input_ids"].min() - given["input_ids"]
+    assert torch.equal(mirrored == getattr(config, token), inside)
+
+
+def test_counting_the_tokens_of_an_image_draws_no_weight():
+    built = build("transformers:paligemma", arguments={"tiny": True}, device="cpu")
+    missing = dict(built.model.named_parameters()).keys() - built.pending.names(built.model)
+    assert not [name for name in missing if name.endswith("proj.weight")]
+
+
+def test_an_image_given_as_patches_says_how_they_lie():
+    built = build("transformers:qwen2_vl", arguments={"tiny": True}, device="cpu")
+    given = built.example.kwargs
+    assert given["pixel_values"].shape[0] == given["image_grid_thw"].prod()
+    assert given["mm_token_type_ids"].sum() == given["image_grid_thw"].prod() // 4
+    built = build("transformers:siglip2", arguments={"tiny": True}, device="cpu")
+    given = built.example.kwargs
+    assert given["pixel_values"].shape[1] == given["spatial_shapes"].prod()
+    assert not unused(built)
+
+
+def test_an_image_in_a_configuration_of_ones_own(tmp_path):
+    text = {"model_type": "gemma", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+    text |= {"num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 300}
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"intermediate_size": 64, "image_size": 28, "patch_size": 14, "projection_dim": 32, "num_image_tokens": 4}
+    config = {"model_type": "paligemma", "image_token_index": 257, "text_config": text, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "projection_dim": 32, "hidden_size": 32}))
+    built = build(f"transformers:{tmp_path}", device="cpu")
+    assert built.example.kwargs["pixel_values"].shape == (1, 3, 28, 28)
+    assert (built.example.kwargs["input_ids"] == 257).sum() == 4
+    assert not unused(built)
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "efficientnet", "sam", "vjepa2", "layoutlmv3", "xclip", "mllama"])
+def test_tiny_is_small_and_fits_together(kind):
+    built = build(f"transformers:{kind}", arguments={"tiny": True}, device="cpu")
+    assert sum(parameter.numel() for parameter in built.model.parameters()) < 1_500_000
+    capture(built.model, built.example)
+
+
+def test_a_package_that_is_missing_is_named():
+    if importlib.util.find_spec("detectron2") is not None:
+        pytest.skip("detectron2 is installed")
+    with pytest.raises(SourceError) as raised:
+        build("transformers:layoutlmv2", arguments={"tiny": True}, device="cpu")
+    assert str(raised.value).startswith("transformers:layoutlmv2: detectron2 is not installed; expected the packages")
 
 
 def test_a_folder_with_a_configuration(tmp_path):

@@ -29,7 +29,11 @@ _GAINS = {
 }
 
 # What the paper does not speak of, where a weight is otherwise the paper's case.
-_OURS = {"grouped": "one matrix per group", "depthwise": "one matrix per channel", "steers": "it only steers other values"}
+_OURS = {
+    "grouped": "one matrix per group",
+    "depthwise": "one matrix per channel",
+    "steers": "it only steers other values",
+}
 
 _KEEP = {
     "embedding": "rows that are looked up are not a map from inputs to outputs; the author's values stay (ours)",

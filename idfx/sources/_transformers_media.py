@@ -1,0 +1,272 @@
+"""Images, sounds and series for a model of transformers, of the size that its configuration says."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from idfx.sources import standard_normal
+from idfx.sources._transformers_form import (
+    FRAMES,
+    LENGTH,
+    REGIONS,
+    SAMPLES,
+    STEPS,
+    Form,
+    found,
+    ones,
+    size,
+    true,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# --- images ---
+
+SIZES = ("image_size", "input_size", "img_size", "max_img_size", "resolution", "crop_size")
+
+
+def _image(form: Form) -> Tensor:
+    """An image, several, or their patches one after the other, as the other arguments tell."""
+    channels = int(found(form.vision, "num_channels", "in_channels", "in_chans", "num_image_channels", default=3))
+    if grid := next((name for name in GRIDS if name in form.names), None):
+        height, width = size(found(form.vision, "patch_size", default=16))
+        patch = channels * height * width
+        if form.kind.startswith("kimi"):
+            return standard_normal(GRIDS[grid](form), channels, height, width)
+        if grid in ("image_grid_thw", "grid_thw"):
+            patch *= int(found(form.vision, "temporal_patch_size", default=1))
+            return standard_normal(GRIDS[grid](form), patch)
+        return standard_normal(1, GRIDS[grid](form), patch)
+    lead = LEADING[form.kind](form) if form.kind in LEADING else ()
+    return standard_normal(1, *lead, channels, *_image_size(form))
+
+
+def _fine_image(form: Form) -> Tensor:
+    return standard_normal(1, 3, *size(form.config.high_res_vision_config.image_size))
+
+
+def _image_size(form: Form) -> tuple[int, int]:
+    sides = found(form.vision, *SIZES) or found(form.config, *SIZES, default=224)
+    if ratios := getattr(form.config, "scaled_images_ratios", None):  # the smallest of the scaled ones is a patch
+        sides = round(form.config.patch_size / min(ratios))
+    height, width = size(sides)
+    return (height // 2 if form.kind == "seggpt" else height), width  # it puts its prompt above the image
+
+
+def _frames(form: Form) -> tuple[int]:
+    return (int(found(form.vision, "num_frames", "frames") or found(form.config, "num_frames", default=FRAMES)),)
+
+
+def _tiles(form: Form) -> tuple[int]:
+    """As many pieces as the library cuts an image of this size into."""
+    height, width = _image_size(form)
+    count = sys.modules[type(form.model).__module__].image_size_to_num_patches
+    return (int(count([height, width], form.config.image_grid_pinpoints, height)),)
+
+
+# What stands between the batch and the channels of `pixel_values`.
+LEADING: Mapping[str, Callable[[Form], Sequence[int]]] = {
+    **dict.fromkeys(("timesformer", "vivit", "videomae", "xclip", "tvp"), _frames),
+    **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm"), lambda form: (1,)),
+    **dict.fromkeys(("llava_next", "llava_onevision", "granite4_vision", "llava_next_video"), _tiles),
+    "instructblipvideo": lambda form: (FRAMES,),
+    **dict.fromkeys(("lightglue", "superglue", "efficientloftr"), lambda form: (2,)),
+    "mllama": lambda form: (1, int(found(form.config, "max_num_tiles", default=4))),
+}
+
+
+def _lattice(form: Form) -> tuple[int, int, int]:
+    """Patches along time, height and width: all the same, so that this is its own mirror.
+
+    A glm or an ernie takes the frames of a video one by one, so that an image of it has one.
+    """
+    side = max(2, int(found(form.vision, "spatial_merge_size", default=2)))
+    return (1 if form.kind.startswith(("glm", "ernie")) else side), side, side
+
+
+def _lattice_patches(form: Form) -> int:
+    return math.prod(_lattice(form))
+
+
+def _square(form: Form) -> int:
+    return math.isqrt(int(found(form.vision, "num_patches", default=16)))
+
+
+def _pooled_square(form: Form) -> int:
+    return 2 * int(found(form.vision, "pooling_kernel_size", default=2))
+
+
+# Arguments that say how the patches of an image lie; with them it is given as that many patches.
+GRIDS: Mapping[str, Callable[[Form], int]] = {
+    "image_grid_thw": _lattice_patches,
+    "grid_thw": _lattice_patches,
+    "spatial_shapes": lambda form: _square(form) ** 2,
+    "image_position_ids": lambda form: _pooled_square(form) ** 2,
+    "pixel_position_ids": lambda form: _pooled_square(form) ** 2,
+}
+
+
+def _grid(form: Form) -> Tensor:
+    return whole([_lattice(form)])
+
+
+def _shapes(form: Form) -> Tensor:
+    return whole([[_square(form)] * 2])
+
+
+def _positions(form: Form) -> Tensor:
+    """Column and row of every patch."""
+    side = range(_pooled_square(form))
+    return whole([[(column, row) for row in side for column in side]])
+
+
+def _patch_mask(form: Form) -> Tensor:
+    return true(*form.given["pixel_values"].shape[:2])
+
+
+def _pixel_mask(form: Form) -> Tensor:
+    return ones(1, *form.given["pixel_values"].shape[-2:])
+
+
+def _sizes(form: Form) -> Tensor | None:
+    """The size of the image itself; a llava needs it if its tower takes images of any size."""
+    if form.kind == "llava" and form.vision.model_type != "pixtral":
+        return None
+    return whole([_image_size(form)])
+
+
+def _tile_mask(form: Form) -> Tensor:
+    return true(1, *form.given["pixel_values"].shape[1:3])
+
+
+def _video(form: Form) -> Tensor:
+    channels = int(found(form.config, "num_channels", "in_channels", "in_chans", default=3))
+    frames = int(found(form.config, "frames_per_clip", "num_frames", default=FRAMES))
+    return standard_normal(1, frames, channels, *size(found(form.config, "image_size", "crop_size", default=224)))
+
+
+def _drawn_mask(form: Form) -> Tensor:
+    """A mask that a user has drawn, four times as fine as the features of the image."""
+    prompt = form.config.prompt_encoder_config
+    side = 4 * size(prompt.image_size)[0] // int(prompt.patch_size)
+    return standard_normal(1, 1, side, side)
+
+
+def _regions(key: str) -> Callable[[Form], Tensor]:
+    return lambda form: standard_normal(1, REGIONS, int(getattr(form.config, key)))
+
+
+# --- sounds ---
+
+
+def _sound(form: Form) -> Tensor:
+    config = form.config
+    if form.kind == "speecht5":  # without the nets before it, which are those of its tasks
+        return standard_normal(1, LENGTH, int(config.hidden_size))
+    channels = found(config, "audio_channels")
+    if (bins := found(config, "num_mel_bins")) is not None and (length := getattr(config, "max_length", None)):
+        return standard_normal(1, int(length), int(bins))
+    if channels is not None or form.kind in ("dac", "xcodec", "xcodec2", "neucodec", "pe_audio", "pe_audio_encoder"):
+        return standard_normal(1, int(channels or 1), SAMPLES)
+    return standard_normal(1, SAMPLES)
+
+
+def _spectrum(form: Form) -> Tensor:
+    """Steps of bins; the other way round where the convolutions of a whisper read it, and in full length."""
+    keys = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel", "feature_size", "input_dim")
+    bins = int(found(form.audio, *keys, default=80))
+    positions = found(form.audio, "max_source_positions")
+    if form.kind == "clap":
+        return standard_normal(1, 4 if form.audio.enable_fusion else 1, int(form.audio.spec_size), bins)
+    time_first = form.kind == "speech_to_text" or found(form.audio, "feature_projection_input_dim") is not None
+    if positions is not None and not time_first:
+        return standard_normal(1, bins, 2 * int(positions))
+    if form.kind in ("clvp", "glmasr", "glmasr_encoder"):
+        return standard_normal(1, bins, STEPS)
+    return standard_normal(1, STEPS, bins)
+
+
+def _spectrum_mask(form: Form) -> Tensor:
+    features, bins = form.given["input_features"], found(form.audio, "num_mel_bins", default=0)
+    steps = features.shape[-1] if features.shape[-2] == bins else features.shape[-2]
+    return ones(1, steps)
+
+
+# --- series ---
+
+
+def _series(form: Form) -> Tensor:
+    length = int(form.config.context_length)
+    if form.kind.startswith("patch"):
+        return standard_normal(1, length, int(form.config.num_input_channels))
+    return standard_normal(1, length + max(getattr(form.config, "lags_sequence", None) or [0]))
+
+
+def _past_features(form: Form) -> Tensor:
+    return standard_normal(*form.given["past_values"].shape, int(form.config.num_time_features))
+
+
+def _future(form: Form) -> Tensor:
+    return standard_normal(1, int(form.config.prediction_length))
+
+
+def _future_features(form: Form) -> Tensor:
+    return standard_normal(1, int(form.config.prediction_length), int(form.config.num_time_features))
+
+
+def _trajectory(key: str) -> Callable[[Form], Tensor]:
+    return lambda form: standard_normal(1, LENGTH, int(getattr(form.config, key)))
+
+
+def _array(form: Form) -> Tensor:
+    return standard_normal(1, LENGTH, int(form.config.d_model))
+
+
+# How each argument is made; those that others are made from come first.
+MEDIA: Mapping[str, Callable[[Form], Tensor | None]] = {
+    "pixel_values": _image,
+    "high_res_pixel_values": _fine_image,
+    "prompt_pixel_values": _image,
+    "prompt_masks": _image,
+    "pixel_values_videos": _video,
+    "hidden_states": _image,  # of a tower that stands alone
+    "pixel_mask": _pixel_mask,
+    "image_grid_thw": _grid,
+    "grid_thw": _grid,
+    "spatial_shapes": _shapes,
+    "image_position_ids": _positions,
+    "pixel_position_ids": _positions,
+    "pixel_attention_mask": _patch_mask,
+    "image_sizes": _sizes,
+    "aspect_ratio_ids": lambda _: ones(1, 1),
+    "aspect_ratio_mask": _tile_mask,
+    "input_points": lambda _: 8.0 * ones(1, 1, 1, 2),
+    "input_labels": lambda _: ones(1, 1, 1),
+    "input_masks": _drawn_mask,
+    "visual_feats": _regions("visual_feat_dim"),
+    "visual_pos": _regions("visual_pos_dim"),
+    "visual_embeds": _regions("visual_embedding_dim"),
+    "input_values": _sound,
+    "decoder_input_values": _sound,
+    "input_features": _spectrum,
+    "is_longer": lambda _: true(1, 1),
+    "feature_attention_mask": _spectrum_mask,
+    "input_features_mask": _spectrum_mask,
+    "inputs": _array,
+    "past_values": _series,
+    "past_time_features": _past_features,
+    "past_observed_mask": lambda form: 1.0 * ones(*form.given["past_values"].shape),
+    "past_values_padding": lambda form: 0.0 * ones(*form.given["past_values"].shape),
+    "freq": lambda _: 0 * ones(1, 1),
+    "future_values": _future,
+    "future_time_features": _future_features,
+    "states": _trajectory("state_dim"),
+    "actions": _trajectory("act_dim"),
+    "returns_to_go": lambda _: standard_normal(1, LENGTH, 1),
+    "timesteps": lambda _: whole([range(LENGTH)]),
+}

@@ -1,0 +1,201 @@
+"""A text for a model of transformers: ordinary tokens, and those that stand for an image or a sound.
+
+As many of the latter as the model has features of the image: it is asked for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from idfx.errors import IdfxError
+from idfx.records import Example
+from idfx.sources._transformers_form import FRAMES, LENGTH, Form, configs, found, ones, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """A token that stands for a feature of an image, a video or a sound, and the arguments that give those."""
+
+    kind: str
+    source: tuple[str, ...]
+    about: tuple[str, ...] = ()
+
+    @property
+    def token(self) -> tuple[str, str]:
+        """What a configuration calls the token."""
+        return f"{self.kind}_token_id", f"{self.kind}_token_index"
+
+    @property
+    def method(self) -> str:
+        """What a model calls the method that makes the features."""
+        return f"get_{self.kind}_features"
+
+
+IMAGE = Placeholder(
+    "image",
+    ("pixel_values", "high_res_pixel_values"),
+    ("image_grid_thw", "image_sizes", "spatial_shapes", "image_position_ids", "pixel_attention_mask"),
+)
+VIDEO = Placeholder("video", ("pixel_values_videos",))
+AUDIO = Placeholder("audio", ("input_features", "input_values"), ("feature_attention_mask", "input_features_mask"))
+
+
+def _after_pooling(form: Form) -> int:
+    tower: Any = form.model.audio_tower
+    return int(tower._get_feat_extract_output_lengths(whole(form.given["input_features"].shape[-1]))[1])
+
+
+# Where a model has no method that says how many features there are.
+COUNTS: Mapping[str, Callable[[Form], int]] = {
+    "instructblip": lambda form: int(form.config.num_query_tokens),
+    "instructblipvideo": lambda form: FRAMES * int(form.config.num_query_tokens),
+    "mllama": lambda form: 1,  # what the image says comes by cross-attention
+    "qwen2_audio": _after_pooling,
+}
+
+
+def tokens(form: Form) -> Tensor:
+    """A text with as many tokens of an image or a sound in it as the model has features of it.
+
+    The ordinary ones lie in pairs on either side of that token, which is then its own mirror.
+    """
+    inside: list[int] = []
+    for placeholder in (IMAGE, VIDEO, AUDIO):
+        token = _token(form.config, placeholder)
+        if token is not None and any(name in form.given for name in placeholder.source):
+            count = _features(form, placeholder)
+            if count is None:  # it cannot be given its place in the text
+                for name in (*placeholder.source, *placeholder.about):
+                    form.given.pop(name, None)
+            else:
+                inside += [token] * count
+    if not inside:
+        return _long_enough(form)
+    middle, vocabulary = inside[0], int(found(form.config, "vocab_size", default=LENGTH))
+    special = _special(form.config)
+    steps = range(1, min(middle, vocabulary - 1 - middle) + 1)
+    pairs = [step for step in steps if special.isdisjoint((middle - step, middle + step))][: LENGTH // 2]
+    before, after = [middle - step for step in pairs], [middle + step for step in reversed(pairs)]
+    if not pairs:
+        text = plain_tokens(form)[0].tolist()
+        before, after = text[: LENGTH // 2], text[LENGTH // 2 :]
+    return whole([[*before, *inside, *after]])
+
+
+def plain_tokens(form: Form) -> Tensor:
+    """Successive tokens none of which is special: mirrored, they are the same set."""
+    vocabulary = int(found(form.config, "vocab_size", default=LENGTH))
+    special = _special(form.config)
+    starts = range(max(1, vocabulary - LENGTH + 1))
+    first = next((start for start in starts if special.isdisjoint(range(start, start + LENGTH))), 0)
+    return whole([[(first + step) % vocabulary for step in (5, 2, 7, 0, 3, 6, 1, 4)]])
+
+
+def decoder_tokens(form: Form) -> Tensor:
+    """What a decoder has said so far; a dia says one token for each codebook at every step."""
+    text = plain_tokens(form)
+    return text.unsqueeze(-1).repeat(1, 1, int(form.config.decoder_config.num_channels)) if form.kind == "dia" else text
+
+
+def token_types(form: Form) -> Tensor | None:
+    """Which tokens are those of an image (a boolean, so that it is its own mirror)."""
+    token = _token(form.config, IMAGE)
+    return form.given["input_ids"] == token if "pixel_values" in form.given else None
+
+
+def _long_enough(form: Form) -> Tensor:
+    """A text without tokens for an image, with room for what one says if it is put over the text."""
+    text = plain_tokens(form)
+    if "image_embeds_position_mask" not in form.names:
+        return text
+    return text.repeat(1, 1 + -(-int(form.config.latent_query_num) // LENGTH))
+
+
+def _token(config: Any, placeholder: Placeholder) -> int | None:
+    vocabulary = found(config, "vocabulary_map", default={})
+    token = found(config, *placeholder.token, default=vocabulary.get(f"<{placeholder.kind}>"))
+    return None if token is None else int(token)
+
+
+def _special(config: Any) -> set[int]:
+    return {
+        token
+        for part in configs(config)
+        for key, value in vars(part).items()
+        if key.endswith(("token_id", "token_index", "token_ids"))
+        for token in (value if isinstance(value, (list, tuple)) else [value])
+        if isinstance(token, int)
+    }
+
+
+def _features(form: Form, placeholder: Placeholder) -> int | None:
+    """How many features a model makes of the image or sound that is given; None if it cannot be asked."""
+    if (count := COUNTS.get(form.kind)) is not None:
+        return count(form)
+    method = getattr(form.model, placeholder.method, None)
+    if method is None:
+        return None
+    names = inspect.signature(method).parameters
+    shapes = _shapes(form.model, placeholder.method, {n: value for n, value in form.given.items() if n in names})
+    return None if shapes is None else sum(math.prod(shape[:-1]) for shape in shapes)
+
+
+def _shapes(model: nn.Module, method: str, inputs: dict[str, Any]) -> list[tuple[int, ...]] | None:
+    """The shapes of what a method of a model returns; None if it raises.
+
+    On meta tensors, or, where the method looks at values, with a single zero for every weight: nothing is drawn.
+    """
+    import torch
+
+    from idfx.capture import record, tensors_in
+    from idfx.running import undisturbed
+
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **kwargs: Any) -> Any:
+            result = getattr(self.model, method)(**kwargs)
+            return getattr(result, "pooler_output", result)
+
+    asked = Features()
+    try:
+        seen = record(asked, Example(kwargs=inputs), "meta")
+        return [seen.shapes[node.name] for node in seen.graph.output_node().all_input_nodes]
+    except IdfxError:
+        zero = torch.zeros(())
+        zeros = {name: zero.to(p.dtype).expand(p.shape) for name, p in asked.named_parameters()}
+    try:
+        with undisturbed(asked):
+            return [tuple(tensor.shape) for tensor in tensors_in(torch.func.functional_call(asked, zeros, (), inputs))]
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
+def _first(form: Form, count: int) -> Tensor:
+    """The first tokens of a text, as a mask."""
+    length = form.given["input_ids"].shape[1]
+    return whole([[place < count for place in range(length)]])
+
+
+# How each argument is made; those that others are made from come first.
+TEXT: Mapping[str, Callable[[Form], Tensor | None]] = {
+    "qformer_input_ids": plain_tokens,
+    "input_ids": tokens,
+    "decoder_input_ids": decoder_tokens,
+    "mm_token_type_ids": token_types,
+    "image_embeds_position_mask": lambda form: _first(form, int(form.config.latent_query_num)),
+    "image_attention_mask": lambda form: ones(1, form.given["input_ids"].shape[1], 1),
+    "global_attention_mask": lambda form: _first(form, 1),
+    "bbox": lambda _: whole([[[1, 2, 1, 2]] * LENGTH]),  # of no size, which is its own mirror
+    "entity_ids": lambda _: whole([[1, 2]]),
+    "entity_position_ids": lambda _: whole([[[1, 2], [4, 5]]]),
+}
