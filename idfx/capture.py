@@ -73,8 +73,8 @@ class _Recorder:
         self._places: dict[Any, int] = {}
         self._values: dict[Any, tuple[torch.Tensor, torch.fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
-        self.functions = FunctionCalls(self._hidden, self._list)
-        self.hidden: dict[str, None] = {}
+        self.functions = FunctionCalls(self)
+        self.hides: dict[str, None] = {}
 
     def know(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
         self._names.setdefault(id(tensor), (tensor, name, is_parameter))
@@ -150,8 +150,8 @@ class _Recorder:
             indices.extend(_on_meta(values[self._node(index)].nonzero(as_tuple=True)))
         return func(args[0], indices, *args[2:], **kwargs)
 
-    def _list(self, tensor: torch.Tensor) -> list[Any] | None:
-        """The numbers in a tensor, for a forward that asks for all of them at once."""
+    def numbers(self, tensor: torch.Tensor) -> list[Any] | None:
+        """The numbers in a meta tensor, for a forward that asks for all of them at once."""
         if self._real is None:
             return None
         with _disable_current_modes():
@@ -252,11 +252,18 @@ class _Recorder:
             self.constants[node.name] = self._fixed(tensor)
         self._note(node, tensor, -1)
 
-    def _hidden(self, values: Any) -> None:
+    def on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A meta tensor for one with values, known under the same node."""
+        with _disable_current_modes():
+            copy = torch.empty_like(tensor, device="meta")
+        self._values[_place(copy)] = (copy, self._node(tensor), self._version(copy))
+        return copy
+
+    def hidden(self, values: Any) -> None:
         """Note where a parameter is used and no operator is seen."""
         tensors = (value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor))
         if any(self._names.get(id(tensor), (tensor, "", False))[2] for tensor in tensors):
-            self.hidden.setdefault(self.path.current)
+            self.hides.setdefault(self.path.current)
 
     def _fixed(self, tensor: torch.Tensor) -> torch.Tensor:
         """A constant with its values, if the forward is making it from numbers."""
@@ -377,7 +384,7 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
         dtypes=recorder.dtypes,
         steps=recorder.steps,
         calls=recorder.calls,
-        hidden=tuple(recorder.hidden),
+        hidden=tuple(recorder.hides),
         how=how,
         grad=grad,
         example=example,

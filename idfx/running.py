@@ -11,7 +11,7 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from idfx.errors import ForwardError, IdfxError, ResourceError, UsageError
 from idfx.inputs import misfit
@@ -55,33 +55,61 @@ class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._on_call(func, args, kwargs or {})
 
 
-class FunctionCalls(TorchFunctionMode):
-    """Sees what operators do not tell.
+class Watcher(Protocol):
+    """Who is asked about what operators do not tell."""
 
-    `numbers` is what a tensor is being made from: on the meta device torch itself forgets it at once. `on_hidden` is
-    called with the arguments of what runs under a transform of torch.func, whose operators are not seen. `on_list`
-    gives the numbers in a meta tensor, if anybody can.
+    def hidden(self, values: Any) -> None:
+        """Hear of the arguments of what runs under a transform of torch.func, whose operators are not seen."""
+
+    def numbers(self, tensor: torch.Tensor) -> list[Any] | None:
+        """Return the numbers in a meta tensor as lists, None if nobody knows them."""
+
+    def on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a meta tensor that stands for one with values, for torch would make one out of sight."""
+
+
+class FunctionCalls(TorchFunctionMode):
+    """Sees what operators do not tell; `numbers` is what a tensor is being made from at the moment.
+
+    On the meta device torch itself forgets it at once.
     """
 
-    def __init__(self, on_hidden: Callable[[Any], None], on_list: Callable[[torch.Tensor], list[Any] | None]) -> None:
+    def __init__(self, watcher: Watcher) -> None:
         super().__init__()
         self.numbers: Any = None
-        self._on_hidden, self._on_list = on_hidden, on_list
+        self._watcher = watcher
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            self._on_hidden((args, options))
-        if func is torch.Tensor.tolist and args[0].is_meta and (found := self._on_list(args[0])) is not None:
-            return found
-        given = args[1:] if func is torch.Tensor.new_tensor else args
-        if func not in (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.Tensor.new_tensor):
-            return func(*args, **options)
-        before, self.numbers = self.numbers, given[0] if given else options.get("data")
-        try:
-            return func(*args, **options)
-        finally:
-            self.numbers = before
+            self._watcher.hidden((args, options))
+        elif func in _INDEXING and args[0].is_meta:
+            args = (args[0], self._known(args[1]), *args[2:])
+        elif func is torch.Tensor.tolist and args[0].is_meta:
+            found = self._watcher.numbers(args[0].resolve_conj().resolve_neg())  # as with values at hand
+            return func(*args) if found is None else found
+        elif func in _MAKING:
+            given = args[1:] if func is torch.Tensor.new_tensor else args
+            before, self.numbers = self.numbers, given[0] if given else options.get("data")
+            try:
+                return func(*args, **options)
+            finally:
+                self.numbers = before
+        return func(*args, **options)
+
+    def _known(self, index: Any) -> Any:
+        """An index of which the watcher knows every tensor; torch would make one of a list, and move it, out of sight."""
+        if isinstance(index, tuple):
+            return tuple(self._known(item) for item in index)
+        if isinstance(index, list) and index and all(isinstance(item, int) for item in index):
+            with _disable_current_modes():
+                index = torch.tensor(index)
+            index = torch.ops.aten.lift_fresh(index)  # as torch itself does with values at hand
+        return self._watcher.on_meta(index) if isinstance(index, torch.Tensor) and not index.is_meta else index
+
+
+_MAKING = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.Tensor.new_tensor})
+_INDEXING = frozenset({torch.Tensor.__getitem__, torch.Tensor.__setitem__})
 
 
 class ModulePath:

@@ -77,10 +77,15 @@ def _moved(flow: Flow, position: int, source: int, tensor: Any) -> Any:
     """Run one move; what copies keeps the strides of what it copies, what selects by another tensor is no view."""
     term, node = flow.terms[position], flow.nodes[flow.terms[position].node]
     before = flow.nodes[flow.terms[source].node]
-    if flow.positions.get(node.name) != position or node.all_input_nodes != [before]:
+    if flow.positions.get(node.name) != position or before not in node.all_input_nodes:
         same = isinstance(tensor, torch.Tensor) and term.shape == tuple(tensor.shape)
         return tensor if same else None
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: tensor)
+
+    def stand_in(other: torch.fx.Node) -> Any:
+        shape = flow.capture.shapes.get(other.name, ())
+        return tensor if other is before else torch.empty(shape, dtype=torch.int64, device="meta")
+
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), stand_in)
     assert callable(node.target)
     try:
         result = node.target(*args, **kwargs)

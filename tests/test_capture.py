@@ -273,6 +273,36 @@ def test_sizes_and_masks_that_inputs_give_are_known_on_meta() -> None:
     assert found.shapes[found.graph.output_node().args[0][1].name] == (int((values(0, 3, 4) > 0).sum()),)
 
 
+def test_indices_written_as_lists_and_kept_off_the_device_are_known_on_meta() -> None:
+    order = torch.tensor([3, 1, 0])
+
+    def body(m: Any, x: Any) -> Any:
+        y = m.fc(x)[:, [2, 0, 1, 3]][..., order]
+        y[[0, 2]] = 0.0
+        return y[1:] * x[:, :3][[True, False, True, True]]
+
+    example = Example((values(0, 4, 5),))
+    assert replays(Small(body, fc=nn.Linear(5, 4)), example, Example((values(1, 4, 5),))).how == "meta"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: m.fc(x)[:, [2, 0, 1, 3]],
+        lambda m, x: m.fc(x)[[True, False, True, True]],
+        lambda m, x: m.fc(x)[x[:, :4] > 0],
+        lambda m, x: m.fc(x).split(torch.tensor([1, 3], device=x.device).tolist()),
+        lambda m, x: m.fc(x) if x.sum() > 0 else m.fc(-x),
+        lambda m, x: m.fc(x) * int(x.argmax()),
+    ],
+)
+def test_a_run_on_meta_makes_the_calls_of_a_real_one(body: Any) -> None:
+    net, example = Small(body, fc=nn.Linear(5, 4)), Example((values(0, 4, 5),))
+    meta, real = (record(net, example, how) for how in ("meta", "real"))
+    assert meta.calls == real.calls
+    assert [str(node.target) for node in meta.graph.nodes] == [str(node.target) for node in real.graph.nodes]
+
+
 def test_hooks_that_a_forward_registers_are_gone_afterwards() -> None:
     def body(m: Any, x: Any) -> Any:
         m.fc.register_forward_hook(lambda module, args, result: result * 2)

@@ -1,0 +1,219 @@
+"""The lines of sweeps → docs/zoo.md and one table per library.
+
+    python tests/zoo/page.py --commit 1a2b3c4 sweep/*.jsonl
+
+Nothing is left out: a model that falls short stands under "What falls short" with its reason, and in its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+Line = dict[str, Any]
+
+SETS = {
+    "timm": "timm, every name of `timm.list_models()`",
+    "torchvision": "torchvision, every name of `torchvision.models.list_models()`",
+    "transformers": "transformers, tiny configurations of every model type of `AutoModel`",
+    "plain": "plain torch.nn: transformers, recurrent layers, parametrised modules (`tests/zoo/plain.py`)",
+    "small": "families that no dependency carries, written small (`tests/zoo/small.py`)",
+}
+
+
+def set_of(spec: str) -> str:
+    """Return the table that a model belongs to.
+
+    Example:
+        >>> set_of("timm:resnet50"), set_of("/somewhere/tests/zoo/plain.py:lstm")
+        ('timm', 'plain')
+    """
+    source = spec.rpartition(":")[0]
+    return Path(source).stem if source.endswith(".py") else source
+
+
+def name_of(spec: str) -> str:
+    """Return what a model is called within its table."""
+    return spec.rpartition(":")[2]
+
+
+def proof(line: Line) -> str:
+    """Say how many of the joins that can be closed start as their shortcut."""
+    if line["status"] != "ok":
+        return ""
+    if "certified" not in line:
+        return "not tried"
+    return f"{line['certified']} of {line['zeroable']}"
+
+
+def shortfalls(line: Line) -> list[str]:
+    """Return what is not as the target has it, each with its reason."""
+    if line["status"] != "ok":
+        return [f"{line['status']} in {line.get('stage', '?')}: {line.get('cause') or line.get('error', '')}"]
+    found = [f"operator {name} unknown in {', '.join(sites[1:])}" for name, sites in line.get("unknown", {}).items()]
+    for word, what in (("certified", "after `--eps 0`"), ("proven", "with noise in all other parameters")):
+        if line.get(word, line["zeroable"]) != line["zeroable"]:
+            named = ", ".join(f"{join} by {size}" for join, size in list(line[f"{word} not"].items())[:3])
+            found.append(f"{line[word]} of {line['zeroable']} joins are their shortcut {what}: {named}")
+    if line.get("certified finite") is False:
+        found.append("the output after `--eps 0` is not finite")
+    if line.get("certified distinct") is False:
+        found.append("two inputs give the same output after `--eps 0`")
+    replayed = line.get("replayed", "fresh")
+    if replayed not in ("fresh", "example"):
+        found.append(f"replay: {replayed}")
+    return found
+
+
+def table(lines: Sequence[Line]) -> list[str]:
+    """Return one row per model."""
+    head = ("model", "captured", "operators unknown", "joins by kind", "can be closed", "certified", "replayed on",
+            "seconds", "MiB")  # fmt: skip
+    rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for line in lines:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in line.get("kinds", {}).items())
+        replayed = line.get("replayed", "")
+        cells = (
+            f"`{name_of(line['spec'])}`",
+            line.get("how", line["status"]),
+            ", ".join(line.get("unknown", {})) or "none" if line["status"] == "ok" else "",
+            kinds or ("no join" if line["status"] == "ok" else ""),
+            line.get("zeroable", ""),
+            proof(line),
+            {"fresh": "fresh input", "example": "the example", "": ""}.get(replayed, "differs"),
+            line["wall"],
+            line["peak MiB"],
+        )
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return rows
+
+
+def counts(lines: Sequence[Line]) -> tuple[str, ...]:
+    """Return the figures of one table."""
+    ok = [line for line in lines if line["status"] == "ok"]
+    tried = [line for line in ok if "certified" in line]
+    joins = sum(line["joins"] for line in ok)
+    return (
+        f"{len(ok)} of {len(lines)}",
+        f"{sum(line['how'] == 'meta' for line in ok)}",
+        f"{sum(bool(line['unknown']) for line in ok)}",
+        f"{joins}",
+        f"{sum(line['zeroable'] for line in ok)}",
+        f"{sum(line['certified'] for line in tried)} of {sum(line['zeroable'] for line in tried)} in {len(tried)}",
+        f"{sum(line.get('proven', 0) for line in tried)} of {sum(line['zeroable'] for line in tried)}",
+        f"{sum(line.get('replayed') in ('fresh', 'example') for line in tried)} of {len(tried)}",
+    )
+
+
+def most(lines: Iterable[Line], reasons: Callable[[Line], Iterable[str]]) -> list[tuple[str, int, list[str]]]:
+    """Return each reason, how many there are of it, and the models that it is found in."""
+    count: Counter[str] = Counter()
+    where: dict[str, list[str]] = {}
+    for line in lines:
+        for reason in reasons(line):
+            count[reason] += 1
+            where.setdefault(reason, []).append(line["spec"])
+    return [(reason, number, where[reason]) for reason, number in count.most_common()]
+
+
+def speed(lines: Sequence[Line]) -> str:
+    """Say what reading cost."""
+    on_meta = [line["seconds"] for line in lines if line.get("how") == "meta" and "meta forward" in line["seconds"]]
+    against = statistics.median(s["capture"] / s["meta forward"] for s in on_meta)
+    share = statistics.median(s["analyse"] / s["capture"] for s in on_meta)
+    return (
+        f"Over the {len(on_meta)} models that were captured and run on meta tensors, capture took {against:.1f} × one "
+        f"forward pass on the meta device (median), and analysis {share:.2f} × capture, on a machine busy with two "
+        "sweeps at a time."
+    )
+
+
+def page(lines: Sequence[Line], commit: str) -> str:
+    """Return docs/zoo.md."""
+    sets = {key: [line for line in lines if set_of(line["spec"]) == key] for key in SETS}
+    head = ("models", "read", "on meta", "with an unknown operator", "joins", "can be closed", "certified",
+            "proven", "replayed")  # fmt: skip
+    text = [
+        "# What idfx reads: the zoo", "",
+        "Every model was read in a process of its own, with a limit of time and of memory. This page and the tables "
+        "behind it are written by a program from the lines that those processes left:", "",
+        "```sh",
+        "python tests/zoo/sweep.py --set timm-all -o timm.jsonl         # and torchvision, transformers-all, torch, small",
+        "python tests/zoo/page.py --commit $(git rev-parse --short HEAD) *.jsonl",
+        "```", "",
+        f"Swept at commit {commit}.", "",
+        "| " + " | ".join(head) + " |", "|" + " --- |" * len(head),
+    ]  # fmt: skip
+    for key, found in sets.items():
+        if found:
+            text.append("| " + " | ".join((f"[{key}](zoo/{key}.md)", *counts(found))) + " |")
+    text += [
+        "",
+        *(f"- *{key}*: {what}" for key, what in SETS.items() if sets[key]),
+        "- *read*: built, captured and analysed, out of all that were tried; *on meta*: without a value being computed",
+        "- *certified*: joins that are exactly their shortcut after `idfx init --eps 0`, of those that can be closed, in "
+        "the models that are small enough to be run here (the column of the tables says *not tried* for the others)",
+        "- *proven*: the same with noise in all other parameters, so that nothing but the ends makes it so",
+        "- *replayed*: models whose captured graph gives the model's own output, bit for bit, on an input that it was "
+        "not captured on, or, where no other input fits, on the example", "",
+        speed(lines), "",
+        "## What falls short", "",
+    ]  # fmt: skip
+    short = [(line["spec"], shortfalls(line)) for line in lines]
+    for spec, reasons in short:
+        text += [f"- `{name_of(spec)}` ({set_of(spec)}): {' '.join(reason.split())}" for reason in reasons]
+    text += [
+        "",
+        "## Joins that cannot be closed",
+        "",
+        "Each stays as its author made it, and is listed by `analyze`.",
+        "",
+    ]
+    for reason, number, where in most(lines, lambda line: line.get("open", {}).keys()):
+        joins = sum(line["open"].get(reason, 0) for line in lines if line.get("open"))
+        names = ", ".join(f"`{name_of(spec)}`" for spec in where[:8]) + (
+            f" and {number - 8} more" if number > 8 else ""
+        )
+        text.append(f"- {reason}: {joins} joins in {number} models ({names})")
+    text += ["", "## Sums that are no residual joins", "", "By kind ([structure.md](structure.md) defines them):", ""]
+    sums: Counter[str] = Counter()
+    for line in lines:
+        sums.update(line.get("sums", {}))
+    text += [f"- {kind}: {count}" for kind, count in sums.most_common()]
+    text += ["", "## Parameters without a rule", ""]
+    for role in ("unresolved", "other"):
+        found = [line for line in lines if line.get("odd", {}).get(role)]
+        named = ", ".join(f"`{name_of(line['spec'])}` ({line['odd'][role][0]})" for line in found)
+        text.append(f"- {role}: {named or 'none'}")
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    """Write the pages."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", nargs="+", metavar="FILE.jsonl", help="what sweeps wrote; later lines replace earlier")
+    parser.add_argument("--commit", required=True, help="what was swept")
+    options = parser.parse_args()
+    found: dict[str, Line] = {}
+    for file in options.files:
+        for text in Path(file).read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            found[f"{set_of(line['spec'])}:{name_of(line['spec'])}"] = line
+    lines = [found[key] for key in sorted(found)]
+    (DOCS / "zoo").mkdir(exist_ok=True)
+    for key, what in SETS.items():
+        own = [line for line in lines if set_of(line["spec"]) == key]
+        if own:
+            text = [f"# {what}", "", f"Swept at commit {options.commit}; [zoo.md](../zoo.md) explains the columns.", ""]
+            (DOCS / "zoo" / f"{key}.md").write_text("\n".join([*text, *table(own)]) + "\n", encoding="utf-8")
+    (DOCS / "zoo.md").write_text(page(lines, options.commit), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
