@@ -120,8 +120,8 @@ class Cuts:
         if not 1 < len(leaves) <= _MOST:
             return cut
         silenced = {leaf.parameter for leaf in flatten(cut.silenced)}
-        for leaf in sorted(leaves, key=lambda leaf: -leaf.term):
-            rest = [other for other in leaves if other != leaf]
+        for term in sorted({leaf.term for leaf in leaves}, reverse=True):
+            rest = [other for other in leaves if other.term != term]
             if rest and self._silent(region, wanted, {other.term for other in rest}, silenced):
                 leaves = rest
         return replace(cut, ends=tuple(leaves))
@@ -219,7 +219,7 @@ class Cuts:
         terms = self._terms
         operands = terms[position].operands
         factors = [self._look_up(operand) for operand in operands]
-        if not terms[position].data and any(self._divides(operand, operands) for operand in operands):
+        if not terms[position].data and self._divides(operands, factors):
             return Cut(obstacle=f"{terms[position].node} divides a weight by its own norm, which undoes any size")
         reciprocal = any(terms[o].kind == "gate" and terms[o].tag == "reciprocal" for o in operands)
         ranked: list[tuple[tuple[int, int, int], int, Cut]] = []
@@ -242,12 +242,15 @@ class Cuts:
                     return cut
         return ranked[0][2]
 
-    def _divides(self, divisor: int, operands: tuple[int, ...]) -> bool:
-        """Whether a factor is the reciprocal of something made of the parameters of another factor."""
-        if self._terms[divisor].tag != "reciprocal":
-            return False
-        others = {p for operand in operands if operand != divisor for p in self._parameters(operand)}
-        return not others.isdisjoint(self._parameters(divisor))
+    def _divides(self, operands: Sequence[int], factors: Sequence[Cut]) -> bool:
+        """Whether one factor is the reciprocal of something made of a parameter that silences another."""
+        for divisor in operands:
+            if self._terms[divisor].tag == "reciprocal":
+                inside = self._parameters(divisor)
+                others = (cut for operand, cut in zip(operands, factors, strict=True) if operand != divisor)
+                if any(leaf.parameter in inside for cut in others for leaf in flatten(cut.ends)):
+                    return True
+        return False
 
     def _parameters(self, position: int) -> set[str]:
         found: set[str] = set()

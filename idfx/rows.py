@@ -161,6 +161,9 @@ class Exclusive:
     def _moved(self, position: int, user: int, labels: Any) -> Any:
         """Run the operator behind a move on the labels, which are a list where it splits."""
         flow = self._flow
+        if flow.terms[user].tag == "first half":
+            axes = flow.terms[user].axes or (-1,)
+            return labels.chunk(2, axes[0])[0] if isinstance(labels, torch.Tensor) else None
         node, source = flow.nodes[flow.terms[user].node], flow.nodes[flow.terms[position].node]
         if flow.positions.get(node.name) != user or node.all_input_nodes != [source]:
             same = isinstance(labels, torch.Tensor) and flow.terms[user].shape == tuple(labels.shape)

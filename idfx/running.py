@@ -98,7 +98,7 @@ class FunctionCalls(TorchFunctionMode):
         return func(*args, **options)
 
     def _known(self, index: Any) -> Any:
-        """An index of which the watcher knows every tensor; torch would make one of a list, and move it, out of sight."""
+        """An index of which the watcher knows every tensor: torch would make and move one out of sight."""
         if isinstance(index, tuple):
             return tuple(self._known(item) for item in index)
         if isinstance(index, list) and index and all(isinstance(item, int) for item in index):

@@ -454,6 +454,17 @@ case("rows added at their places",
 case("rows put and accumulated",
      lambda m, x: x.index_put((i := torch.tensor([0, 2], device=x.device),), mlp(m, x[i]), accumulate=True),
      [("identity", ("b.weight",))], inputs=(values(3, 4),), closed=same, **AB)  # fmt: skip
+case("a low-rank pair beside its weight", lambda m, x: x + functional.linear(m.a(x).relu(), m.w + m.up @ m.down),
+     [("identity", ("up", "w"))], closed=same,
+     a=lin(), w=values(4, 4), up=values(4, 2), down=values(2, 4))  # fmt: skip
+case("two weights side by side", lambda m, x: x + functional.linear(m.a(x).relu(), torch.cat((m.w1, m.w2))),
+     [("identity", ("w1", "w2"))], closed=same, a=lin(), w1=values(1, 4), w2=values(3, 4))  # fmt: skip
+case("the gated half of a GLU", lambda m, x: x + functional.glu(m.b(m.a(x).relu())),
+     [("identity", ("b.weight[0:4]",))], closed=same, a=lin(), b=lin(4, 8))  # fmt: skip
+case("a GLU along another axis", lambda m, x: x + functional.glu(m.b(m.a(x).relu()).transpose(1, 2), 1).transpose(1, 2),
+     [("identity", ("b.weight[0:4]",))], closed=same, a=lin(), b=lin(4, 8))  # fmt: skip
+case("a step held for a while", lambda m, x: x + x @ (m.w * (m.step.exp() - 1) / m.step), [("identity", ("w",))],
+     closed=same, w=values(4, 4), step=values(4, 4))  # fmt: skip
 case("the largest at a place is no sum",
      lambda m, x: x.scatter_reduce(0, torch.zeros(3, 4, dtype=torch.int64, device=x.device), mlp(m, x), "amax"), [],
      inputs=(values(3, 4),), **AB)  # fmt: skip

@@ -346,7 +346,8 @@ def test_a_gated_value_path_ends_in_the_value() -> None:
     assert ends(only(read(glu))) == ["v.weight"]
     starts_as_shortcuts(glu)
     fused = Small(lambda m, x: x + functional.glu(m.both(x)), both=lin(4, 8))
-    assert ends(only(read(fused))) == ["both.weight"]
+    assert only(read(fused)).ends == (End("both.weight", ((0, 4),)),)
+    starts_as_shortcuts(fused)
     excite = Small(
         lambda m, x: x + (y := m.b(m.a(x).relu())) * m.e(m.s(y.mean((2, 3), keepdim=True)).relu()).sigmoid(),
         a=conv(), b=conv(), s=conv(4, 2, 1), e=conv(2, 4, 1),

@@ -74,7 +74,7 @@ def bounded_above(x: Any, high: Any) -> Term:
 @operator("aten.glu")
 def gated_half(x: Any, dim: int = -1) -> Term:
     """GLU: one half of x times the sigmoid of the other."""
-    return Term("product", (move(x), gate(x)), tag="glu")
+    return Term("product", (Term("move", (x,), tag="first half", axes=(dim,)), gate(x)), tag="glu")
 
 
 @operator("aten.zero_", "aten.zeros_like", "aten.new_zeros")

@@ -144,7 +144,9 @@ def page(lines: Sequence[Line], commit: str) -> str:
         "Every model was read in a process of its own, with a limit of time and of memory. This page and the tables "
         "behind it are written by a program from the lines that those processes left:", "",
         "```sh",
-        "python tests/zoo/sweep.py --set timm-all -o timm.jsonl         # and torchvision, transformers-all, torch, small",
+        "for set in timm-all torchvision transformers-all torch small; do",
+        "    python tests/zoo/sweep.py --set $set -o $set.jsonl",
+        "done",
         "python tests/zoo/page.py --commit $(git rev-parse --short HEAD) *.jsonl",
         "```", "",
         f"Swept at commit {commit}.", "",
@@ -157,8 +159,8 @@ def page(lines: Sequence[Line], commit: str) -> str:
         "",
         *(f"- *{key}*: {what}" for key, what in SETS.items() if sets[key]),
         "- *read*: built, captured and analysed, out of all that were tried; *on meta*: without a value being computed",
-        "- *certified*: joins that are exactly their shortcut after `idfx init --eps 0`, of those that can be closed, in "
-        "the models that are small enough to be run here (the column of the tables says *not tried* for the others)",
+        "- *certified*: joins that are exactly their shortcut after `idfx init --eps 0`, of those that can be closed, "
+        "in the models that are small enough to be run here (the column of the tables says *not tried* for the others)",
         "- *proven*: the same with noise in all other parameters, so that nothing but the ends makes it so",
         "- *replayed*: models whose captured graph gives the model's own output, bit for bit, on an input that it was "
         "not captured on, or, where no other input fits, on the example", "",
@@ -177,9 +179,8 @@ def page(lines: Sequence[Line], commit: str) -> str:
     ]
     for reason, number, where in most(lines, lambda line: line.get("open", {}).keys()):
         joins = sum(line["open"].get(reason, 0) for line in lines if line.get("open"))
-        names = ", ".join(f"`{name_of(spec)}`" for spec in where[:8]) + (
-            f" and {number - 8} more" if number > 8 else ""
-        )
+        rest = f" and {number - 8} more" if number > 8 else ""
+        names = ", ".join(f"`{name_of(spec)}`" for spec in where[:8]) + rest
         text.append(f"- {reason}: {joins} joins in {number} models ({names})")
     text += ["", "## Sums that are no residual joins", "", "By kind ([structure.md](structure.md) defines them):", ""]
     sums: Counter[str] = Counter()
