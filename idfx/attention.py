@@ -62,9 +62,13 @@ def _scores(flow: Flow, gate: int) -> int | None:
 
     def is_scores(position: int) -> bool:
         term = flow.terms[position]
-        return term.kind == "product" and not term.tag and len(flow.sources(position)) == 2
+        scores = term.kind == "product" and not term.tag and len(flow.sources(position)) == 2
+        return scores and not any(True for _ in _gated(flow, position))
 
-    return next(_before(flow, flow.terms[gate].operands, is_scores, _leads_on), None)
+    def leads_on(flow: Flow, position: int) -> bool:
+        return _leads_on(flow, position) and flow.terms[position].kind != "contract"
+
+    return next(_before(flow, flow.terms[gate].operands, is_scores, leads_on), None)
 
 
 def sites_before(flow: Flow, operand: int) -> Iterator[int]:

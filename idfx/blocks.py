@@ -218,13 +218,13 @@ class Finder:
     def _join(self, position: int, side: Side) -> None:
         blocks = self.blocks
 
-        def private(term: int) -> bool:
-            return term != side.fork and self.paths.only_through(term, position)
+        def own(term: int) -> bool:
+            return self.paths.only_through(term, position)
 
         cuts = self._by_weight
-        cut = cuts.of(side.region, side.others, side.fork, private)
+        cut = cuts.of(side.region, side.others, side.fork, own)
         if cut.obstacle or not self._exclusive(cut, cuts, position):
-            other = self._by_scale.of(side.region, side.others, side.fork, private)
+            other = self._by_scale.of(side.region, side.others, side.fork, own)
             if not other.obstacle and self._exclusive(other, self._by_scale, position):
                 cut, cuts = other, self._by_scale
         self._rows(cut, cuts, position)

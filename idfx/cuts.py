@@ -98,16 +98,19 @@ class Cuts:
         self._inner = inner
         self._prefer_scales = prefer_scales
         self._known: dict[int, Cut] = {}
-        self._private: Callable[[int], bool] = lambda position: False
+        self._own: Callable[[int], bool] = lambda position: False
+        self._fork = -1
         self._depth = 0
         self._expressions: dict[int, Cut] = {}
 
-    def of(self, region: Sequence[int], wanted: Sequence[int], fork: int, private: Callable[[int], bool]) -> Cut:
+    def of(self, region: Sequence[int], wanted: Sequence[int], fork: int, own: Callable[[int], bool]) -> Cut:
         """Return the cut of all the wanted terms; `region` in order of execution.
 
-        `private` says of a term from before the region whether it serves nothing but the branch, and may be silenced.
+        `own` says of a term whether it serves nothing but the branch: of several ends such are taken, and from before
+        the region no others.
         """
-        self._known, self._private, self._forked = {}, private, {fork}
+        self._known, self._own, self._forked = {}, own, {fork}
+        self._fork = fork
         for position in region:
             if not self._forked.isdisjoint(self._flow.sources(position)):
                 self._forked.add(position)
@@ -145,7 +148,7 @@ class Cuts:
     def _get(self, position: int) -> Cut:
         if not self._terms[position].data:
             return self.expression(position)
-        if position not in self._known and self._depth < _DEEPEST and self._private(position):
+        if position not in self._known and self._depth < _DEEPEST and self._serves(position):
             self._depth += 1
             self._known[position] = self._cut(position)
             self._depth -= 1
@@ -162,6 +165,9 @@ class Cuts:
             else:
                 self._expressions.setdefault(stack.pop(), self._cut(top))
         return self._expressions[position]
+
+    def _serves(self, position: int) -> bool:
+        return position != self._fork and self._own(position)
 
     def _look_up(self, position: int) -> Cut:
         return self._expressions[position] if position in self._expressions else self._get(position)
@@ -235,7 +241,8 @@ class Cuts:
             else:
                 ranked.append(((0 if self._prefer_scales else 2, -1, operand), operand, self._at(cut, position)))
         ranked.sort(key=lambda candidate: candidate[0])
-        for accept in (lambda cut: cut.clean, lambda cut: not cut.obstacle):
+        alone: Callable[[Cut], bool] = lambda cut: cut.clean and all(self._own(leaf.term) for leaf in flatten(cut.ends))  # noqa: E731
+        for accept in (alone, lambda cut: cut.clean, lambda cut: not cut.obstacle):
             for _, operand, cut in ranked:
                 if accept(cut):
                     self.chosen[position] = operand

@@ -134,14 +134,21 @@ def _tried(target: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ..
     return bool((result == 0).all()) if isinstance(result, torch.Tensor) else None
 
 
+def _is_whole(term: Term) -> bool:
+    """Whether a term is made of nodes and terms throughout, and not of a list, say, which its entry did not expect."""
+    parts = (*term.operands, *term.gates)
+    return all(_is_whole(part) if isinstance(part, Term) else isinstance(part, torch.fx.Node) for part in parts)
+
+
 def read_operator(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Term | None:
     """Return what an operator means for its arguments, or None if nothing tells."""
     meaning = OPERATORS.get(operator_name(target))
     if meaning is not None:
         try:
-            return meaning(*args, **kwargs)
+            term = meaning(*args, **kwargs)
         except TypeError:  # an overload with another signature than the one that the entry explains
             return None
+        return term if _is_whole(term) else None
     operands = tensors(*args, *kwargs.values())
     if _is_view(target):
         return move(operands[0], operands[1:])

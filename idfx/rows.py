@@ -128,8 +128,11 @@ class Exclusive:
         term = self._flow.terms[user]
         if self._flow.nodes[term.node].target is overwritten:
             return self._kept(position, user, labels)
-        if position not in term.operands or len(self._flow.sources(user)) != 1:
+        if position not in term.operands:
             return None
+        if len(self._flow.sources(user)) != 1:
+            entrywise = term.kind == "product" and term.tag == "scale" and term.shape is not None
+            return _broadcast(labels, term.shape) if entrywise else None
         if term.kind == "move":
             return self._moved(position, user, labels)
         same = isinstance(labels, torch.Tensor) and term.shape == tuple(labels.shape)
@@ -169,6 +172,16 @@ class Exclusive:
             same = isinstance(labels, torch.Tensor) and flow.terms[user].shape == tuple(labels.shape)
             return labels if same else None
         return _run(node, labels)
+
+
+def _broadcast(labels: Any, shape: tuple[int, ...] | None) -> Any:
+    """The labels of a product entry by entry with something else, None where they do not fit it."""
+    if not isinstance(labels, torch.Tensor) or shape is None or labels.dim() > len(shape):
+        return None
+    try:
+        return labels.expand(shape)
+    except RuntimeError:
+        return None
 
 
 def _run(node: torch.fx.Node, labels: Any) -> Any:

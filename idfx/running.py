@@ -227,6 +227,34 @@ def _restored_attributes(model: nn.Module) -> Iterator[None]:
                 value.update(kept_value)
 
 
+class _Parameters:
+    """Puts back parameters that a forward writes to (a momentum encoder): one is copied when it is about to change."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = [(parameter, parameter.data) for parameter in model.parameters()]
+        self._by_memory = {data.untyped_storage()._cdata: data for _, data in self._own}
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def before(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Copy what an operator is about to write to, if it is a parameter."""
+        if func._schema.is_mutable:
+            for value in (*args, *kwargs.values()):
+                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta:
+                        own = self._by_memory.pop(tensor.untyped_storage()._cdata, None)
+                        if own is not None:
+                            self._copies.append((own, own.clone()))
+
+    def put_back(self) -> None:
+        """Let all be as it was."""
+        for parameter, data in self._own:
+            if parameter.data.untyped_storage()._cdata != data.untyped_storage()._cdata:
+                parameter.data = data
+        with torch.no_grad():
+            for own, copy in self._copies:
+                own.copy_(copy)
+
+
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, grad: bool = False) -> Iterator[None]:
     """Evaluation mode without gradients (unless asked for), autocast, fused fast paths or compilation.
@@ -270,9 +298,15 @@ def run(
     Raises:
         ForwardError: the model raised; the message names the module in whose forward it did.
     """
+    kept = _Parameters(model)
+
+    def watched(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        kept.before(func, args, kwargs)
+        return on_call(func, args, kwargs)
+
     with undisturbed(model, grad), path.follow():
         try:
-            with enable_python_dispatcher(), OperatorCalls(on_call):
+            with enable_python_dispatcher(), OperatorCalls(watched):
                 return torch.func.functional_call(model, tensors, tuple(args), kwargs)
         except IdfxError:
             raise
@@ -294,6 +328,8 @@ def run(
                 f"{type(model).__name__}: forward raised {type(error).__name__} in {where} on {_shapes(args, kwargs)}: "
                 f"{words} {hint}"
             ) from error
+        finally:
+            kept.put_back()
 
 
 def _shapes(args: Sequence[Any], kwargs: dict[str, Any]) -> str:

@@ -445,3 +445,31 @@ def test_a_thousand_blocks_and_ten_thousand_cost_the_same_per_block(monkeypatch:
             times[blocks].append(time.process_time() - start)
             assert len(structure.joins) == blocks and all(join.zeroable for join in structure.joins)
     assert statistics.median(times[10_000]) < 10 * 2.5 * statistics.median(times[1_000])
+
+
+class Momentum(nn.Module):
+    """A frozen encoder that follows another one in its forward, by a write in place or by new data."""
+
+    def __init__(self, replace: bool) -> None:
+        super().__init__()
+        self.replace, self.online, self.target = replace, nn.Linear(4, 4), nn.Linear(4, 4)
+        self.target.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            for slow, fast in zip(self.target.parameters(), self.online.parameters(), strict=True):
+                if self.replace:
+                    slow.data = slow.data * 0.9 + fast.data * 0.1
+                else:
+                    slow.mul_(0.9).add_(fast, alpha=0.1)
+        return x + self.online(x) - self.target(x)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("how", ["meta", "real"])
+def test_parameters_that_a_forward_updates_are_as_before(replace: bool, how: str) -> None:
+    net = Momentum(replace)
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in net.named_parameters()}
+    record(net, Example((values(0, 3, 4),)), how)
+    for name, parameter in net.named_parameters():
+        assert parameter is before[name][0] and torch.equal(parameter, before[name][1])

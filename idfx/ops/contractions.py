@@ -45,6 +45,23 @@ def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 
     return Term("sum", (scaled, input if beta == 1 else scale(input, float(beta))), tag="bias")
 
 
+@operator("aten.addr", "aten.addr_")
+def add_outer(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1) -> Term:
+    """Beta · input + alpha · vec1 ⊗ vec2."""
+    product = outer(vec1, vec2)
+    scaled = product if alpha == 1 else scale(product, float(alpha))
+    return Term("sum", (scaled, input if beta == 1 else scale(input, float(beta)))) if beta else scaled
+
+
+@operator("aten.linalg_multi_dot")
+def chained(tensors: Any) -> Term:
+    """Matrices multiplied one after the other."""
+    result = tensors[0]
+    for other in tensors[1:]:
+        result = contract(result, other, LEFT, RIGHT)
+    return result if isinstance(result, Term) else Term("move", (result,))
+
+
 def conv_layout(dimensions: int, groups: int = 1) -> Layout:
     """Layout of a convolution kernel (out, in / groups, *taps)."""
     return Layout(0, 1, tuple(range(2, 2 + dimensions)), groups, "out")

@@ -17,7 +17,7 @@ from idfx.ops.term import Term, concat, gate, move, operator, tensors
     "aten.repeat", "aten.tile", "aten.roll", "aten.flip", "aten.fliplr", "aten.flipud", "aten.rot90",
     "aten.repeat_interleave", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle",
     "aten.native_channel_shuffle", "aten.im2col", "aten.tril", "aten.tril_", "aten.triu", "aten.triu_",
-    "aten.block_diag", "aten.diag_embed", "aten.diag", "aten.real", "aten.imag", "aten.to_sparse", "aten._to_sparse",
+    "aten.diag_embed", "aten.diag", "aten.real", "aten.imag", "aten.to_sparse", "aten._to_sparse",
     "aten.view_as_complex_copy",
     "aten.view_as_real_copy", "aten.resize_", "aten.nan_to_num", "aten.nan_to_num_", "aten.combinations",
     "aten.to_dense", "aten.bfloat16", "aten.unsafe_split", "aten.unsafe_chunk", "aten.unsafe_split_with_sizes",
@@ -70,8 +70,8 @@ def selected(x: Any, *where: Any, **options: Any) -> Term:
 
 @operator("aten.cat", "aten.concat", "aten.concatenate", "aten.stack", "aten.hstack", "aten.vstack",
           "aten.dstack", "aten.column_stack", "aten.row_stack", "aten.meshgrid", "aten.complex",
-          "aten._pad_packed_sequence", "aten.cartesian_prod", "aten.broadcast_tensors", "aten._pack_padded_sequence",
-          "aten.pad_sequence")  # fmt: skip
+          "aten._pad_packed_sequence", "aten.block_diag", "aten.cartesian_prod", "aten.broadcast_tensors",
+          "aten._pack_padded_sequence", "aten.pad_sequence")  # fmt: skip
 def joined(values: Any, *rest: Any, **options: Any) -> Term:
     """Several tensors side by side."""
     return concat((values, *[r for r in rest if tensors(r)]))

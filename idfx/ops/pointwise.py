@@ -37,8 +37,10 @@ def inverted(x: Any) -> Term:
     return reciprocal(x)
 
 
-@operator("aten.square", "aten.square_", "aten.hardswish", "aten.hardswish_")
-def entrywise(x: Any) -> Term:
+@operator("aten.square", "aten.square_", "aten.hardswish", "aten.hardswish_", "aten.fake_quantize_per_tensor_affine",
+          "aten.fake_quantize_per_channel_affine", "aten.fake_quantize_per_tensor_affine_cachemask",
+          "aten.fused_moving_avg_obs_fake_quant")  # fmt: skip
+def entrywise(x: Any, *rest: Any, **options: Any) -> Term:
     """A function of each entry with f(0) = 0 that torch does not mark as pointwise."""
     return keeps_zero(x)
 
@@ -89,7 +91,7 @@ def zero(x: Any, *rest: Any, **options: Any) -> Term:
           "aten.normal_", "aten.bernoulli", "aten.bernoulli_", "aten.random_", "aten.exponential_",
           "aten._assert_async", "aten._assert_tensor_metadata", "aten.item", "aten._local_scalar_dense",
           "aten.sym_size", "aten.is_nonzero", "aten.equal", "aten.allclose", "aten.sym_numel",
-          "aten.is_same_size")  # fmt: skip
+          "aten.is_same_size", "aten._has_compatible_shallow_copy_type")  # fmt: skip
 def constant(x: Any, *rest: Any, **options: Any) -> Term:
     """A value that x gives at most its shape to."""
     return Term("gate", ())

@@ -13,7 +13,7 @@ from idfx.ops.term import Term, gate, keeps_zero, mix, operator, pool
     "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", "aten._adaptive_avg_pool2d",
     "aten._adaptive_avg_pool3d", "aten.col2im", "aten.sum_to_size", "aten._sum_to_size", "aten.diff",
     "aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d", "aten.affine_grid_generator",
-    "aten.segment_reduce",
+    "aten.segment_reduce", "aten.trapezoid", "aten.cumulative_trapezoid",
 )  # fmt: skip
 def averaged(x: Any, *rest: Any, **options: Any) -> Term:
     """Fixed linear combinations of entries."""
@@ -37,7 +37,7 @@ def resampled(x: Any, *rest: Any, **options: Any) -> Term:
     "aten.adaptive_max_pool3d", "aten.fractional_max_pool2d", "aten.amax", "aten.amin", "aten.max", "aten.min",
     "aten.max_pool1d_with_indices", "aten.max_unpool2d", "aten.max_unpool1d", "aten.max_unpool3d",
     "aten.median", "aten.nanmedian", "aten.kthvalue", "aten.sort", "aten.topk", "aten.cummax", "aten.cummin",
-    "aten.aminmax", "aten.mode",
+    "aten.aminmax", "aten.mode", "aten.quantile", "aten.nanquantile",
 )  # fmt: skip
 def largest(x: Any, *rest: Any, **options: Any) -> Term:
     """Chosen entries among others: the largest, the sorted, the median."""
