@@ -8,8 +8,13 @@ definitions at length.
 from __future__ import annotations
 
 import heapq
+import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
 
 from idfx.cuts import Cut, Cuts, flatten
 from idfx.flow import Flow
@@ -85,6 +90,8 @@ class Finder:
         if position not in self.paths.signal:
             return "gate", "it steers another value and carries none itself"
         side = sides[0]
+        if self._apart(position, side):
+            return "fusion", "its operands read different entries of their fork, and some reach nothing but this sum"
         branch = self._continuous(side)
         if side.fork not in branch:
             return "index", "the fork reaches the branch through whole numbers alone"
@@ -107,23 +114,86 @@ class Finder:
         return None
 
     def _continues(self, side: Side) -> bool:
-        """Whether the value of the fork reaches the join through the branch, and not as a gate alone.
-
-        Beside a projection, what cannot be zero (an exponential, a softmax) passes no value on.
-        """
+        """Whether the value of the fork reaches the join through the branch, and not as a gate alone."""
         inside, seen = set(side.region), set(side.others)
         stack = list(side.others)
         while stack:
             position = stack.pop()
             if position == side.fork:
                 return True
-            if side.length >= WEIGHT and self.terms[position].kind == "gate":
-                continue
-            for source in self.paths.values(position) if position in inside else ():
+            for source in self._carried(position) if position in inside else ():
                 if source not in seen:
                     seen.add(source)
                     stack.append(source)
         return False
+
+    def _apart(self, position: int, side: Side) -> bool:
+        """Whether the branch reads none of the fork's entries that the shortcut does, but some that go nowhere else.
+
+        Closing it would silence these: two frames of a film, the steps of a recurrence. The halves of a reversible
+        coupling both go on.
+        """
+        way, here = [side.operand], side.operand
+        while here != side.fork:
+            sources = self.flow.sources(here)
+            inner = self.blocks.sides.get(here)
+            if inner is None and len(sources) != 1:
+                return False
+            here = sources[0] if inner is None else inner.operand
+            way.append(here)
+        numbers = self._numbers(side.fork)
+        if numbers is None:
+            return False
+        taken: Any = numbers
+        for source, user in itertools.pairwise(reversed(way)):
+            after = self._selected(source, user, taken)
+            if after is None:
+                break
+            taken = after
+        own = _entries(taken)
+        if own is None or len(own) == numbers.numel():
+            return False
+        alone = False
+        inside = {*side.region, *side.others}
+        stack: list[tuple[int, Any]] = [(side.fork, numbers)]
+        while stack:
+            source, labels = stack.pop()
+            for user in self.flow.users.get(source, ()):
+                if user not in inside and user != position:
+                    continue
+                after = None if user == position else self._selected(source, user, labels)
+                if after is not None:
+                    stack.append((user, after))
+                    continue
+                read = _entries(labels)
+                if read is None or not own.isdisjoint(read):
+                    return False
+                alone = alone or self.paths.only_through(source, position)
+        return alone
+
+    def _numbers(self, position: int) -> torch.Tensor | None:
+        shape = self.terms[position].shape
+        return None if shape is None else torch.arange(1, math.prod(shape) + 1).view(shape)
+
+    def _selected(self, position: int, user: int, labels: Any) -> Any:
+        """The numbers of the entries behind a move that does nothing but select and arrange, else None."""
+        term = self.terms[user]
+        if term.kind != "move" or len(self.flow.sources(user)) != 1 or position not in term.operands:
+            return None
+        try:
+            return self.exclusive.moved(position, user, labels)
+        except (RuntimeError, IndexError, TypeError):
+            return None
+
+    def _carried(self, position: int) -> tuple[int, ...]:
+        """The operands whose value a term passes on; of fixed numbers times a gate (noise times a deviation) none."""
+        term = self.terms[position]
+        if term.kind == "product":
+            gates = [o for o in term.operands if self.terms[o].data and self.terms[o].kind == "gate"]
+            fixed = [o for o in term.operands if not self.terms[o].data and not self.terms[o].parametric]
+            if gates and len(gates) + len(fixed) == len(term.operands):
+                return ()
+        return self.paths.values(position)
 
     def _continuous(self, side: Side) -> set[int]:
         """The terms of the branch that reach the join otherwise than by indices and counts, the fork included."""
@@ -253,3 +323,11 @@ class Finder:
                 yield position
                 inner = self.blocks.sides.get(position)
                 stack.extend(self.flow.sources(position) if inner is None else (inner.operand,))
+
+
+def _entries(labels: Any) -> set[int] | None:
+    """The numbers among labels, without the 0 of padding; None where they are not known."""
+    parts = labels if isinstance(labels, (list, tuple)) else (labels,)
+    if not all(isinstance(part, torch.Tensor) for part in parts):
+        return None
+    return {number for part in parts for number in part.unique().tolist() if number}

@@ -344,6 +344,12 @@ def _values(buffers: Mapping[str, torch.Tensor], example: Example) -> dict[str, 
     return {name: tensor for name, tensor in named.items() if not tensor.is_meta}
 
 
+def _running_means(model: nn.Module) -> Iterator[str]:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            yield f"{path}.running_mean".lstrip(".")
+
+
 def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> Capture:
     """Return the graph of one forward pass on "meta" or on "real" tensors; `capture` chooses."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -371,6 +377,7 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
         )
     recorder.output(outputs)
     zeros = [name for name, buffer in buffers.items() if not buffer.is_meta and not buffer.any()]
+    zeros += [name for name in _running_means(model) if buffers[name].is_meta]  # no values: as they start out
     constants = {name: tensor for name, tensor in recorder.constants.items() if not tensor.is_meta}
     return Capture(
         model=type(model).__name__,
@@ -402,7 +409,8 @@ def capture(model: nn.Module, example: Example, before_real: Callable[[], object
     Raises:
         ForwardError: the forward raised on the example, on meta tensors and on real ones.
         ResourceError: memory ran out in the forward.
-        CaptureError: the forward returns no tensor, or needs values while the model has none (meta device).
+        CaptureError: the forward returns no tensor, or needs values while the model has none (meta device); the model
+            is a TorchScript module, or its forward calls an operator for control flow (torch.cond).
 
     Example:
         >>> found = capture(torch.nn.Linear(3, 2), Example((torch.ones(1, 3),)))
@@ -412,6 +420,11 @@ def capture(model: nn.Module, example: Example, before_real: Callable[[], object
         ('meta', ['bias', 'weight'])
     """
     model = unwrap(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"{type(model).__name__}: it is a TorchScript module, whose operators run outside of Python; expected a "
+            "torch.nn.Module as Python runs it. Give the module from which it was scripted or traced."
+        )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise CaptureError(

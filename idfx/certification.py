@@ -127,9 +127,10 @@ def _run(model: nn.Module, example: Example, observer: _Observer, grad: bool) ->
 def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certificate:
     """Return what two runs of the model show: is every residual join its shortcut, does the signal get through.
 
-    A join passes if max|output − shortcut| / max|shortcut| is at most √eps, and exactly 0 where the ends are 0 (the
-    shortcut of an outer block counts too, if it is larger): a
-    branch that ends with entries of eps, behind a normalisation whose own epsilon is no smaller, is that small.
+    A join passes if max|output − shortcut| / max|shortcut| is at most ∛eps, and exactly 0 where the ends are 0 (the
+    shortcut of an outer block counts too, if it is larger). A branch that ends with entries of eps is of their size; a
+    normalisation behind them multiplies it by one over the root of its own epsilon, and one with less than 1e-8 is
+    no way to an end.
 
     Args:
         model: the initialised model, on any device.
@@ -216,7 +217,7 @@ class _Verdict:
         deviation = difference / size if size else math.inf if difference else 0.0
         if not join.zeroable:
             return JoinCheck(join.name, join.kind, deviation, math.inf, "open")
-        tolerance = 0.0 if all(map(self._exactly_zero, join.ends)) else math.sqrt(self._eps)
+        tolerance = 0.0 if all(map(self._exactly_zero, join.ends)) else math.cbrt(self._eps)
         status = "identity" if deviation <= tolerance else "deviates"
         return JoinCheck(join.name, join.kind, deviation, tolerance, status)
 

@@ -6,6 +6,7 @@ between a fork and its join, so that its cost is that of the region.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from idfx.flow import Flow
 
 _DEEPEST = 100  # terms before a region that are followed back to their parameters; as a rule it is a handful
 
+_LEAST = 1e-8  # what a normalisation must add to what it divides by, so that the almost zero before it stays small
 _MOST = 16  # ends of which some may turn out not to be needed; more are left as they are
 
 # Concatenation of lists as a tree of pairs, flattened once at the end: unions along a chain stay linear.
@@ -177,25 +179,22 @@ class Cuts:
         if position in self._inner:
             branch, shortcut = self._inner[position]
             return everything((self._look_up(shortcut), branch))
-        by_kind: dict[str, Callable[[int], Cut]] = {
-            "parameter": lambda p: Cut(ends=(Leaf(self._names[term.node], p),), weights=False),
-            "zero": lambda p: Cut(),
-            "product": self._product,
-            "contract": self._contract,
-            "sum": self._sum,
-        }
-        if term.kind in by_kind:
-            return by_kind[term.kind](position)
-        if term.kind in ("move", "mix", "pool", "scale", "map", "concat", "norm"):
-            if term.kind == "concat":
-                return self._sum(position)
-            cut = everything(
-                self._at(self._look_up(operand), position) if term.data and not self._terms[operand].data
-                else self._look_up(operand)
-                for operand in term.operands
-            )  # fmt: skip
+        if term.kind in _OPERATIONS:
+            return _OPERATIONS[term.kind](self, position)
+        if term.kind == "zero":
+            return Cut()
+        if term.kind == "parameter":
+            return Cut(ends=(Leaf(self._names[term.node], position),), weights=False)
+        if term.kind in _PASSING:
+            found = [self._look_up(operand) for operand in term.operands]
+            if term.data:
+                own = zip(term.operands, found, strict=True)
+                found = [cut if self._terms[o].data else self._at(cut, position) for o, cut in own]
+            cut = found[0] if len(found) == 1 else everything(found)
             if term.kind != "norm":
                 return cut
+            if term.data and not cut.obstacle and (term.eps or 0.0) < _LEAST:
+                return Cut(obstacle=f"{term.node} divides by the size of what it gets and adds next to nothing to it")
             if not term.data and not term.eps:
                 return Cut(obstacle=f"{term.node} divides a weight by its own norm, which undoes any size")
             return replace(cut, normalised=True)
@@ -239,7 +238,8 @@ class Cuts:
                 scaled = Cut(cut.ends, (cut.scales, crossed), cut.silenced, normalised, cut.obstacle, cut.weights)
                 ranked.append((order, operand, scaled))
             else:
-                ranked.append(((0 if self._prefer_scales else 2, -1, operand), operand, self._at(cut, position)))
+                most = -math.prod(terms[operand].shape or ()) if not terms[position].data else -1
+                ranked.append(((0 if self._prefer_scales else 2, most, operand), operand, self._at(cut, position)))
         ranked.sort(key=lambda candidate: candidate[0])
         alone: Callable[[Cut], bool] = lambda cut: cut.clean and all(self._own(leaf.term) for leaf in flatten(cut.ends))  # noqa: E731
         for accept in (alone, lambda cut: cut.clean, lambda cut: not cut.obstacle):
@@ -276,6 +276,8 @@ class Cuts:
         return Cut(leaves, cut.scales, cut.silenced, cut.normalised, cut.obstacle, weights)
 
 
+_PASSING = frozenset({"move", "mix", "pool", "scale", "map", "norm"})
+_OPERATIONS = {"product": Cuts._product, "contract": Cuts._contract, "sum": Cuts._sum, "concat": Cuts._sum}
 _OBSTACLES = {
     "input": "an input of the model enters the branch behind its last parameter",
     "constant": "{node} is fixed and not zero",

@@ -97,7 +97,7 @@ def to_json(plan: Plan) -> str:
         "seed": plan.seed,
         "options": dict(plan.options),
         "notes": list(plan.notes),
-        "roles": dict(plan.roles),
+        **({"roles": dict(plan.roles)} if plan.roles else {}),
         "parameters": parameters,
     }
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -131,7 +131,7 @@ def _plain_role(
     elif how in ("position", "offset", "other") and not any(use.term in around.signal for use in uses):
         if how == "offset" or any(around.flow.terms[use.term].tag == "softmax" for use in uses):
             name, evidence = "attention bias", "it is added to scores, which steer another value"
-    elif how == "offset" and sum(size > 1 for size in shape) > 1:
+    elif how == "offset" and all(use.axes > 1 for use in uses if use.how == "offset"):
         name, evidence = "position", f"it is added to data, and is another at each place: {list(shape)}"
     return name, evidence
 
@@ -144,7 +144,7 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, par
     traits: Traits = {}
     if weights:
         own = layout_traits(layout, weights[0].slices, shape)
-        traits = together([*(around.traits.get(use.term, {}) for use in weights), own])
+        traits = {**together([around.traits.get(use.term, {}) for use in weights]), **own}
     ending = parts.ends.get(uses[0].parameter, [])
     if ending:
         names = ", ".join(join.name for join in ending)

@@ -134,7 +134,7 @@ class Exclusive:
             entrywise = term.kind == "product" and term.tag == "scale" and term.shape is not None
             return _broadcast(labels, term.shape) if entrywise else None
         if term.kind == "move":
-            return self._moved(position, user, labels)
+            return self.moved(position, user, labels)
         same = isinstance(labels, torch.Tensor) and term.shape == tuple(labels.shape)
         return labels if same and term.kind in ("scale", "map", "product", "sum") else None
 
@@ -161,8 +161,14 @@ class Exclusive:
         part.zero_()
         return kept
 
-    def _moved(self, position: int, user: int, labels: Any) -> Any:
-        """Run the operator behind a move on the labels, which are a list where it splits."""
+    def moved(self, position: int, user: int, labels: Any) -> Any:
+        """Return the labels behind a move, by its own operator run on them; a list of them where it splits.
+
+        Args:
+            position: the term that the labels belong to.
+            user: the move.
+            labels: a tensor of numbers in the shape of the term's value, or a list of such.
+        """
         flow = self._flow
         if flow.terms[user].tag == "first half":
             axes = flow.terms[user].axes or (-1,)

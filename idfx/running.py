@@ -22,7 +22,7 @@ from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from idfx.errors import ForwardError, IdfxError, ResourceError, UsageError
+from idfx.errors import CaptureError, ForwardError, IdfxError, ResourceError, UsageError
 from idfx.inputs import misfit
 from idfx.sources import out_of_memory, shortened
 
@@ -231,8 +231,10 @@ class _Parameters:
     """Puts back parameters that a forward writes to (a momentum encoder): one is copied when it is about to change."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = [(parameter, parameter.data) for parameter in model.parameters()]
-        self._by_memory = {data.untyped_storage()._cdata: data for _, data in self._own}
+        with torch._C.DisableTorchFunction():  # where memory lies is asked, and nothing of what is in it
+            self._memory = [(parameter, parameter.untyped_storage()) for parameter in model.parameters()]
+        self._form = [(p.storage_offset(), p.size(), p.stride()) for p, _ in self._memory]
+        self._own = {storage._cdata: parameter for parameter, storage in self._memory}
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def before(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -241,15 +243,15 @@ class _Parameters:
             for value in (*args, *kwargs.values()):
                 for tensor in value if isinstance(value, (list, tuple)) else (value,):
                     if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta:
-                        own = self._by_memory.pop(tensor.untyped_storage()._cdata, None)
+                        own = self._own.pop(tensor.untyped_storage()._cdata, None)
                         if own is not None:
-                            self._copies.append((own, own.clone()))
+                            self._copies.append((own, own.detach().clone()))
 
     def put_back(self) -> None:
         """Let all be as it was."""
-        for parameter, data in self._own:
-            if parameter.data.untyped_storage()._cdata != data.untyped_storage()._cdata:
-                parameter.data = data
+        for (parameter, storage), form in zip(self._memory, self._form, strict=True):
+            if parameter.untyped_storage()._cdata != storage._cdata:
+                parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device).set_(storage, *form)
         with torch.no_grad():
             for own, copy in self._copies:
                 own.copy_(copy)
@@ -317,6 +319,11 @@ def run(
                     f"{type(model).__name__}: out of memory in {where} on {_shapes(args, kwargs)}"
                     f" ({shortened(error)}); expected room for what it computes."
                     " Use smaller inputs, a smaller --dtype or another --device."
+                ) from error
+            if "not registered" in str(error) and OperatorCalls.__name__ in str(error):
+                raise CaptureError(
+                    f"{type(model).__name__}: forward calls an operator for control flow (torch.cond, for instance) in "
+                    f"{where}, inside of which operators are not seen; expected Python's own. Write an if or a loop."
                 ) from error
             words = " ".join(str(error).split())
             words = words if len(words) <= 300 else words[:297] + "..."

@@ -20,7 +20,7 @@ class Use:
     "norm shift", "scale", "position" (rows looked up by fixed indices), "offset" (added), "token" (put beside the
     data), "fixed" (a layer within an expression that no input enters) or "other". `rows` is the range of
     the outputs of a weight that it takes, None for all; `slices` the axis along which each slice of it is divided by
-    its own norm.
+    its own norm; `axes` is the number of axes along which what meets the data has more than one entry.
     """
 
     parameter: str
@@ -30,6 +30,7 @@ class Use:
     activation: str = ""
     rows: tuple[int, int] | None = None
     slices: int | None = None
+    axes: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ def find_sites(flow: Flow) -> Sites:
                 layout = matrix.layout if matrix is not None else None
                 activation = _activation(flow, position) if how == "weight" else ""
                 rows = matrix.rows if matrix is not None else None
-                use = Use(name, how, position, layout, activation, rows, _slices(flow, chain))
+                axes = sum(size > 1 for size in flow.terms[operand].shape or ())
+                use = Use(name, how, position, layout, activation, rows, _slices(flow, chain), axes)
                 uses.setdefault(name, []).append(use)
                 if how in ("weight", "table", "recurrent"):
                     module = flow.module(position) or flow.capture.model

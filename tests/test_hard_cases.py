@@ -454,6 +454,44 @@ case("rows added at their places",
 case("rows put and accumulated",
      lambda m, x: x.index_put((i := torch.tensor([0, 2], device=x.device),), mlp(m, x[i]), accumulate=True),
      [("identity", ("b.weight",))], inputs=(values(3, 4),), closed=same, **AB)  # fmt: skip
+
+
+def frames(m: Any, x: Tensor) -> Tensor:
+    """The second frame is read by the branch alone: closing it would silence the frame."""
+    first, second = x.unbind(1)[:2]
+    return first + m.b(m.a(second).relu())
+
+
+def unrolled(m: Any, x: Tensor) -> Tensor:
+    """A recurrence: each step reads an entry of its own."""
+    state = torch.tanh(m.a(x[:, 0]))
+    for t in range(1, 3):
+        state = torch.tanh(m.a(x[:, t]) + m.b(state))
+    return state
+
+
+def coupled(m: Any, x: Tensor) -> Tensor:
+    """The halves of a reversible block both go on."""
+    first, second = x.chunk(2, -1)
+    first = first + m.b(second).relu()
+    return torch.cat((first, second + m.a(first).relu()), -1)
+
+
+def deep_supervision(m: Any, x: Tensor) -> Tensor:
+    """A prediction from a coarse resolution beside one from a fine one."""
+    y = m.a(x).relu()
+    return m.p(y) + m.up(m.b(functional.max_pool2d(y, 2)).relu())
+
+
+case("two frames", frames, [], sums=["fusion"], **AB)
+case("steps of a recurrence", unrolled, [], sums=["fusion"] * 2, **AB)
+case("a reversible coupling", coupled, [("resampled", ("a.weight",)), ("resampled", ("b.weight",))],
+     closed=same, a=lin(2, 2), b=lin(2, 2))  # fmt: skip
+case("a transposed convolution comes back from a coarser resolution", deep_supervision, [], sums=["fusion"],
+     inputs=(image(),), a=conv(), b=conv(), p=conv(4, 3, 1), up=nn.ConvTranspose2d(4, 3, 2, 2))  # fmt: skip
+case("a normalisation folded into its weight",
+     lambda m, x: x + functional.linear(x, m.w * (m.g / m.s.exp())[:, None], m.shift - 0.5 * m.shift),
+     [("identity", ("w",))], closed=same, w=values(4, 4), g=values(4), s=values(4), shift=values(4))  # fmt: skip
 case("a low-rank pair beside its weight", lambda m, x: x + functional.linear(m.a(x).relu(), m.w + m.up @ m.down),
      [("identity", ("up", "w"))], closed=same,
      a=lin(), w=values(4, 4), up=values(4, 2), down=values(2, 4))  # fmt: skip

@@ -24,12 +24,13 @@ class Chain(nn.Module):
         return x
 
 
-analyse(capture(Chain(1), Example((torch.ones(1, 2),))))  # what is imported on first use
-for depth in (100, 1000, 10000):
-    start = time.perf_counter()
-    captured = capture(Chain(depth), Example((torch.ones(1, 2),)))
-    middle = time.perf_counter()
-    found = analyse(captured)
-    end = time.perf_counter()
-    taken = f"capture {middle - start:6.2f} s, analysis {end - middle:6.2f} s"
-    print(f"{depth:6} blocks: {taken}, {len(found.joins)} joins")
+if __name__ == "__main__":
+    analyse(capture(Chain(1), Example((torch.ones(1, 2),))))  # what is imported on first use
+    for depth in (100, 1000, 10000):
+        start = time.perf_counter()
+        captured = capture(Chain(depth), Example((torch.ones(1, 2),)))
+        middle = time.perf_counter()
+        found = analyse(captured)
+        end = time.perf_counter()
+        taken = f"capture {middle - start:6.2f} s, analysis {end - middle:6.2f} s"
+        print(f"{depth:6} blocks: {taken}, {len(found.joins)} joins")

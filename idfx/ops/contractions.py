@@ -85,7 +85,11 @@ def _transposed_convolution(dimensions: int) -> Any:
     def conv_transpose(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
                        output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Term:  # fmt: skip
         """A transposed convolution, kernel (in, out / groups, *taps)."""
-        return contract(input, weight, None, conv_transpose_layout(dimensions, groups), bias)
+        layouts = None, conv_transpose_layout(dimensions, groups)
+        steps = stride if isinstance(stride, (list, tuple)) else (stride,)
+        tag = "upsample" if any(step > 1 for step in steps) else ""
+        result = Term("contract", (input, weight), layouts=layouts, tag=tag)
+        return result if bias is None else Term("sum", (result, bias), tag="bias")
 
     return conv_transpose
 

@@ -15,7 +15,7 @@ from idfx.ops.term import Term, concat, gate, move, operator, tensors
     "aten.lift_fresh_copy", "aten.detach_", "aten.alias_copy", "aten.detach_copy", "aten._conj_physical",
     "aten.conj_physical",
     "aten.repeat", "aten.tile", "aten.roll", "aten.flip", "aten.fliplr", "aten.flipud", "aten.rot90",
-    "aten.repeat_interleave", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle",
+    "aten.repeat_interleave", "aten.pixel_unshuffle", "aten.channel_shuffle",
     "aten.native_channel_shuffle", "aten.im2col", "aten.tril", "aten.tril_", "aten.triu", "aten.triu_",
     "aten.diag_embed", "aten.diag", "aten.real", "aten.imag", "aten.to_sparse", "aten._to_sparse",
     "aten.view_as_complex_copy",
@@ -28,6 +28,12 @@ from idfx.ops.term import Term, concat, gate, move, operator, tensors
 def moved(x: Any, *rest: Any, **options: Any) -> Term:
     """Entries of x in another order, place or type."""
     return move(x)
+
+
+@operator("aten.pixel_shuffle")
+def shuffled(x: Any, factor: int) -> Term:
+    """Channels arranged as a finer resolution."""
+    return Term("move", (x,), tag="upsample")
 
 
 @operator("aten.t", "aten.t_", "aten.numpy_T", "aten.adjoint", "aten.mT", "aten.matrix_H")

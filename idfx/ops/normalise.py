@@ -6,6 +6,8 @@ from typing import Any
 
 from idfx.ops.term import Term, affine, norm, operator, scale
 
+_FLOAT32 = 1.1920929e-07  # torch's own choice for float32 where none is given
+
 
 @operator("aten.batch_norm", "aten.cudnn_batch_norm", "aten._native_batch_norm_legit")
 def batch_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
@@ -13,12 +15,12 @@ def batch_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_va
     """Batch normalisation: in evaluation mode (x − mean) / √(var + eps) with fixed statistics."""
     if training or running_mean is None:
         return norm(input, weight, bias, eps)
-    return affine(shifted(scale(input), running_mean), weight, bias)
+    return affine(shifted(input, running_mean), weight, bias)
 
 
-def shifted(x: Term, mean: Any) -> Term:
-    """X minus the running mean, which is zero before training and is taken to be."""
-    return Term(x.kind, x.operands, (mean,), tag="running norm")
+def shifted(x: Any, mean: Any) -> Term:
+    """(x − mean) divided by running statistics: a fixed scale, and an offset unless the mean is zero."""
+    return scale(Term("sum", (x, mean), tag="running mean"))
 
 
 @operator("aten.native_batch_norm")
@@ -58,7 +60,7 @@ def native_group_norm(input: Any, weight: Any, bias: Any, n: Any, c: Any, hxw: A
 @operator("aten.rms_norm", "aten._fused_rms_norm")
 def rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Term:
     """Root-mean-square normalisation."""
-    return norm(input, weight, None, eps or 0.0)
+    return norm(input, weight, None, _FLOAT32 if eps is None else eps)
 
 
 @operator("aten._weight_norm", "aten._weight_norm_interface")

@@ -339,7 +339,7 @@ class Squeezed(Part):
 
 
 class Scaled(Part):
-    """A branch times a scale parameter, which is the end where nothing else can be, or where a zero would grow."""
+    """A branch times a scale parameter, which is the end unless weights are that keep a zero as small as it is."""
 
     def __init__(self, s: Spec, dim: int, form: Form, log: Log) -> None:
         super().__init__(dim, form, log)
@@ -352,7 +352,8 @@ class Scaled(Part):
     def cut(self) -> Cut:
         inner = self.own["inner"].cut()  # type: ignore[operator]
         gamma = self.parameter("gamma")
-        return Cut((gamma,)) if inner is None or inner.loud else inner | Cut((), (), (gamma,))
+        nearer = inner is None or inner.loud or any(end.dim() < 2 for end in inner.ends)
+        return Cut((gamma,)) if nearer else inner | Cut((), (), (gamma,))
 
 
 class Normed(Part):
