@@ -233,7 +233,7 @@ class _Parameters:
     def __init__(self, model: nn.Module) -> None:
         with torch._C.DisableTorchFunction():  # where memory lies is asked, and nothing of what is in it
             self._memory = [(parameter, parameter.untyped_storage()) for parameter in model.parameters()]
-        self._form = [(p.storage_offset(), p.size(), p.stride()) for p, _ in self._memory]
+            self._form = [(p.storage_offset(), p.size(), p.stride()) for p, _ in self._memory]
         self._own = {storage._cdata: parameter for parameter, storage in self._memory}
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -250,7 +250,9 @@ class _Parameters:
     def put_back(self) -> None:
         """Let all be as it was."""
         for (parameter, storage), form in zip(self._memory, self._form, strict=True):
-            if parameter.untyped_storage()._cdata != storage._cdata:
+            with torch._C.DisableTorchFunction():
+                moved = parameter.untyped_storage()._cdata != storage._cdata
+            if moved:
                 parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device).set_(storage, *form)
         with torch.no_grad():
             for own, copy in self._copies:
