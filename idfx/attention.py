@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from idfx.flow import Flow
+from idfx.flow import Flow, divides
 
 PARTS = ("query", "key", "value", "attention output")
 _PASSING = frozenset({"move", "scale", "sum", "concat", "mix", "map"})
@@ -83,17 +83,6 @@ def sites_before(flow: Flow, operand: int) -> Iterator[int]:
         return flow.terms[position].kind == "contract"
 
     return _before(flow, (operand,), is_site, _leads_on)
-
-
-def divides(flow: Flow, position: int) -> bool:
-    """Return whether a product divides one value by a statistic, as a normalisation written by hand does.
-
-    Args:
-        flow: the data flow.
-        position: the product's term.
-    """
-    operands = (flow.terms[operand] for operand in flow.terms[position].operands)
-    return any(operand.kind == "gate" and operand.tag == "reciprocal" for operand in operands)
 
 
 def _sites_behind(flow: Flow, position: int) -> Iterator[int]:

@@ -92,6 +92,17 @@ class Flow:
         return tuple(dict.fromkeys(o for o in self.terms[term].operands if self.terms[o].data))
 
 
+def divides(flow: Flow, position: int) -> bool:
+    """Return whether a product divides one value by a statistic, as a normalisation written by hand does.
+
+    Args:
+        flow: the data flow.
+        position: the product's term.
+    """
+    operands = (flow.terms[operand] for operand in flow.terms[position].operands)
+    return any(operand.kind == "gate" and operand.tag == "reciprocal" for operand in operands)
+
+
 def operator_name(target: Any) -> str:
     """Return "aten.add" for the overload aten::add.Tensor."""
     return target._schema.name.replace("::", ".") if hasattr(target, "_schema") else str(target)

@@ -132,8 +132,8 @@ def _joins(structure: Structure, named: Mapping[str, str]) -> tuple[Join, ...]:
                 mine = [j for j in around if depth(j) == deepest]
             if not mine:
                 raise UsageError(
-                    f"role {role!r} of {name}: it stands in the branch of no residual join; expected a parameter of a "
-                    "branch. `idfx analyze` shows the joins."
+                    f"role {role!r} of {name}: no residual join has it as a weight or scale of its branch; "
+                    "expected one that does. `idfx analyze` shows the joins."
                 )
             for join in mine:
                 claimed.setdefault(join.name, []).append(name)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from idfx.flow import Flow, operator_name
+from idfx.flow import Flow, divides, operator_name
 from idfx.records import Layout, Site
 from idfx.views import Matrix, follow, read_matrix
 
@@ -103,14 +103,41 @@ def _how(flow: Flow, position: int, operand: int, leaf: int, chain: tuple[int, .
         return "recurrent"
     if term.kind == "move" and operand in term.operands:
         return "table"  # only where it is looked up does data come in
+    plain = all(flow.terms[p].kind == "move" for p in chain)
     if term.kind == "product" and operand in term.operands:
-        return "norm scale" if term.tag == "norm scale" else "scale"
+        return "norm scale" if term.tag == "norm scale" or (plain and _scales_norm(flow, position)) else "scale"
     if term.kind == "sum" and operand in term.operands:
         by_hand = "bias" if _is_bias(flow, position, operand, own) else "offset"
+        by_hand = "norm shift" if plain and _shifts_norm(flow, position) else by_hand
         return {"bias": "bias", "shift": "norm shift"}.get(term.tag, by_hand)
     if term.kind == "concat":
         return "token"
     return "other"
+
+
+def _data(flow: Flow, position: int) -> int | None:
+    """The only data operand of a term, past moves and scales."""
+    while True:
+        sources = flow.sources(position)
+        if len(sources) != 1:
+            return None
+        position = sources[0]
+        if flow.terms[position].kind not in ("move", "scale"):
+            return position
+
+
+def _scales_norm(flow: Flow, position: int) -> bool:
+    """Whether a product multiplies what a normalisation gives, written by an operator or by hand."""
+    before = _data(flow, position)
+    return before is not None and (flow.terms[before].kind == "norm" or divides(flow, before))
+
+
+def _shifts_norm(flow: Flow, position: int) -> bool:
+    """Whether a sum adds to what a normalisation gives, scaled or not."""
+    before = _data(flow, position)
+    if before is not None and flow.terms[before].kind == "product" and len(flow.sources(before)) == 1:
+        return _scales_norm(flow, before)
+    return before is not None and (flow.terms[before].kind == "norm" or divides(flow, before))
 
 
 def _is_bias(flow: Flow, position: int, operand: int, shape: tuple[int, ...]) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from idfx.attention import attention_parts, divides, sites_before
-from idfx.flow import Flow
+from idfx.attention import attention_parts, sites_before
+from idfx.flow import Flow, divides
 from idfx.paths import NONLINEAR, Paths
 from idfx.records import Layout
 

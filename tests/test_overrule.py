@@ -115,7 +115,7 @@ def test_the_word_goes_into_the_plan_and_comes_back(tmp_path: Path) -> None:
         ({"secnd.weight": "end"}, "no such parameter.*Did you mean second.weight"),
         ({"second.weight": "edn"}, "unknown; expected one of.*Did you mean end"),
         ({"second.bias": "inner"}, "reads no matrix in it"),
-        ({"0.weight": "end"}, "stands in the branch of no residual join"),
+        ({"0.weight": "end"}, "no residual join has it"),
     ],
 )
 def test_words_that_make_no_sense_are_refused(roles: dict[str, str], words: str) -> None:

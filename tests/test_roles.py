@@ -165,3 +165,14 @@ def test_a_weight_normalised_along_its_inputs_is_kept() -> None:
     assert "normalised" in role.traits and role.layout is not None
     report = idfx.init_(net, (values(1, 4, 5),))
     assert "0.parametrizations.weight.original1" in report.plan.kept
+
+
+def test_scales_and_shifts_of_normalisations_by_hand() -> None:
+    def body(m: Any, x: Any) -> Any:
+        y = functional.layer_norm(m.a(x), (4,)) * m.scale + m.shift
+        z = y * (y.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return m.head(m.other * z + m.more) * (1 + m.near_one)
+
+    parts = {name: nn.Parameter(values(4)) for name in ("scale", "shift", "other", "more", "near_one")}
+    found = roles(Small(body, a=lin(), head=lin(), **parts))
+    assert [found[name][0] for name in parts] == ["norm scale", "norm shift", "norm scale", "norm shift", "scale"]
