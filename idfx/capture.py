@@ -378,7 +378,10 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
     recorder.output(outputs)
     zeros = [name for name, buffer in buffers.items() if not buffer.is_meta and not buffer.any()]
     zeros += [name for name in _running_means(model) if buffers[name].is_meta]  # no values: as they start out
-    constants = {name: tensor for name, tensor in recorder.constants.items() if not tensor.is_meta}
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    constants = {
+        name: tensor for name, tensor in recorder.constants.items() if not tensor.is_meta and not wrapped(tensor)
+    }
     return Capture(
         model=type(model).__name__,
         zeros=frozenset(zeros) | {name for name, tensor in constants.items() if not tensor.any()},

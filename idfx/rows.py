@@ -195,7 +195,12 @@ def _run(node: torch.fx.Node, labels: Any) -> Any:
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: labels)
     assert callable(node.target)
     with torch.no_grad():
-        return node.target(*args, **kwargs)
+        result = node.target(*args, **kwargs)
+    if (
+        isinstance(result, torch.Tensor) and result.dtype != torch.int64
+    ):  # another type: the entries stay where they are
+        return labels if isinstance(labels, torch.Tensor) and result.shape == labels.shape else None
+    return result
 
 
 def _rows(labels: Any) -> set[int]:
