@@ -67,7 +67,7 @@ def scheme_options(function: F) -> F:
         click.option("--eps", default=None, type=float, help="Entry at the end of a branch [1e-6]; 0 for zeros."),
         click.option("--loosen", default=None, metavar="diagonal|dense|none", help="Where the noise goes [diagonal]."),
         click.option(
-            "--conv-order", default=None, metavar="channel|tap|centre", help="How a kernel is read [channel]."
+            "--conv-order", default=None, metavar="auto|channel|tap|centre", help="How a kernel is read [auto]."
         ),
     )(function)  # fmt: skip
 

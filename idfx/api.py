@@ -197,4 +197,4 @@ def failure_text(certificate: Certificate, model: str) -> str:
         return f"{found}; expected finite numbers. Check that the model gives them as its author initialises it."
     if any(check.status == "deviates" for check in certificate.checks):
         return f"{found}; expected every block to start as its shortcut."
-    return f"{found}; expected different ones. Try another --conv-order, centre keeps images in place, or keep a layer."
+    return f"{found}; expected different ones. Try --conv-order centre, which keeps images in place, or keep a layer."

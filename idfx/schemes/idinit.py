@@ -18,7 +18,7 @@ from idfx.registry import did_you_mean
 from idfx.schemes.scheme import Keep, scheme
 
 LOOSEN = ("diagonal", "dense", "none")
-ORDERS = ("channel", "tap", "centre")
+ORDERS = ("auto", "channel", "tap", "centre")
 
 # Standard deviations are kept through these functions by these gains (torch.nn.init.calculate_gain).
 _GAINS = {
@@ -56,14 +56,15 @@ class Options:
 
     `tau`: entry of the identity, a number or "gain" for the gain of the activation that follows. `eps`: entry of
     the zero-preserving matrix; 0 makes it zero. `loosen`: which entries get noise N(0, eps_tau²). `conv_order`:
-    how a kernel is read as a matrix; the default is the order that collapsed in no setting tried (docs/method.md).
+    how a kernel is read as a matrix; "auto" is "channel" in residual branches, the order that collapsed in no setting
+    tried, and "centre" elsewhere, where a shift by each layer would move the signal off the image (docs/method.md).
     """
 
     tau: float | str = 1.0
     eps: float = 1e-6
     loosen: str = "diagonal"
     eps_tau: float = 1e-6
-    conv_order: str = "channel"
+    conv_order: str = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.tau, str):
@@ -104,6 +105,17 @@ def _layout(layout: Layout | None) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
+def _order(role: Role, options: Options) -> tuple[str, str]:
+    """How a kernel is read, and why where the user's word does not settle it."""
+    if role.layout is not None and role.layout.grouped == "in":
+        return "centre", "; a transposed kernel is read from its centre (ours)"
+    if options.conv_order != "auto":
+        return options.conv_order, ""
+    if role.name in ("inner", "end"):
+        return "channel", ""
+    return "centre", "; outside of branches a kernel is read from its centre, which shifts nothing (ours)"
+
+
 def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, reason: str) -> Decision:
     assert role.layout is not None
     kernel = bool(role.layout.tap_axes)
@@ -121,9 +133,8 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
         arguments["loosen"] = options.loosen
         arguments["eps_tau"] = options.eps_tau
     if kernel:
-        transposed = role.layout.grouped == "in"
-        arguments["order"] = "centre" if transposed else options.conv_order
-        reason += "; a transposed kernel is read from its centre (ours)" if transposed else ""
+        arguments["order"], why = _order(role, options)
+        reason += why
     layout = _layout(role.layout)
     if layout:
         arguments["layout"] = layout

@@ -1,8 +1,10 @@
 """The lines of sweeps → docs/zoo.md and one table per library.
 
-    python tests/zoo/page.py --commit 1a2b3c4 sweep/*.jsonl
+    python tests/zoo/page.py 1a2b3c4 sweep/*.jsonl
+    python tests/zoo/page.py 0f9e8d7 earlier/*.jsonl 1a2b3c4 sweep/*.jsonl
 
-Nothing is left out: a model that falls short stands under "What falls short" with its reason, and in its table.
+Each file is taken to be swept at the commit before it; a later line of a model replaces an earlier one. Nothing is left
+out: a model that falls short stands under "What falls short" with its reason, and in its table.
 """
 
 from __future__ import annotations
@@ -134,7 +136,18 @@ def speed(lines: Sequence[Line]) -> str:
     )
 
 
-def page(lines: Sequence[Line], commit: str) -> str:
+def commits(lines: Sequence[Line]) -> str:
+    """Say at which commits models were swept.
+
+    Example:
+        >>> commits([{"commit": "a"}, {"commit": "b"}, {"commit": "a"}])
+        'a (2 models), b (1)'
+    """
+    found = Counter(line["commit"] for line in lines).most_common()
+    return ", ".join(f"{name} ({count}{' models' if not index else ''})" for index, (name, count) in enumerate(found))
+
+
+def page(lines: Sequence[Line]) -> str:
     """Return docs/zoo.md."""
     sets = {key: [line for line in lines if set_of(line["spec"]) == key] for key in SETS}
     head = ("models", "read", "on meta", "with an unknown operator", "joins", "can be closed", "certified",
@@ -147,9 +160,9 @@ def page(lines: Sequence[Line], commit: str) -> str:
         "for set in timm-all torchvision transformers-all torch small; do",
         "    python tests/zoo/sweep.py --set $set -o $set.jsonl",
         "done",
-        "python tests/zoo/page.py --commit $(git rev-parse --short HEAD) *.jsonl",
+        "python tests/zoo/page.py $(git rev-parse --short HEAD) *.jsonl",
         "```", "",
-        f"Swept at commit {commit}.", "",
+        f"Swept at commit {commits(lines)}.", "",
         "| " + " | ".join(head) + " |", "|" + " --- |" * len(head),
     ]  # fmt: skip
     for key, found in sets.items():
@@ -198,22 +211,29 @@ def page(lines: Sequence[Line], commit: str) -> str:
 def main() -> None:
     """Write the pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("files", nargs="+", metavar="FILE.jsonl", help="what sweeps wrote; later lines replace earlier")
-    parser.add_argument("--commit", required=True, help="what was swept")
+    parser.add_argument(
+        "words", nargs="+", metavar="COMMIT FILE.jsonl ...", help="what was swept, and what was written"
+    )
     options = parser.parse_args()
     found: dict[str, Line] = {}
-    for file in options.files:
-        for text in Path(file).read_text(encoding="utf-8").splitlines():
+    commit = ""
+    for word in options.words:
+        if not word.endswith(".jsonl"):
+            commit = word
+            continue
+        if not commit:
+            parser.error(f"{word}: no commit before it")
+        for text in Path(word).read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
-            found[f"{set_of(line['spec'])}:{name_of(line['spec'])}"] = line
+            found[f"{set_of(line['spec'])}:{name_of(line['spec'])}"] = {**line, "commit": commit}
     lines = [found[key] for key in sorted(found)]
     (DOCS / "zoo").mkdir(exist_ok=True)
     for key, what in SETS.items():
         own = [line for line in lines if set_of(line["spec"]) == key]
         if own:
-            text = [f"# {what}", "", f"Swept at commit {options.commit}; [zoo.md](../zoo.md) explains the columns.", ""]
+            text = [f"# {what}", "", f"Swept at commit {commits(own)}; [zoo.md](../zoo.md) explains the columns.", ""]
             (DOCS / "zoo" / f"{key}.md").write_text("\n".join([*text, *table(own)]) + "\n", encoding="utf-8")
-    (DOCS / "zoo.md").write_text(page(lines, options.commit), encoding="utf-8")
+    (DOCS / "zoo.md").write_text(page(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
