@@ -141,18 +141,19 @@ class Finder:
                 return False
             here = sources[0] if inner is None else inner.operand
             way.append(here)
-        numbers = self._numbers(side.fork)
-        if numbers is None:
+        way.reverse()
+        if not self._narrows(way):
             return False
+        shape = self.terms[side.fork].shape or ()
+        numbers = torch.arange(math.prod(shape)).view(shape)
         taken: Any = numbers
-        for source, user in itertools.pairwise(reversed(way)):
+        for source, user in itertools.pairwise(way):
             after = self._selected(source, user, taken)
             if after is None:
                 break
             taken = after
-        own = _entries(taken)
-        if own is None or len(own) == numbers.numel():
-            return False
+        own = torch.zeros(numbers.numel(), dtype=torch.bool)
+        own[_joined(taken)] = True
         alone = False
         inside = {*side.region, *side.others}
         stack: list[tuple[int, Any]] = [(side.fork, numbers)]
@@ -165,15 +166,21 @@ class Finder:
                 if after is not None:
                     stack.append((user, after))
                     continue
-                read = _entries(labels)
-                if read is None or not own.isdisjoint(read):
+                if bool(own[_joined(labels)].any()):
                     return False
                 alone = alone or self.paths.only_through(source, position)
         return alone
 
-    def _numbers(self, position: int) -> torch.Tensor | None:
-        shape = self.terms[position].shape
-        return None if shape is None else torch.arange(1, math.prod(shape) + 1).view(shape)
+    def _narrows(self, way: list[int]) -> bool:
+        """Whether the first thing that a shortcut does with its fork is to take a part of it."""
+        whole = self.terms[way[0]].shape
+        for source, user in itertools.pairwise(way):
+            term = self.terms[user]
+            if term.kind != "move" or len(self.flow.sources(user)) != 1 or source not in term.operands:
+                return False
+            if whole is not None and term.shape is not None and math.prod(term.shape) < math.prod(whole):
+                return True
+        return False
 
     def _selected(self, position: int, user: int, labels: Any) -> Any:
         """The numbers of the entries behind a move that does nothing but select and arrange, else None."""
@@ -325,9 +332,7 @@ class Finder:
                 stack.extend(self.flow.sources(position) if inner is None else (inner.operand,))
 
 
-def _entries(labels: Any) -> set[int] | None:
-    """The numbers among labels, without the 0 of padding; None where they are not known."""
+def _joined(labels: Any) -> torch.Tensor:
+    """All the numbers among labels."""
     parts = labels if isinstance(labels, (list, tuple)) else (labels,)
-    if not all(isinstance(part, torch.Tensor) for part in parts):
-        return None
-    return {number for part in parts for number in part.unique().tolist() if number}
+    return torch.cat([part.flatten() for part in parts])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -124,18 +123,6 @@ def most(lines: Iterable[Line], reasons: Callable[[Line], Iterable[str]]) -> lis
     return [(reason, number, where[reason]) for reason, number in count.most_common()]
 
 
-def speed(lines: Sequence[Line]) -> str:
-    """Say what reading cost."""
-    on_meta = [line["seconds"] for line in lines if line.get("how") == "meta" and "meta forward" in line["seconds"]]
-    against = statistics.median(s["capture"] / s["meta forward"] for s in on_meta)
-    share = statistics.median(s["analyse"] / s["capture"] for s in on_meta)
-    return (
-        f"Over the {len(on_meta)} models that were captured and run on meta tensors, capture took {against:.1f} × one "
-        f"forward pass on the meta device (median), and analysis {share:.2f} × capture, on a machine busy with two "
-        "sweeps at a time."
-    )
-
-
 def commits(lines: Sequence[Line]) -> str:
     """Say at which commits models were swept.
 
@@ -177,7 +164,6 @@ def page(lines: Sequence[Line]) -> str:
         "- *proven*: the same with noise in all other parameters, so that nothing but the ends makes it so",
         "- *replayed*: models whose captured graph gives the model's own output, bit for bit, on an input that it was "
         "not captured on, or, where no other input fits, on the example", "",
-        speed(lines), "",
         "## What falls short", "",
     ]  # fmt: skip
     short = [(line["spec"], shortfalls(line)) for line in lines]
