@@ -10,7 +10,7 @@ import functools
 import operator as python_operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -25,8 +25,7 @@ _OWN = "the model's own forward"
 _INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
 
 
-@dataclass(frozen=True, slots=True)
-class FlowTerm:
+class FlowTerm(NamedTuple):
     """One term of the data flow; its operands and gates are positions in `Flow.terms`, all before its own.
 
     `kind` is one of `idfx.ops.term`, or "input", "parameter", "constant". `data`: its value depends on an input;

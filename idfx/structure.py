@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from idfx.blocks import Blocks, Finder
@@ -200,6 +202,23 @@ def analyse(capture: Capture) -> Structure:
     Raises:
         StructureError: one parameter is asked to be two things.
     """
+    with _collector_paused():
+        return _analyse(capture)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Many small objects are made that all live on; going through them again and again would find no garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _analyse(capture: Capture) -> Structure:
     flow = read(capture)
     paths = Paths(flow)
     finder = Finder(flow, paths)
