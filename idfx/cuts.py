@@ -1,7 +1,7 @@
 """What silences a branch: the parameters that, at zero, make a term zero.
 
-One recursion over what each kind of term does with a zero (`idfx.ops.term`), run bottom-up over the terms
-between a fork and its join, so that its cost is that of the region.
+One recursion over what each kind of term does with a zero (`idfx.ops.term`), from the join back to the parameters and
+no further than the fork, so that its cost is at most that of the region.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from idfx.flow import Flow
 
-_DEEPEST = 100  # terms before a region that are followed back to their parameters; as a rule it is a handful
+_DEEPEST = 100  # terms that are followed back from a join to their parameters, call by call; as a rule a handful
 
 _LEAST = 1e-8  # what a normalisation must add to what it divides by, so that the almost zero before it stays small
 _MOST = 16  # ends of which some may turn out not to be needed; more are left as they are
@@ -80,6 +80,10 @@ def everything(cuts: Iterable[Cut]) -> Cut:
     return Cut(ends, scales, silenced, normalised, weights=weights)
 
 
+class _TooDeepError(Exception):
+    """A way from a join back to its ends is longer than calls may nest."""
+
+
 class Cuts:
     """The cuts of the terms of one region, of the parameter expressions that enter it, and of its inner joins.
 
@@ -95,7 +99,9 @@ class Cuts:
     ) -> None:
         self.chosen: dict[int, int] = {}
         self._flow, self._terms, self._length = flow, flow.terms, length
-        self._forked: set[int] = set()
+        self._region: Sequence[int] = ()
+        self._inside: set[int] = set()
+        self._forked: set[int] | None = None
         self._names = flow.capture.parameters
         self._inner = inner
         self._prefer_scales = prefer_scales
@@ -111,13 +117,24 @@ class Cuts:
         `own` says of a term whether it serves nothing but the branch: of several ends such are taken, and from before
         the region no others.
         """
-        self._known, self._own, self._forked = {}, own, {fork}
-        self._fork = fork
-        for position in region:
-            if not self._forked.isdisjoint(self._flow.sources(position)):
-                self._forked.add(position)
-            self._known[position] = self._cut(position)
-        return self._fewest(region, wanted, everything(self._get(position) for position in wanted))
+        self._known, self._own, self._fork = {}, own, fork
+        self._region, self._inside, self._forked = region, set(region), None
+        try:
+            cut = everything([self._get(position) for position in wanted])
+        except _TooDeepError:  # from the fork on, then
+            for position in region:
+                self._known[position] = self._cut(position)
+            cut = everything([self._get(position) for position in wanted])
+        return self._fewest(region, wanted, cut)
+
+    def _carries_fork(self, position: int) -> bool:
+        """Whether a term of the region depends on the fork."""
+        if self._forked is None:
+            self._forked = {self._fork}
+            for term in self._region:
+                if not self._forked.isdisjoint(self._flow.sources(term)):
+                    self._forked.add(term)
+        return position in self._forked
 
     def _fewest(self, region: Sequence[int], wanted: Sequence[int], cut: Cut) -> Cut:
         """Leave out the ends, the last ones first, that only see what the others have made zero."""
@@ -150,10 +167,16 @@ class Cuts:
     def _get(self, position: int) -> Cut:
         if not self._terms[position].data:
             return self.expression(position)
-        if position not in self._known and self._depth < _DEEPEST and self._serves(position):
-            self._depth += 1
-            self._known[position] = self._cut(position)
-            self._depth -= 1
+        if position not in self._known:
+            inside = position in self._inside
+            if inside and self._depth >= _DEEPEST:
+                raise _TooDeepError
+            if inside or (self._depth < _DEEPEST and self._serves(position)):
+                self._depth += 1
+                try:
+                    self._known[position] = self._cut(position)
+                finally:
+                    self._depth -= 1
         return self._known.get(position, Cut(obstacle="the fork reaches the join without crossing a parameter"))
 
     def expression(self, position: int) -> Cut:
@@ -232,7 +255,7 @@ class Cuts:
             if terms[operand].data:
                 passed = [o for o in operands if not terms[o].data and not self._look_up(o).obstacle]
                 crossed = tuple(self._look_up(o).ends for o in passed)
-                rank = 3 if operand not in self._forked else 1 if cut.weights else 2
+                rank = 3 if not self._carries_fork(operand) else 1 if cut.weights else 2
                 order = rank, self._length.get(operand, 0), operand
                 normalised = cut.normalised or reciprocal
                 scaled = Cut(cut.ends, (cut.scales, crossed), cut.silenced, normalised, cut.obstacle, cut.weights)

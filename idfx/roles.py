@@ -48,6 +48,10 @@ class Surroundings:
     signal: frozenset[int]
     traits: Mapping[int, Traits]
 
+    def place(self, term: int) -> str:
+        """Return the join that a term is, or else the module in whose forward it stands."""
+        return self.names.get(term) or self.flow.module(term) or self.flow.capture.model
+
 
 def _first_and_last(flow: Flow, paths: Paths) -> tuple[frozenset[int], frozenset[int]]:
     """The weight sites with no weight before them, and those with none between them and the outputs."""
@@ -187,7 +191,7 @@ def _ending_rows(parameter: str, joins: Sequence[Join]) -> Ranges | None:
 
 
 def _terms(uses: Sequence[Use], around: Surroundings) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(around.names[use.term] for use in uses))
+    return tuple(dict.fromkeys(around.place(use.term) for use in uses))
 
 
 def assign_roles(
@@ -204,9 +208,8 @@ def assign_roles(
     """
     first, last = _first_and_last(flow, paths)
     between = frozenset(_behind(flow, set(joins)) & _before(flow, set(joins)))
-    modules = {p: flow.module(p) or flow.capture.model for p in range(len(flow.terms))}
     traits = read_traits(flow, paths)
-    around = Surroundings(flow, stem, shortcut, {**modules, **names}, first, last, between, paths.signal, traits)
+    around = Surroundings(flow, stem, shortcut, names, first, last, between, paths.signal, traits)
     parts = Parts.of([join for join in joins.values() if join.zeroable])
     roles = {}
     for name, info in flow.capture.info.items():

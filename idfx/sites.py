@@ -201,8 +201,9 @@ def find_sites(flow: Flow) -> Sites:
         for operand in dict.fromkeys(term.operands + term.gates):
             if flow.terms[operand].data or not flow.terms[operand].parametric:
                 continue
-            leaves = _values(flow, list(_leaves(flow, operand)))
-            fixed = any(_is_layer(flow, p) for _, chain in leaves for p in chain)
+            bare = flow.terms[operand].kind == "parameter"
+            leaves = [(operand, ())] if bare else _values(flow, list(_leaves(flow, operand)))
+            fixed = not bare and any(_is_layer(flow, p) for _, chain in leaves for p in chain)
             for leaf, chain in leaves:
                 name = flow.capture.parameters[flow.terms[leaf].node]
                 how = "fixed" if fixed else _how(flow, position, operand, leaf, chain)

@@ -163,7 +163,8 @@ def page(lines: Sequence[Line]) -> str:
         "in the models that are small enough to be run here (the column of the tables says *not tried* for the others)",
         "- *proven*: the same with noise in all other parameters, so that nothing but the ends makes it so",
         "- *replayed*: models whose captured graph gives the model's own output, bit for bit, on an input that it was "
-        "not captured on, or, where no other input fits, on the example", "",
+        "not captured on, or, where no other input fits, on the example; where a forward goes another way on the meta "
+        "device, a graph captured on real tensors", "",
         "## What falls short", "",
     ]  # fmt: skip
     short = [(line["spec"], shortfalls(line)) for line in lines]
