@@ -43,7 +43,7 @@ class Leaf:
     term: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Cut:
     """How a term is silenced: `ends` are to be zero, and `silenced` (biases and shifts behind them) too.
 

@@ -73,7 +73,7 @@ class Paths:
                 length[position] = 0
             elif term.data:
                 sources = self.flow.sources(position)
-                length[position] = min(length[source] + self.step(source, position) for source in sources)
+                length[position] = min([length[source] + self.step(source, position) for source in sources])
         return length
 
     def step(self, source: int, position: int) -> int:
@@ -85,6 +85,8 @@ class Paths:
             return NONLINEAR if len(self.flow.sources(position)) > 1 else SCALE
         if term.kind == "move":
             before = self.flow.terms[source].shape
+            if term.shape == before:
+                return 0
             same = term.shape is None or before is None or math.prod(term.shape) == math.prod(before)
             return 0 if same else RESAMPLE
         return _STEP[term.kind]

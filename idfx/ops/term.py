@@ -37,7 +37,7 @@ OPERATORS: Registry[Meaning] = Registry("operator", "idfx.ops")
 operator = OPERATORS.register
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Term:
     """What an operator does: a kind, the operands that its value is made of, and what only steers it.
 
