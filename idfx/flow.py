@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.fx
 
-from idfx.capture import overwritten
 from idfx.ops.term import OPERATORS, Term, gate, move, tensors
+from idfx.recorder import overwritten
 from idfx.records import Capture, Layout, Unknown
 
 _ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_"})
