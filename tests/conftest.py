@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from idfx_cli.main import main
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,3 +20,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def rewrite_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be rewritten."""
     return bool(request.config.getoption("--rewrite-golden"))
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str, str]]:
+    """Run the program in this process: exit code, stdout, stderr."""
+
+    def call(line: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main(line.split())
+        out, err = capfd.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return call

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from idfx_cli.main import main
 from safetensors.torch import save_file
 from torch import nn
 
@@ -92,20 +91,6 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("idfx_source_")]:
         del sys.modules[name]
-
-
-@pytest.fixture
-def run(capfd):
-    """Run the program in this process: exit code, stdout, stderr."""
-
-    def call(line: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main(line.split())
-        out, err = capfd.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
 
 
 class Net(nn.Module):

@@ -15,7 +15,6 @@ import click
 import pytest
 import torch
 from idfx_cli import limits
-from idfx_cli.main import main
 from torch import nn
 
 import idfx
@@ -143,20 +142,6 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("idfx_source_")]:
         del sys.modules[name]
-
-
-@pytest.fixture
-def run(capfd):
-    """Run the program in this process: exit code, stdout, stderr."""
-
-    def call(line: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main(line.split())
-        out, err = capfd.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
 
 
 def program(line: str) -> tuple[int, str, str]:
