@@ -12,6 +12,7 @@ from torch import nn
 from idfx.apply import apply_
 from idfx.capture import capture
 from idfx.certification import certify
+from idfx.claims import claims
 from idfx.errors import CertificateError, PlanError
 from idfx.inputs import check as check_inputs
 from idfx.inputs import no_example, takes_nothing
@@ -183,9 +184,8 @@ def init_(
 
 
 def prove(model: nn.Module, structure: Structure, plan: Plan) -> Certificate:
-    """Return the certificate of a model to which a plan has been applied, with the plan's own eps."""
-    eps = plan.options.get("eps", 1e-6)
-    return certify(model, structure, eps=float(eps) if isinstance(eps, (int, float)) else 1e-6)
+    """Return the certificate of a model to which a plan has been applied: it is held to what the plan claims."""
+    return certify(model, structure, eps=claims(structure, plan))
 
 
 def failure_text(certificate: Certificate, model: str) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,43 +23,66 @@ class _OtherPathError(CertificateError):
     """The run makes other operator calls than the captured one."""
 
 
+class _Seen(NamedTuple):
+    """What was seen of one join: max|output − shortcut|, max|shortcut|, and the relative rounding of a sum."""
+
+    difference: float
+    size: float
+    rounding: float
+
+
 @dataclass
 class _Observer:
-    """Watches the calls at which joins stand; `expected` is the operator of each, by step."""
+    """Watches the calls at which joins stand, and those at which their ends act; `expected` is the operator of each.
+
+    `inputs` is the largest absolute entry that goes into the call of an end, by step.
+    """
 
     joins: dict[int, Join]
+    ends: frozenset[int]
     expected: dict[int, str]
     strict: bool = True
-    deviations: dict[str, tuple[float, float]] = field(default_factory=dict)
+    deviations: dict[str, _Seen] = field(default_factory=dict)
+    inputs: dict[int, float] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     calls: int = 0
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         step, self.calls = self.calls, self.calls + 1
         join = self.joins.get(step)
-        if join is None:
+        if join is None and step not in self.ends:
             return func(*args, **kwargs)
         if operator_name(func) != self.expected[step]:
             if self.strict:
                 raise _OtherPathError
-            self.joins = {}
+            self.joins, self.ends = {}, frozenset()
+            return func(*args, **kwargs)
+        if step in self.ends:
+            self.inputs[step] = max((_size(tensor) for tensor in tensors_in((args, kwargs))), default=0.0)
+        if join is None:
             return func(*args, **kwargs)
         shortcut = args[join.operand]
         if func._schema.is_mutable:
             shortcut = shortcut.clone()
         result = func(*args, **kwargs)
-        self.deviations[join.name] = _deviation(result, shortcut)
+        rounding = torch.finfo(result.dtype).eps if result.is_floating_point() or result.is_complex() else 0.0
+        self.deviations[join.name] = _Seen(_deviation(result, shortcut), _size(shortcut), rounding)
         self.sums[join.name] = _fingerprint(result)
         return result
 
 
-def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> tuple[float, float]:
-    """max|result − shortcut|, 0 if and only if they are equal and finite, and max|shortcut|."""
-    size = shortcut.abs().max().item() if shortcut.numel() else 0.0
+def _size(tensor: torch.Tensor) -> float:
+    """max|tensor|, 0 where there is none."""
+    counts = tensor.numel() and not tensor.is_nested and (tensor.is_floating_point() or tensor.is_complex())
+    return float(tensor.detach().abs().max()) if counts else 0.0
+
+
+def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> float:
+    """max|result − shortcut|, 0 if and only if they are equal and finite."""
     if torch.equal(result, shortcut.expand_as(result)):
-        return (0.0 if bool(torch.isfinite(result).all()) else math.inf), size
+        return 0.0 if bool(torch.isfinite(result).all()) else math.inf
     difference = (result - shortcut).abs().max().item()
-    return (difference if math.isfinite(difference) else math.inf), size
+    return difference if math.isfinite(difference) else math.inf
 
 
 def _fingerprint(tensor: torch.Tensor) -> float:
@@ -124,18 +147,24 @@ def _run(model: nn.Module, example: Example, observer: _Observer, grad: bool) ->
     return [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
 
 
-def certify(model: nn.Module, structure: Structure, eps: float = 1e-6) -> Certificate:
+def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, float] = 1e-6) -> Certificate:
     """Return what two runs of the model show: is every residual join its shortcut, does the signal get through.
 
-    A join passes if max|output − shortcut| / max|shortcut| is at most ∛eps, and exactly 0 where the ends are 0 (the
-    shortcut of an outer block counts too, if it is larger). A branch that ends with entries of eps is of their size; a
-    normalisation behind them multiplies it by one over the root of its own epsilon, and one with less than 1e-8 is
-    no way to an end.
+    A join passes if d = max|output − shortcut| / max|shortcut| is within a bound (the shortcut of an outer block counts
+    too, if it is larger). The bound is 0 where the ends are 0. Else a row of an end holds eps and −eps, so what it
+    gives is at most 2 · eps · h for inputs of at most h, which the run shows; what stands behind it multiplies by at
+    most g (`Join.gain`) and its scales by s, and the sum rounds:
+
+        d ≤ min(Σ 2 · eps · h · g · s / max|shortcut| + rounding, ∛eps), summed over the ends.
+
+    Where the graph tells no g, the bound is ∛eps: one over the root of the smallest epsilon, eps^(4/3), that a
+    normalisation behind an end may have, times eps.
 
     Args:
         model: the initialised model, on any device.
         structure: of this model, with the example that it was captured with.
-        eps: the size of the entries that the scheme calls zero.
+        eps: the size of the entries that the scheme calls zero; by parameter, where they are not all the same. A join
+            with an end that is not among them is not claimed to be closed.
 
     Raises:
         ForwardError: the model raised.
@@ -173,9 +202,10 @@ def _observed(
     """
     capture = structure.capture
     watched = {join.step: join for join in structure.joins if join.operand >= 0}
+    ends = frozenset(step for join in structure.joins if join.gain is not None for step in join.end_steps)
     calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
     names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
-    observer = _Observer(watched, names, strict)
+    observer = _Observer(watched, ends, names, strict)
     outputs = _run(model, example or capture.example, observer, capture.grad)
     if strict and observer.calls != capture.calls:
         raise _OtherPathError
@@ -200,26 +230,44 @@ def _read_again(model: nn.Module, structure: Structure) -> Structure:
 class _Verdict:
     """Judges joins by what was seen of them, with everything looked up once."""
 
-    def __init__(self, model: nn.Module, structure: Structure, seen: _Observer, eps: float) -> None:
+    def __init__(
+        self, model: nn.Module, structure: Structure, seen: _Observer, eps: float | Mapping[str, float]
+    ) -> None:
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._canonical = {a: info.name for info in structure.parameters.values() for a in (info.name, *info.aliases)}
         self._roles = structure.roles
         self._joins = {join.name: join for join in structure.joins}
-        self._seen, self._eps = seen.deviations, eps
+        self._seen, self._inputs, self._eps = seen.deviations, seen.inputs, eps
 
     def check(self, join: Join) -> JoinCheck:
         if join.name not in self._seen:
             return JoinCheck(join.name, join.kind, math.nan, math.nan, "unseen")
-        difference, size = self._seen[join.name]
+        difference, size, rounding = self._seen[join.name]
         parent = join.parent
         while parent is not None:  # a block inside a closed branch has a shortcut of next to nothing
-            size = max(size, self._seen.get(parent, (0.0, 0.0))[1])
+            size = max(size, self._seen[parent].size if parent in self._seen else 0.0)
             parent = self._joins[parent].parent
         deviation = difference / size if size else math.inf if difference else 0.0
-        if not join.zeroable:
-            return JoinCheck(join.name, join.kind, deviation, math.inf, "open")
-        tolerance = 0.0 if all(map(self._exactly_zero, join.ends)) else math.cbrt(self._eps)
+        eps = [self._claimed(end) for end in join.ends]
+        claimed = [entry for entry in eps if entry is not None]
+        if not join.zeroable or len(claimed) < len(eps):
+            return JoinCheck(join.name, join.kind, deviation, math.inf, "unclaimed" if join.zeroable else "open")
+        tolerance = 0.0
+        if max(claimed) and not all(map(self._exactly_zero, join.ends)):
+            tolerance = min(self._bound(join, max(claimed), size) + rounding, math.cbrt(max(claimed)))
         status = "identity" if deviation <= tolerance else "deviates"
         return JoinCheck(join.name, join.kind, deviation, tolerance, status)
+
+    def _claimed(self, end: End) -> float | None:
+        """The size of the entries that an end is claimed to have."""
+        return self._eps.get(self._canonical[end.parameter]) if isinstance(self._eps, Mapping) else self._eps
+
+    def _bound(self, join: Join, eps: float, size: float) -> float:
+        """The most that a branch with such ends can be, relative to the shortcut; infinite where that is not told."""
+        if join.gain is None or not size or any(step not in self._inputs for step in join.end_steps):
+            return math.inf
+        scales = math.prod(max(1.0, _size(self._parameters[scale])) for scale in join.scales)
+        return sum(2 * eps * self._inputs[step] for step in join.end_steps) * join.gain * scales / size
 
     def _exactly_zero(self, end: End) -> bool:
         weight = self._parameters[end.parameter].detach()

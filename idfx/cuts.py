@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from idfx.flow import Flow
+from idfx.flow import Flow, FlowTerm
 
 _DEEPEST = 100  # terms that are followed back from a join to their parameters, call by call; as a rule a handful
 
@@ -48,8 +48,9 @@ class Cut:
     """How a term is silenced: `ends` are to be zero, and `silenced` (biases and shifts behind them) too.
 
     `scales` are the scale parameters passed on the way. `weights`: all ends are weights. `normalised`: a normalisation
-    stands behind the ends, so that only an exact zero survives. `obstacle`, if not empty, says why there is no such
-    set.
+    stands behind the ends, so that only an exact zero survives. `gain`: the most that what stands behind the ends, but
+    for the scales, multiplies by; None where that has no bound that the graph tells. `obstacle`, if not empty, says
+    why there is no such set.
     """
 
     ends: Tree = ()
@@ -58,6 +59,7 @@ class Cut:
     normalised: bool = False
     obstacle: str = ""
     weights: bool = True
+    gain: float | None = 1.0
 
     @property
     def clean(self) -> bool:
@@ -71,13 +73,30 @@ def everything(cuts: Iterable[Cut]) -> Cut:
     scales: Tree = ()
     silenced: Tree = ()
     normalised, weights = False, True
+    gain: float | None = 0.0
     for cut in cuts:
         if cut.obstacle:
             return cut
+        gain = None if gain is None or cut.gain is None else max(gain, cut.gain)
         ends, scales = (ends, cut.ends), (scales, cut.scales)
         silenced, normalised = (silenced, cut.silenced), normalised or cut.normalised
         weights = weights and cut.weights
-    return Cut(ends, scales, silenced, normalised, weights=weights)
+    return Cut(ends, scales, silenced, normalised, weights=weights, gain=gain)
+
+
+def _times(term: FlowTerm, cut: Cut) -> float | None:
+    """How much larger what a cut silences can be behind a term that passes it on.
+
+    A normalisation divides x − mean(x), at most twice as large as x, by √(variance + eps) ≥ √eps, be the variance the
+    data's own or a running one.
+    """
+    if cut.gain is None or term.kind in ("mix", "map"):
+        return None
+    if term.kind in ("norm", "scale") and term.eps:
+        return cut.gain * 2 / math.sqrt(term.eps)
+    if term.kind == "scale":
+        return None if term.factor is None else cut.gain * abs(term.factor)
+    return cut.gain
 
 
 class _TooDeepError(Exception):
@@ -214,6 +233,8 @@ class Cuts:
                 own = zip(term.operands, found, strict=True)
                 found = [cut if self._terms[o].data else self._at(cut, position) for o, cut in own]
             cut = found[0] if len(found) == 1 else everything(found)
+            if not cut.obstacle and cut.gain != (gain := _times(term, cut)):
+                cut = replace(cut, gain=gain)
             if term.kind != "norm":
                 return cut
             if term.data and not cut.obstacle and (term.eps or 0.0) < _LEAST:
@@ -233,14 +254,19 @@ class Cuts:
         added = everything(self._look_up(o) for o in terms[position].operands if not terms[o].data)
         if cut.obstacle or added.obstacle:
             return Cut(obstacle=cut.obstacle or f"{added.obstacle}, and it joins the branch")
-        return Cut(cut.ends, cut.scales, (cut.silenced, added.ends), cut.normalised, weights=cut.weights)
+        silenced = (cut.silenced, added.ends)
+        return Cut(cut.ends, cut.scales, silenced, cut.normalised, weights=cut.weights, gain=cut.gain)
 
     def _contract(self, position: int) -> Cut:
         """The weight, or else what it is multiplied with."""
         data, weight = self._terms[position].operands
         own = self._at(self._look_up(weight), position, True)
-        other = self._look_up(data) if own.obstacle else own
-        return own if other.obstacle else other
+        if not self._terms[position].data:
+            own = replace(own, gain=None)
+        if not own.obstacle:
+            return own
+        other = self._look_up(data)
+        return own if other.obstacle else replace(other, gain=None)
 
     def _product(self, position: int) -> Cut:
         """One factor: what the fork becomes, if a weight ends it, else a scale parameter, else whatever is left."""
@@ -258,11 +284,18 @@ class Cuts:
                 rank = 3 if not self._carries_fork(operand) else 1 if cut.weights else 2
                 order = rank, self._length.get(operand, 0), operand
                 normalised = cut.normalised or reciprocal
-                scaled = Cut(cut.ends, (cut.scales, crossed), cut.silenced, normalised, cut.obstacle, cut.weights)
+                gain = cut.gain if len(passed) == len(operands) - 1 else None
+                scaled = Cut(cut.ends, (cut.scales, crossed), cut.silenced, normalised, cut.obstacle, cut.weights, gain)
                 ranked.append((order, operand, scaled))
             else:
                 most = -math.prod(terms[operand].shape or ()) if not terms[position].data else -1
-                ranked.append(((0 if self._prefer_scales else 2, most, operand), operand, self._at(cut, position)))
+                own = self._at(cut, position)
+                if terms[position].tag == "norm scale":  # its input exists only inside the operator
+                    other = next(o for o in operands if o != operand)
+                    own = replace(own, gain=_times(terms[other], own))
+                elif not terms[position].data:  # it multiplies a weight, of any size
+                    own = replace(own, gain=None)
+                ranked.append(((0 if self._prefer_scales else 2, most, operand), operand, own))
         ranked.sort(key=lambda candidate: candidate[0])
         alone: Callable[[Cut], bool] = lambda cut: cut.clean and all(self._own(leaf.term) for leaf in flatten(cut.ends))  # noqa: E731
         for accept in (alone, lambda cut: cut.clean, lambda cut: not cut.obstacle):
@@ -296,7 +329,7 @@ class Cuts:
     def _at(cut: Cut, position: int, weights: bool = False) -> Cut:
         """Let the ends of an expression act where it meets the data."""
         leaves = tuple(Leaf(leaf.parameter, position) for leaf in flatten(cut.ends))
-        return Cut(leaves, cut.scales, cut.silenced, cut.normalised, cut.obstacle, weights)
+        return Cut(leaves, cut.scales, cut.silenced, cut.normalised, cut.obstacle, weights, cut.gain)
 
 
 _PASSING = frozenset({"move", "mix", "pool", "scale", "map", "norm"})

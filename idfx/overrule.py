@@ -147,7 +147,7 @@ def _join(join: Join, claimed: list[str], named: Mapping[str, str]) -> Join:
         ends = tuple(kept.get(name, End(name)) for name in claimed)
         if ends == join.ends and join.zeroable:
             return join
-        return replace(join, ends=ends, exclusive=True, zeroable=True, reason="")
+        return replace(join, ends=ends, end_steps=(), gain=None, exclusive=True, zeroable=True, reason="")
     left = tuple(end for end in join.ends if named.get(end.parameter, "end") in _ENDS)
     if left == join.ends:
         return join

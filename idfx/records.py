@@ -113,8 +113,9 @@ class Join:
     and shifts behind them, which must be zero too). `scales` are the scale parameters between an end and the
     join. `exclusive`: the ends reach the outputs through this join alone. `zeroable`: the ends exist and are
     exclusive. `step` and `operand` say where to look in a run: the sum is call number `step`, its shortcut is
-    that operand; `parent` is the join whose branch this one lies in. `carries`: the inputs reach it although every
-    branch is closed.
+    that operand; `parent` is the join whose branch this one lies in. `end_steps` are the calls at which the ends act,
+    and `gain` the most that what stands behind them, but for the scales, multiplies by; None where the graph tells no
+    bound. `carries`: the inputs reach it although every branch is closed.
     """
 
     name: str
@@ -131,6 +132,8 @@ class Join:
     reason: str
     step: int
     operand: int
+    end_steps: tuple[int, ...] = ()
+    gain: float | None = None
     parent: str | None = None
     carries: bool = True
 
@@ -254,8 +257,9 @@ class JoinCheck:
     """One residual join in a run: how far its output is from its shortcut.
 
     `deviation` is max|output − shortcut| / max|shortcut|, the largest of the own and the outer shortcuts. `status` is
-    "identity", "deviates", "open" for a join that the structure says cannot be zeroed, or "unseen" for one whose
-    shortcut exists only inside an operator.
+    "identity", "deviates", "open" for a join that the structure says cannot be zeroed, "unclaimed" for one that
+    could be but that the plan does not say is closed, or "unseen" for one whose shortcut exists only inside an
+    operator.
     """
 
     join: str

@@ -158,6 +158,8 @@ class _Assembly:
             reason=reason,
             step=flow.step(position),
             operand=self._argument(position, side.operand),
+            end_steps=tuple(dict.fromkeys(flow.step(leaf.term) for leaf in leaves)),
+            gain=cut.gain if leaves else None,
             parent=None if parent is None else self.names[parent],
         )
 

@@ -722,6 +722,82 @@ def test_a_bias_behind_the_end_is_found():
     assert [failure for failure in found.failures if check.join in failure and "deviates" in failure]
 
 
+class Followed(nn.Module):
+    """x + what follows a linear end, with everything about its size known: h = 3, max|x| = 5 after the first layer."""
+
+    def __init__(self, behind: nn.Module) -> None:
+        super().__init__()
+        self.end, self.behind = nn.Linear(4, 4, bias=False), behind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.behind(self.end(x.clamp(-3, 3)))
+
+
+class Halved(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x
+
+
+# Behind the end: the most that it multiplies by, worked out on paper.
+BEHIND = {
+    "nothing": (nn.Identity(), 1.0),
+    "a factor": (Halved(), 0.5),
+    "a layer norm": (nn.LayerNorm(4, eps=1e-4), 2 / 1e-2),
+    "an RMS norm": (nn.RMSNorm(4, eps=1e-6), 2 / 1e-3),
+    "a batch norm": (nn.BatchNorm1d(4, eps=1e-2).eval(), 2 / 1e-1),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+@pytest.mark.parametrize("eps", [1e-7, 1e-5])
+def test_the_bound_follows_from_eps_and_the_norms_behind_the_end(name, eps):
+    behind, most = BEHIND[name]
+    model = Followed(behind).eval()
+    certificate = idfx.init_(model, (torch.tensor([[5.0, -2.0, 0.5, 1.0]]),), eps=eps).certificate
+    assert certificate is not None
+    (check,) = certificate.checks
+    expected = 2 * eps * 3 * most / 5 + torch.finfo(torch.float32).eps
+    assert check.tolerance == pytest.approx(min(expected, eps ** (1 / 3)), rel=1e-5)
+    assert check.status == "identity"
+
+
+@pytest.mark.parametrize("behind", [nn.Sigmoid(), nn.GELU()])
+def test_where_the_graph_tells_no_bound_it_is_the_cube_root_of_eps(behind):
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.end, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.end(x) * behind(self.other(x))
+
+    certificate = idfx.init_(Gated(), (torch.randn(2, 4),)).certificate
+    assert certificate is not None
+    assert [check.tolerance for check in certificate.checks] == pytest.approx([1e-2])
+
+
+def test_an_end_a_hundred_times_too_large_is_found_where_nothing_enlarges_it():
+    model = Block()
+    report = idfx.init_(model, (_rows(),))
+    (end,) = report.structure.joins[0].ends
+    with torch.no_grad():
+        model.get_parameter(end.parameter).mul_(100)
+    found = idfx.certify(model, report.structure)
+    assert found.checks[0].status == "deviates" and found.checks[0].deviation < 1e-2
+
+
+def test_a_block_whose_end_the_plan_keeps_is_reported_and_fails_nothing():
+    model = Block()
+    structure = idfx.analyze(model, (_rows(),))
+    plan = idfx.plan(structure)
+    (end,) = structure.joins[0].ends
+    decisions = {name: decision for name, decision in plan.decisions.items() if name != end.parameter}
+    edited = dataclasses.replace(plan, decisions=decisions, kept={**plan.kept, end.parameter: "by hand"})
+    certificate = idfx.init_(model, (_rows(),), plan=edited).certificate
+    assert certificate is not None and certificate.passed
+    assert [(check.status, check.deviation > 1e-2) for check in certificate.checks] == [("unclaimed", True)]
+
+
 def test_with_eps_0_a_branch_of_any_size_deviates():
     model = Block()
     structure = idfx.analyze(model, (_rows(),))

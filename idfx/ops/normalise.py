@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from idfx.ops.term import Term, affine, norm, operator, scale
+from idfx.ops.term import Term, affine, norm, operator
 
 _FLOAT32 = 1.1920929e-07  # torch's own choice for float32 where none is given
 
@@ -15,12 +15,12 @@ def batch_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_va
     """Batch normalisation: in evaluation mode (x − mean) / √(var + eps) with fixed statistics."""
     if training or running_mean is None:
         return norm(input, weight, bias, eps)
-    return affine(shifted(input, running_mean), weight, bias)
+    return affine(shifted(input, running_mean, eps), weight, bias)
 
 
-def shifted(x: Any, mean: Any) -> Term:
+def shifted(x: Any, mean: Any, eps: float) -> Term:
     """(x − mean) divided by running statistics: a fixed scale, and an offset unless the mean is zero."""
-    return scale(Term("sum", (x, mean), tag="running mean"))
+    return Term("scale", (Term("sum", (x, mean), tag="running mean"),), eps=float(eps))
 
 
 @operator("aten.native_batch_norm")

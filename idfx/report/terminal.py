@@ -84,14 +84,20 @@ _SAME_OUTPUT = "different features at every join, and the same output, which onl
 def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
     if found is None:
         return [("blocks", "not certified (--no-certify)")]
-    closed = [check for check in found.checks if check.status != "open"]
+    closed = [check for check in found.checks if check.status not in ("open", "unclaimed")]
     rows = []
     if closed:
         worst = found.worst
         text = f"{found.certified} of {len(closed)} residual blocks start as their shortcut"
         rows.append(("blocks", f"{text}; worst deviation {worst.deviation:.2g} at {worst.join}" if worst else text))
-    else:
+    elif not any(check.status == "unclaimed" for check in found.checks):
         rows.append(("blocks", "the model has no residual block that could be closed"))
+    if unclaimed := [check for check in found.checks if check.status == "unclaimed"]:
+        deviations = sorted(check.deviation for check in unclaimed)
+        count = _count(len(unclaimed), "residual block")
+        text = f"{count} {'is' if len(unclaimed) == 1 else 'are'} not closed by the plan"
+        span = f"{deviations[0]:.2g} to {deviations[-1]:.2g}" if len(deviations) > 1 else f"{deviations[0]:.2g}"
+        rows.append(("blocks", f"{text}: output and shortcut differ by {span} of the shortcut"))
     if still_open := [check.join for check in found.checks if check.status == "open"]:
         names = ", ".join(still_open[:3]) + (" ..." if len(still_open) > 3 else "")
         rows.append(("open", f"{_count(len(still_open), 'join')} cannot be closed: {names} (see idfx analyze)"))

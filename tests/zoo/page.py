@@ -62,6 +62,9 @@ def shortfalls(line: Line) -> list[str]:
         if line.get(word, line["zeroable"]) != line["zeroable"]:
             named = ", ".join(f"{join} by {size}" for join, size in list(line[f"{word} not"].items())[:3])
             found.append(f"{line[word]} of {line['zeroable']} joins are their shortcut {what}: {named}")
+    if "bounded" in line and line["bounded"] != line["zeroable"]:
+        named = ", ".join(f"{join} by {size}" for join, size in list(line["bounded not"].items())[:3])
+        found.append(f"{line['bounded']} of {line['zeroable']} joins are within their bound by default: {named}")
     if line.get("certified finite") is False:
         found.append("the output after `--eps 0` is not finite")
     if line.get("certified distinct") is False:
@@ -108,6 +111,8 @@ def counts(lines: Sequence[Line]) -> tuple[str, ...]:
         f"{sum(line['zeroable'] for line in ok)}",
         f"{sum(line['certified'] for line in tried)} of {sum(line['zeroable'] for line in tried)} in {len(tried)}",
         f"{sum(line.get('proven', 0) for line in tried)} of {sum(line['zeroable'] for line in tried)}",
+        f"{sum(line.get('bounded', 0) for line in tried)} of "
+        f"{sum(line['zeroable'] for line in tried if 'bounded' in line)}",
         f"{sum(line.get('replayed') in ('fresh', 'example') for line in tried)} of {len(tried)}",
     )
 
@@ -138,7 +143,7 @@ def page(lines: Sequence[Line]) -> str:
     """Return docs/zoo.md."""
     sets = {key: [line for line in lines if set_of(line["spec"]) == key] for key in SETS}
     head = ("models", "read", "on meta", "with an unknown operator", "joins", "can be closed", "certified",
-            "proven", "replayed")  # fmt: skip
+            "proven", "bounded", "replayed")  # fmt: skip
     text = [
         "# What idfx reads: the zoo", "",
         "Every model was read in a process of its own, with a limit of time and of memory. This page and the tables "
@@ -162,6 +167,8 @@ def page(lines: Sequence[Line]) -> str:
         "- *certified*: joins that are exactly their shortcut after `idfx init --eps 0`, of those that can be closed, "
         "in the models that are small enough to be run here (the column of the tables says *not tried* for the others)",
         "- *proven*: the same with noise in all other parameters, so that nothing but the ends makes it so",
+        "- *bounded*: joins that are their shortcut within their own bound after `idfx init` as it comes "
+        "([method.md](method.md#the-certificates-tolerance))",
         "- *replayed*: models whose captured graph gives the model's own output, bit for bit, on an input that it was "
         "not captured on, or, where no other input fits, on the example; where a forward goes another way on the meta "
         "device, a graph captured on real tensors", "",

@@ -235,9 +235,10 @@ def examine(spec: str, stages: Stages, certify_below: int) -> None:
 
 
 def prove(model: Any, built: Any, structure: Any, stages: Stages) -> None:
-    """Replay, certify after idinit with eps 0, and certify with noise everywhere but at the ends."""
+    """Replay, certify after idinit with eps 0 and as it comes, and certify with noise everywhere but at the ends."""
     import torch
 
+    from idfx.api import prove as certify_plan
     from idfx.apply import apply_
     from idfx.certification import certify
     from idfx.planning import make_plan
@@ -270,6 +271,13 @@ def prove(model: Any, built: Any, structure: Any, stages: Stages) -> None:
         apply_(model, plan)
     with stages.stage("certify"):
         stages.tell(**outcome("certified", certify(model, structure, eps=0.0)))
+    with stages.stage("bound"):
+        plan = make_plan(structure)
+        apply_(model, plan)
+        found = certify_plan(model, structure, plan)
+        stages.tell(**outcome("bounded", found))
+        ratios = [c.deviation / c.tolerance for c in found.checks if c.status == "identity" and c.tolerance]
+        stages.tell(**{"of the bound": max(ratios, default=0.0)})
 
 
 def outcome(word: str, certificate: Any) -> dict[str, Any]:
