@@ -73,6 +73,12 @@ def _running_means(model: nn.Module) -> Iterator[str]:
             yield f"{path}.running_mean".lstrip(".")
 
 
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return one copy of each tensor, under every name that it has: shared buffers stay shared."""
+    copies = {id(tensor): tensor.clone() for tensor in tensors.values()}
+    return {name: copies[id(tensor)] for name, tensor in tensors.items()}
+
+
 def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> Capture:
     """Return the graph of one forward pass on "meta" or on "real" tensors; `capture` chooses."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -82,7 +88,7 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
     if how == "meta":
         tensors, args, kwargs = (on_meta_device(value) for value in (tensors, args, kwargs))
     else:  # a forward may write to its buffers
-        tensors = {**parameters, **{name: buffer.clone() for name, buffer in buffers.items()}}
+        tensors = {**parameters, **_copies(buffers)}
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     path = ModulePath(model)
     recorder = Recorder(path, _values(buffers, example) if how == "meta" else None)
@@ -187,7 +193,7 @@ def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mappin
     """
     model = unwrap(model)
     named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update({name: buffer.clone() for name, buffer in model.named_buffers(remove_duplicate=False)})
+    named.update(_copies(dict(model.named_buffers(remove_duplicate=False))))
     inputs = iter([tensor.clone() for tensor in tensors_in((tuple(args), dict(kwargs)))])
     device = next((tensor.device for tensor in named.values()), torch.device("cpu"))
 

@@ -216,6 +216,15 @@ def test_buffers_and_constants_replay_exactly() -> None:
     replays(model, Example((values(0, 3, 4),)), Example((values(1, 3, 4),)))
 
 
+@pytest.mark.parametrize("how", ["meta", "real"])
+def test_a_buffer_with_two_names_is_one(how: str) -> None:
+    model = Small(lambda m, x: m.b(m.a(x)), a=nn.BatchNorm1d(4), b=nn.BatchNorm1d(4))
+    model.b.running_mean = model.a.running_mean
+    captured = record(model.eval(), Example((values(0, 3, 4),)), how)
+    x = values(1, 3, 4)
+    assert torch.equal(replay(captured, model, (x,), {})[0], model(x))
+
+
 def test_control_flow_that_looks_at_inputs_takes_the_path_of_the_example_on_meta_tensors() -> None:
     model = Small(
         lambda m, x: m.a(x) if x.sum() > 0 else m.b(x), a=nn.Linear(4, 4, bias=False), b=nn.Linear(4, 4, bias=False)

@@ -40,6 +40,14 @@ class Form:
         """The configuration of what reads sounds."""
         return self._inside("audio", "speech", "encoder_config")
 
+    def first(self, kind: str, word: str = "") -> Any:
+        """The first module of a kind whose name has this word; None if there is none.
+
+        What it takes is what the model takes, where the configuration does not say so.
+        """
+        modules = self.model.named_modules()
+        return next((module for name, module in modules if type(module).__name__ == kind and word in name), None)
+
     def _inside(self, *words: str) -> Any:
         """The first configuration inside whose name has one of these words, else the whole one."""
         return next((part for name, part in _parts(self.config) if any(word in name for word in words)), self.config)

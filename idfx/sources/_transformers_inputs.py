@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from idfx.records import Example
 from idfx.sources._transformers_form import Form
-from idfx.sources._transformers_media import MEDIA
+from idfx.sources._transformers_images import IMAGES
+from idfx.sources._transformers_sounds import SOUNDS, array
 from idfx.sources._transformers_tokens import AUDIO, IMAGE, TEXT, decoder_tokens
 
 if TYPE_CHECKING:
     from torch import nn
 
-MAKERS = {**MEDIA, **TEXT}
+MAKERS = {**IMAGES, **SOUNDS, **TEXT}
 
 # An example is complete with these, wherever the forward takes them; without a mask, it means the same as all ones.
 COMPLETE = frozenset((
@@ -28,18 +29,21 @@ COMPLETE = frozenset((
     "aspect_ratio_ids", "aspect_ratio_mask", "spatial_shapes", "image_position_ids", "visual_feats", "visual_pos",
     "visual_embeds", "image_embeds_position_mask", "prompt_pixel_values", "prompt_masks", "feature_attention_mask",
     "input_features_mask", "high_res_pixel_values", "decoder_input_values", "future_values", "future_time_features",
-    "bbox",
+    "bbox", "target_sizes",
 ))  # fmt: skip
 # What a type needs besides.
 _PROMPTS = ("input_points", "input_labels", "input_masks")
 EXTRA: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("sam", "sam_hq", "sam2", "edgetam", "sam3_tracker"), _PROMPTS),
+    "blip_2_qformer": ("encoder_hidden_states",),
     "clap": ("is_longer",),
     "decision_transformer": ("actions", "returns_to_go", "timesteps"),
     "idefics": ("image_attention_mask",),
     "led": ("global_attention_mask",),
     "lfm2_vl": ("pixel_attention_mask",),
     "longformer": ("global_attention_mask",),
+    **dict.fromkeys(("pe_audio_video", "pe_audio_video_encoder"), ("input_values", "pixel_values_videos")),
+    "pi0": ("pixel_attention_mask",),
     "luke": ("entity_ids", "entity_position_ids"),
 }
 # What a type does not take together with the rest.
@@ -61,6 +65,9 @@ def example(model: nn.Module) -> Example | None:
     for name, make in MAKERS.items():
         if name in parameters and name in wanted and (value := make(form)) is not None:
             form.given[name] = value
+    for name in {*_needed(model.forward), *EXTRA.get(config.model_type, ())} - MAKERS.keys():
+        if name.endswith(("_embeds", "hidden_states")):
+            form.given[name] = array(form)
     if not form.given:
         return None
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:

@@ -41,7 +41,7 @@ class Placeholder:
 IMAGE = Placeholder(
     "image",
     ("pixel_values", "high_res_pixel_values"),
-    ("image_grid_thw", "image_sizes", "spatial_shapes", "image_position_ids", "pixel_attention_mask"),
+    ("image_grid_thw", "image_sizes", "spatial_shapes", "image_position_ids", "pixel_attention_mask", "target_sizes"),
 )
 VIDEO = Placeholder("video", ("pixel_values_videos",))
 AUDIO = Placeholder("audio", ("input_features", "input_values"), ("feature_attention_mask", "input_features_mask"))
@@ -56,8 +56,15 @@ def _after_pooling(form: Form) -> int:
 COUNTS: Mapping[str, Callable[[Form], int]] = {
     "instructblip": lambda form: int(form.config.num_query_tokens),
     "instructblipvideo": lambda form: FRAMES * int(form.config.num_query_tokens),
+    "pi0": lambda form: (int(form.vision.image_size) // int(form.vision.patch_size)) ** 2,
     "mllama": lambda form: 1,  # what the image says comes by cross-attention
     "qwen2_audio": _after_pooling,
+}
+
+
+# How many tokens a text has at every step, where it is more than one.
+CODEBOOKS: Mapping[str, Callable[[Form], int]] = {
+    "kyutai_speech_to_text": lambda form: 1 + int(form.config.num_codebooks),
 }
 
 
@@ -77,7 +84,8 @@ def tokens(form: Form) -> Tensor:
             else:
                 inside += [token] * count
     if not inside:
-        return _long_enough(form)
+        codebooks = CODEBOOKS.get(form.kind, lambda _: 0)(form)
+        return plain_tokens(form).unsqueeze(-1).repeat(1, 1, codebooks) if codebooks else _long_enough(form)
     middle, vocabulary = inside[0], int(found(form.config, "vocab_size", default=LENGTH))
     special = _special(form.config)
     steps = range(1, min(middle, vocabulary - 1 - middle) + 1)
@@ -189,6 +197,11 @@ def _first(form: Form, count: int) -> Tensor:
 # How each argument is made; those that others are made from come first.
 TEXT: Mapping[str, Callable[[Form], Tensor | None]] = {
     "qformer_input_ids": plain_tokens,
+    "classes_input_ids": plain_tokens,
+    "classes_attention_mask": lambda _: ones(1, LENGTH),
+    "classes_structure": lambda _: whole([1]),
+    "tasks_input_ids": plain_tokens,
+    "tasks_attention_mask": lambda _: ones(1, LENGTH),
     "input_ids": tokens,
     "decoder_input_ids": decoder_tokens,
     "mm_token_type_ids": token_types,

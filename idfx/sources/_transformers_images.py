@@ -1,4 +1,4 @@
-"""Images, sounds and series for a model of transformers, of the size that its configuration says."""
+"""Images for a model of transformers, of the size that its configuration says."""
 
 from __future__ import annotations
 
@@ -8,24 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from idfx.sources import standard_normal
-from idfx.sources._transformers_form import (
-    FRAMES,
-    LENGTH,
-    REGIONS,
-    SAMPLES,
-    STEPS,
-    Form,
-    found,
-    ones,
-    size,
-    true,
-    whole,
-)
+from idfx.sources._transformers_form import FRAMES, LENGTH, REGIONS, SAMPLES, Form, found, ones, size, true, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# --- images ---
 
 SIZES = ("image_size", "input_size", "img_size", "max_img_size", "resolution", "crop_size")
 
@@ -38,12 +24,27 @@ def _image(form: Form) -> Tensor:
         patch = channels * height * width
         if form.kind.startswith("kimi"):
             return standard_normal(GRIDS[grid](form), channels, height, width)
+        if form.kind.startswith("inkling2"):  # as large as what becomes one token
+            side = height * int(form.vision.spatial_merge_size)
+            return standard_normal(GRIDS[grid](form), side, side, channels)
+        if grid == "target_sizes":  # side by side in one row
+            return standard_normal(1, channels, height, width * GRIDS[grid](form))
         if grid in ("image_grid_thw", "grid_thw"):
-            patch *= int(found(form.vision, "temporal_patch_size", default=1))
+            patch *= int(found(form.vision, "temporal_patch_size", "patch_temporal", default=1))
             return standard_normal(GRIDS[grid](form), patch)
         return standard_normal(1, GRIDS[grid](form), patch)
     lead = LEADING[form.kind](form) if form.kind in LEADING else ()
     return standard_normal(1, *lead, channels, *_image_size(form))
+
+
+def _hidden(form: Form) -> Tensor:
+    """What the part of a model that stands alone takes: the channels of its first weight, if that is a convolution
+    along one axis, else an image.
+    """
+    if (first := form.first("Conv1d")) is None:
+        return _image(form)
+    channels = int(first.in_channels)
+    return standard_normal(1, channels, SAMPLES if channels == 1 else LENGTH)
 
 
 def _fine_image(form: Form) -> Tensor:
@@ -51,11 +52,18 @@ def _fine_image(form: Form) -> Tensor:
 
 
 def _image_size(form: Form) -> tuple[int, int]:
-    sides = found(form.vision, *SIZES) or found(form.config, *SIZES, default=224)
+    sides = found(form.vision, *SIZES) or found(form.config, *SIZES) or _timm_size(form) or 224
     if ratios := getattr(form.config, "scaled_images_ratios", None):  # the smallest of the scaled ones is a patch
         sides = round(form.config.patch_size / min(ratios))
     height, width = size(sides)
     return (height // 2 if form.kind == "seggpt" else height), width  # it puts its prompt above the image
+
+
+def _timm_size(form: Form) -> tuple[int, int] | None:
+    """The size that a model of timm inside takes, where it takes only one."""
+    embed = next((m.patch_embed for m in form.model.modules() if hasattr(m, "patch_embed")), None)
+    sides: tuple[int, int] | None = getattr(embed, "img_size", None)
+    return sides
 
 
 def _frames(form: Form) -> tuple[int]:
@@ -75,6 +83,8 @@ LEADING: Mapping[str, Callable[[Form], Sequence[int]]] = {
     **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm"), lambda form: (1,)),
     **dict.fromkeys(("llava_next", "llava_onevision", "granite4_vision", "llava_next_video"), _tiles),
     "instructblipvideo": lambda form: (FRAMES,),
+    "pi0": lambda form: (1,),
+    "perception_lm": lambda form: (1,),
     **dict.fromkeys(("lightglue", "superglue", "efficientloftr"), lambda form: (2,)),
     "mllama": lambda form: (1, int(found(form.config, "max_num_tiles", default=4))),
 }
@@ -83,10 +93,15 @@ LEADING: Mapping[str, Callable[[Form], Sequence[int]]] = {
 def _lattice(form: Form) -> tuple[int, int, int]:
     """Patches along time, height and width: all the same, so that this is its own mirror.
 
-    A glm or an ernie takes the frames of a video one by one, so that an image of it has one.
+    A glm, for one, takes the frames of a video one by one, so that an image of it has one.
     """
     side = max(2, int(found(form.vision, "spatial_merge_size", default=2)))
-    return (1 if form.kind.startswith(("glm", "ernie")) else side), side, side
+    return (1 if form.kind.startswith(("glm", "ernie", "hunyuan", "inkling2")) else side), side, side
+
+
+def _windows(form: Form) -> int:
+    """Patches along one side of an image that is merged twice."""
+    return 2 * max(2, int(found(form.vision, "spatial_merge_size", default=2)))
 
 
 def _lattice_patches(form: Form) -> int:
@@ -108,6 +123,7 @@ GRIDS: Mapping[str, Callable[[Form], int]] = {
     "spatial_shapes": lambda form: _square(form) ** 2,
     "image_position_ids": lambda form: _pooled_square(form) ** 2,
     "pixel_position_ids": lambda form: _pooled_square(form) ** 2,
+    "target_sizes": lambda form: _windows(form) ** 2,
 }
 
 
@@ -147,7 +163,8 @@ def _tile_mask(form: Form) -> Tensor:
 def _video(form: Form) -> Tensor:
     channels = int(found(form.config, "num_channels", "in_channels", "in_chans", default=3))
     frames = int(found(form.config, "frames_per_clip", "num_frames", default=FRAMES))
-    return standard_normal(1, frames, channels, *size(found(form.config, "image_size", "crop_size", default=224)))
+    sides = found(form.config, "image_size", "crop_size") or _timm_size(form) or 224
+    return standard_normal(1, frames, channels, *size(sides))
 
 
 def _drawn_mask(form: Form) -> Tensor:
@@ -161,86 +178,22 @@ def _regions(key: str) -> Callable[[Form], Tensor]:
     return lambda form: standard_normal(1, REGIONS, int(getattr(form.config, key)))
 
 
-# --- sounds ---
-
-
-def _sound(form: Form) -> Tensor:
-    config = form.config
-    if form.kind == "speecht5":  # without the nets before it, which are those of its tasks
-        return standard_normal(1, LENGTH, int(config.hidden_size))
-    channels = found(config, "audio_channels")
-    if (bins := found(config, "num_mel_bins")) is not None and (length := getattr(config, "max_length", None)):
-        return standard_normal(1, int(length), int(bins))
-    if channels is not None or form.kind in ("dac", "xcodec", "xcodec2", "neucodec", "pe_audio", "pe_audio_encoder"):
-        return standard_normal(1, int(channels or 1), SAMPLES)
-    return standard_normal(1, SAMPLES)
-
-
-def _spectrum(form: Form) -> Tensor:
-    """Steps of bins; the other way round where the convolutions of a whisper read it, and in full length."""
-    keys = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel", "feature_size", "input_dim")
-    bins = int(found(form.audio, *keys, default=80))
-    positions = found(form.audio, "max_source_positions")
-    if form.kind == "clap":
-        return standard_normal(1, 4 if form.audio.enable_fusion else 1, int(form.audio.spec_size), bins)
-    time_first = form.kind == "speech_to_text" or found(form.audio, "feature_projection_input_dim") is not None
-    if positions is not None and not time_first:
-        return standard_normal(1, bins, 2 * int(positions))
-    if form.kind in ("clvp", "glmasr", "glmasr_encoder"):
-        return standard_normal(1, bins, STEPS)
-    return standard_normal(1, STEPS, bins)
-
-
-def _spectrum_mask(form: Form) -> Tensor:
-    features, bins = form.given["input_features"], found(form.audio, "num_mel_bins", default=0)
-    steps = features.shape[-1] if features.shape[-2] == bins else features.shape[-2]
-    return ones(1, steps)
-
-
-# --- series ---
-
-
-def _series(form: Form) -> Tensor:
-    length = int(form.config.context_length)
-    if form.kind.startswith("patch"):
-        return standard_normal(1, length, int(form.config.num_input_channels))
-    return standard_normal(1, length + max(getattr(form.config, "lags_sequence", None) or [0]))
-
-
-def _past_features(form: Form) -> Tensor:
-    return standard_normal(*form.given["past_values"].shape, int(form.config.num_time_features))
-
-
-def _future(form: Form) -> Tensor:
-    return standard_normal(1, int(form.config.prediction_length))
-
-
-def _future_features(form: Form) -> Tensor:
-    return standard_normal(1, int(form.config.prediction_length), int(form.config.num_time_features))
-
-
-def _trajectory(key: str) -> Callable[[Form], Tensor]:
-    return lambda form: standard_normal(1, LENGTH, int(getattr(form.config, key)))
-
-
-def _array(form: Form) -> Tensor:
-    return standard_normal(1, LENGTH, int(form.config.d_model))
-
-
 # How each argument is made; those that others are made from come first.
-MEDIA: Mapping[str, Callable[[Form], Tensor | None]] = {
+IMAGES: Mapping[str, Callable[[Form], Tensor | None]] = {
     "pixel_values": _image,
     "high_res_pixel_values": _fine_image,
     "prompt_pixel_values": _image,
     "prompt_masks": _image,
     "pixel_values_videos": _video,
-    "hidden_states": _image,  # of a tower that stands alone
+    "hidden_states": _hidden,
     "pixel_mask": _pixel_mask,
     "image_grid_thw": _grid,
     "grid_thw": _grid,
     "spatial_shapes": _shapes,
     "image_position_ids": _positions,
     "pixel_position_ids": _positions,
+    "target_sizes": lambda form: whole([[_windows(form)] * 2]),
+    "merge_sizes": lambda form: whole([max(2, int(found(form.vision, "spatial_merge_size", default=2)))]),
     "pixel_attention_mask": _patch_mask,
     "image_sizes": _sizes,
     "aspect_ratio_ids": lambda _: ones(1, 1),
@@ -251,22 +204,4 @@ MEDIA: Mapping[str, Callable[[Form], Tensor | None]] = {
     "visual_feats": _regions("visual_feat_dim"),
     "visual_pos": _regions("visual_pos_dim"),
     "visual_embeds": _regions("visual_embedding_dim"),
-    "input_values": _sound,
-    "decoder_input_values": _sound,
-    "input_features": _spectrum,
-    "is_longer": lambda _: true(1, 1),
-    "feature_attention_mask": _spectrum_mask,
-    "input_features_mask": _spectrum_mask,
-    "inputs": _array,
-    "past_values": _series,
-    "past_time_features": _past_features,
-    "past_observed_mask": lambda form: 1.0 * ones(*form.given["past_values"].shape),
-    "past_values_padding": lambda form: 0.0 * ones(*form.given["past_values"].shape),
-    "freq": lambda _: 0 * ones(1, 1),
-    "future_values": _future,
-    "future_time_features": _future_features,
-    "states": _trajectory("state_dim"),
-    "actions": _trajectory("act_dim"),
-    "returns_to_go": lambda _: standard_normal(1, LENGTH, 1),
-    "timesteps": lambda _: whole([range(LENGTH)]),
 }

@@ -1,0 +1,138 @@
+"""What a type of transformers needs besides the general rules, to be small and to fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+VOCABULARY = 128  # of a tiny model
+PLACEHOLDER = 64  # the token of an image or a sound: in the middle, so that there are tokens on either side
+
+# Several types each.
+_CODEC: Mapping[str, object] = {"quantization_dim": 128, "num_key_value_heads": 4}
+_DETECTOR: Mapping[str, object] = {"encoder_hidden_dim": 64, "decoder_in_channels": [64] * 3}
+_NARROW: Mapping[str, object] = {
+    "width_coefficient": 0.5, "depth_coefficient": 0.3, "image_size": 64, "hidden_dim": 640,
+}  # fmt: skip
+_SEGMENT: Mapping[str, object] = {
+    "vision_config.image_size": 128, "vision_config.output_channels": 64, "vision_config.num_pos_feats": 32,
+    "vision_config.global_attn_indexes": [1], "prompt_encoder_config.image_size": 128,
+    "prompt_encoder_config.image_embedding_size": 8, "mask_decoder_config.iou_head_hidden_dim": 64,
+}  # fmt: skip
+_SERIES: Mapping[str, object] = {"prediction_length": 4, "context_length": 16, "lags_sequence": [1, 2, 3]}
+_VQ: Mapping[str, object] = {"vq_config.resolution": 32, "vq_config.base_channels": 32}
+
+# What a type needs besides, to be small and to fit together; a name before a point is that of a configuration inside.
+FAMILIES: Mapping[str, Mapping[str, object]] = {
+    "align": {"projection_dim": 160},
+    "align_vision_model": _NARROW,
+    "aria": {"projector_patch_to_query_dict": {49: 8}},
+    "autoformer": _SERIES,
+    "bamba": {"num_hidden_layers": 4, "attn_layer_indices": [1, 3], "mamba_n_heads": 8, "mamba_d_head": 16},
+    "chameleon": {"vocabulary_map": {"<image>": PLACEHOLDER, **{f"IMGIMG{chr(65 + n)}Z": 10 + n for n in range(10)}},
+                  "vq_config.num_embeddings": 10, **_VQ},
+    "clap": {"audio_config.hidden_size": 256, "audio_config.patch_embeds_hidden_size": 32},
+    "clvp": {"text_config.num_attention_heads": 2, "speech_config.num_attention_heads": 2,
+             "decoder_config.num_mel_attn_blocks": 2},
+    "codegen": {"rotary_dim": 8},
+    "d_fine": _DETECTOR,
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {
+        "hidden_size": 64, "ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2}},
+    "deepseek_v2": {"first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    "deepseek_v3": {"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
+    "deepseek_vl_hybrid": {"high_res_vision_config.image_size": 128, "high_res_vision_config.output_channels": 64,
+                           "high_res_vision_config.global_attn_indexes": [1]},
+    "deimv2": _DETECTOR,
+    "depth_pro": {"patch_size": 32, "intermediate_hook_ids": [1, 0], "patch_model_config.image_size": 32,
+                  "image_model_config.image_size": 32, "fov_model_config.image_size": 32},
+    "dia": {"decoder_config.cross_hidden_size": 64},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "sparse"]},
+    "efficientloftr": {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32},
+    "edgetam": {"prompt_encoder_config.image_size": 128, "vision_config.fpn_hidden_size": 64,
+                "vision_config.backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]},
+    "edgetam_vision_model": {"backbone_config.architecture": "resnet18", "backbone_channel_list": [256, 128, 64, 64]},
+    "efficientnet": _NARROW,
+    "emu3": {"vocabulary_map": {"<image>": PLACEHOLDER, "<|extra_200|>": 80, **{
+        f"<|visual token {n:06}|>": 70 + n for n in range(8)}}, "vq_config.codebook_size": 8},
+    "ernie4_5_vl_moe": {"text_config.rope_parameters.mrope_section": [3, 3, 2]},
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 2},
+    "esmc": {"num_key_value_heads": 4},
+    "fun_asr_nano_encoder": {"max_position_embeddings": 128},
+    "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
+    "funnel": {"block_sizes": [1, 2], "block_repeats": [1, 1]},
+    "gemma3": {"mm_tokens_per_image": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "glm5_next_text": {"num_key_value_heads": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 8},
+    "gradium_phonon_tts": {"flow_head_config.condition_dim": 64},
+    "granite4_vision": {"downsample_rate": "1/7", "deepstack_layer_map": [[-1, 0]],
+                        "image_grid_pinpoints": [[224, 448]], "spatial_target_layers": [0, 0, 1, 1]},
+    "granite_speech5_encoder": {"num_key_value_heads": 4},
+    "granite_speech": {"encoder_config.hidden_dim": 64},
+    "granite_speech_plus": {"encoder_config.hidden_dim": 64},
+    "grounding-dino": {"num_queries": 10},
+    "idefics3": {"vision_config.patch_size": 28},
+    "informer": _SERIES,
+    "inkling2": {"vision_config.text_hidden_size": 64},
+    "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
+    "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
+    "lilt": {"hidden_size": 96},
+    "llava_next": {"image_grid_pinpoints": [[224, 448]]},
+    "llava_next_video": {"image_grid_pinpoints": [[224, 448]]},
+    "llava_onevision": {"image_grid_pinpoints": [[224, 448]]},
+    "longcat_flash": {"moe_topk": 12},
+    "luke": {"entity_vocab_size": 32},
+    "lw_detr": {"projector_scale_factors": [1.0]},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16},
+    "mask2former": {"feature_size": 64, "mask_feature_size": 64, "hidden_dim": 64},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "mllama": {"vision_config": {"image_size": 56, "num_global_layers": 1, "intermediate_layers_indices": [0],
+                                 "vision_output_dim": 128},
+               "text_config.cross_attention_layers": [1]},
+    "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
+    "nemo_speechlm": {"head_config.audio_hidden_size": 64},
+    "neucodec": _CODEC,
+    "nemotron": {"num_key_value_heads": 2},
+    "nemotron3_5_transcribe_audio": {"head_config.audio_hidden_size": 64},
+    "nemotron3_diarization": {"head_config.audio_hidden_size": 64},
+    "pe_video_encoder": {"vision_config.model_args": {
+        "embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": [56, 56]}},
+    "perceiver": {"num_self_attends_per_block": 2, "num_latents": 16, "d_latents": 64, "num_blocks": 1,
+                  "num_self_attention_heads": 4, "num_cross_attention_heads": 4},
+    "perception_lm": {"vision_config": {
+        "architecture": "vit_pe_core_tiny_patch16_384",
+        "model_args": {"embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": [64, 64]}}},
+    "pocket_tts": {"flow_head_config.condition_dim": 64},
+    "pp_doclayout_v3": _DETECTOR,
+    "pp_doclayout_v4": _DETECTOR,
+    "qwen2_vl": {"vision_config.embed_dim": 64},
+    "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [4, 16], "attn_layers": ["local", "lsh"],
+                 "attention_head_size": 16, "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_hashes": 1},
+    "rt_detr": _DETECTOR,
+    "rt_detr_v2": _DETECTOR,
+    "sam": _SEGMENT,
+    "sam2": {"vision_config.fpn_hidden_size": 64, "prompt_encoder_config.image_size": 128,
+             "vision_config.backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]},
+    "sam2_hiera_det_model": {"hidden_size": 96, "image_size": [128, 128]},
+    "sam_hq": {**_SEGMENT, "mask_decoder_config.vit_dim": 64},
+    "step3p7": {"text_config.sliding_window": 4},
+    "smolvlm": {"vision_config.patch_size": 28},
+    "t5gemma2_encoder": {"text_config.dropout_rate": 0.0},
+    "time_series_transformer": _SERIES,
+    "timesfm2_5": {"context_length": 128},
+    "timm_backbone": {"backbone": "resnet18"},
+    "tvp": {"max_img_size": 64, "visual_prompt_size": 8, "num_frames": 2},
+    "uvdoc": {"backbone_config.out_indices": [1, 2, 3, 4, 5, 6]},
+    "vipllava": {"vision_feature_layers": [-1, -2]},
+    "vjepa2": {"crop_size": 32, "frames_per_clip": 4, "pred_hidden_size": 64, "pred_num_attention_heads": 4,
+               "pred_num_hidden_layers": 2},
+    "wav2vec2-bert": {"feature_projection_input_dim": 32},
+    "xclip": {"vision_config.mit_hidden_size": 64, "vision_config.mit_intermediate_size": 128,
+              "prompt_num_attention_heads": 4},
+    "xcodec2": _CODEC,
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2,
+               "hybrid_layer_ids": [1, 3]},
+}  # fmt: skip
