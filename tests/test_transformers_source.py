@@ -125,6 +125,34 @@ def test_tiny_is_small_and_fits_together(kind):
     capture(built.model, built.example)
 
 
+@pytest.mark.parametrize(
+    ("kind", "inputs"),
+    [
+        ("kimi_linear", {"input_ids"}),  # a name that attribute_map maps to another
+        ("hunyuan_v1_dense", {"input_ids"}),  # no size of a head
+        ("deepseek_ocr2", {"input_ids"}),  # no kinds of layers, no number of experts
+        ("cohere_compass_text", {"input_ids"}),  # no rotary positions
+        ("glm4v_moe_text", {"input_ids"}),  # a part of a head is rotated, in three sections
+        ("dots3_note_text", {"input_ids"}),  # sizes that layers have of their own
+        ("mimi_decoder", {"latents"}),
+        ("blip_2_qformer", {"query_embeds", "encoder_hidden_states"}),
+        ("minicpm_ocr_vision", {"pixel_values", "target_sizes"}),
+        ("vibevoice_acoustic_tokenizer_decoder", {"hidden_states"}),
+        ("qwen3_asr_encoder", {"input_features", "input_features_mask"}),
+        ("xcodec2", {"input_values", "input_features"}),
+    ],
+)
+def test_what_a_configuration_leaves_open_is_derived(kind, inputs):
+    built = build(f"transformers:{kind}", arguments={"tiny": True}, device="cpu")
+    assert inputs <= set(built.example.kwargs)
+    capture(built.model, built.example)
+
+
+def test_widths_that_are_equal_stay_equal():
+    config = build("transformers:sam3_tracker", arguments={"tiny": True}, device="cpu").model.config
+    assert config.vision_config.fpn_hidden_size == config.mask_decoder_config.hidden_size == 64
+
+
 def test_a_package_that_is_missing_is_named():
     if importlib.util.find_spec("detectron2") is not None:
         pytest.skip("detectron2 is installed")

@@ -128,7 +128,8 @@ GRIDS: Mapping[str, Callable[[Form], int]] = {
 
 
 def _grid(form: Form) -> Tensor:
-    return whole([_lattice(form)])
+    images = 2 if form.kind == "glm_image" else 1  # the last one is that which it is to draw
+    return whole([_lattice(form)] * images)
 
 
 def _shapes(form: Form) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from idfx.sources._transformers_families import FAMILIES, PLACEHOLDER, VOCABULARY
@@ -71,7 +72,7 @@ def tiny_values(config: Any, widths: frozenset[int] | None = None) -> dict[str, 
         found.update({key: size for key, size in LATENT.items() if vars(config).get(key)})
         found["num_key_value_heads"] = found["num_attention_heads"]
     for path, value in FAMILIES.get(config.model_type, {}).items():
-        set_inside(found, path, value)
+        set_inside(found, path, deepcopy(value))  # the library writes into what it is given
     return found
 
 

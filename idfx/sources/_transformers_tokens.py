@@ -54,6 +54,7 @@ def _after_pooling(form: Form) -> int:
 
 # Where a model has no method that says how many features there are.
 COUNTS: Mapping[str, Callable[[Form], int]] = {
+    "glm_image": lambda form: int(form.given["pixel_values"].shape[0]),
     "instructblip": lambda form: int(form.config.num_query_tokens),
     "instructblipvideo": lambda form: FRAMES * int(form.config.num_query_tokens),
     "pi0": lambda form: (int(form.vision.image_size) // int(form.vision.patch_size)) ** 2,
@@ -84,8 +85,8 @@ def tokens(form: Form) -> Tensor:
             else:
                 inside += [token] * count
     if not inside:
-        codebooks = CODEBOOKS.get(form.kind, lambda _: 0)(form)
-        return plain_tokens(form).unsqueeze(-1).repeat(1, 1, codebooks) if codebooks else _long_enough(form)
+        codebooks = CODEBOOKS.get(form.kind)
+        return plain_tokens(form).unsqueeze(-1).repeat(1, 1, codebooks(form)) if codebooks else _long_enough(form)
     middle, vocabulary = inside[0], int(found(form.config, "vocab_size", default=LENGTH))
     special = _special(form.config)
     steps = range(1, min(middle, vocabulary - 1 - middle) + 1)
