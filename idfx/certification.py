@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from idfx.capture import record, tensors_in
 from idfx.errors import CertificateError, ForwardError
 from idfx.flow import operator_name
+from idfx.matrices import outputs_first
 from idfx.records import Certificate, End, Example, Join, JoinCheck, Structure
 from idfx.running import ModulePath, run, unwrap
 from idfx.structure import analyse
@@ -274,10 +275,11 @@ class _Verdict:
         if not weight.dim():
             return not bool(weight)
         role = self._roles.get(end.parameter)
-        axis = role.layout.out_axis if role is not None and role.layout is not None else 0
-        for start, stop in end.rows or ((0, weight.shape[axis]),):
-            part = weight.narrow(axis, start, stop - start)
-            if bool(part.narrow(axis, 0, 1).any()) or bool(part.any()):  # the first row tells as a rule
+        if end.rows is not None and role is not None and role.layout is not None:
+            weight = outputs_first(weight, role.layout)
+        for start, stop in end.rows or ((0, weight.shape[0]),):
+            part = weight[start:stop]
+            if bool(part[:1].any()) or bool(part.any()):  # the first row tells as a rule
                 return False
         return True
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.fx
 
-from idfx.ops.term import OPERATORS, Term, gate, move, tensors
+from idfx.ops.term import OPERATORS, Term, gate, move, reading, tensors
 from idfx.recorder import overwritten
 from idfx.records import Capture, Layout, Unknown
 
@@ -29,7 +29,8 @@ class FlowTerm(NamedTuple):
     """One term of the data flow; its operands and gates are positions in `Flow.terms`, all before its own.
 
     `kind` is one of `idfx.ops.term`, or "input", "parameter", "constant". `data`: its value depends on an input;
-    `parametric`: on a parameter.
+    `parametric`: on a parameter. `axes` are those of `Term`; of a contraction with a weight those of its value that
+    count the outputs, from the end.
     """
 
     kind: str
@@ -244,11 +245,15 @@ class _Reader:
         self.terms.append(FlowTerm(kind, (), (), node.name, shape, kind == "input", kind == "parameter"))
         return len(self.terms) - 1
 
-    def _add(self, term: Term, node: torch.fx.Node) -> int:
-        operands = tuple(self._position(o, node) for o in term.operands)
+    def _add(self, term: Term, node: torch.fx.Node, shaped: bool = True) -> int:
+        if term.arranged is not None:
+            parts = [self.terms[self._position(o, node)] for o in term.operands]
+            term = term.arranged([2 if part.data else int(part.parametric) for part in parts])
+        shaped_too = shaped and term.kind != "contract"  # what is contracted has another shape than the result
+        operands = tuple(self._position(o, node, shaped_too) for o in term.operands)
         gates = tuple(self._position(g, node) for g in term.gates)
         inputs = [self.terms[position] for position in (*operands, *gates)]
-        kind, operands, layouts = self._resolved(term, operands)
+        kind, operands, layouts, axes = self._resolved(term, operands)
         if kind == "mix":  # a contraction with something fixed
             operands, gates = operands[:1], (*operands[1:], *gates)
         self.terms.append(
@@ -257,12 +262,12 @@ class _Reader:
                 operands=operands,
                 gates=gates,
                 node=node.name,
-                shape=self._shape(term, operands, node),
+                shape=self._shape(term, operands, node) if shaped else None,
                 data=any(t.data for t in inputs),
                 parametric=any(t.parametric for t in inputs),
                 tag=term.tag,
                 layouts=layouts,
-                axes=term.axes,
+                axes=axes,
                 factor=term.factor,
                 eps=term.eps,
             )
@@ -274,22 +279,24 @@ class _Reader:
         shape = self.capture.shapes.get(node.name)
         return self.terms[operands[0]].shape if shape is None and term.kind == "move" else shape
 
-    def _position(self, operand: Any, node: torch.fx.Node) -> int:
-        return self._add(operand, node) if isinstance(operand, Term) else self.value[operand]
+    def _position(self, operand: Any, node: torch.fx.Node, shaped: bool = True) -> int:
+        return self._add(operand, node, shaped) if isinstance(operand, Term) else self.value[operand]
 
     def _resolved(
         self, term: Term, operands: tuple[int, ...]
-    ) -> tuple[str, tuple[int, ...], tuple[Layout | None, Layout | None]]:
+    ) -> tuple[str, tuple[int, ...], tuple[Layout | None, Layout | None], tuple[int, ...] | None]:
         """Say of a contraction whether it is a weight site, and put its data operand first."""
         if term.kind != "contract":
-            return term.kind, operands, term.layouts
-        (a, b), (layout_a, layout_b) = operands, term.layouts
-        first, second = self.terms[a], self.terms[b]
-        if first.data and not second.data:
-            return ("contract" if second.parametric else "mix"), (a, b), (None, layout_b)
-        if second.data and not first.data:
-            return ("contract" if first.parametric else "mix"), (b, a), (None, layout_a)
-        return "product", operands, (None, None) if first.data else term.layouts
+            return term.kind, operands, (None, None), term.axes
+        first, second = (self.terms[operand] for operand in operands)
+        if first.data == second.data:
+            named = (None, None) if first.data else tuple(x if isinstance(x, Layout) else None for x in term.layouts)
+            return "product", operands, (named[0], named[1]), None
+        own, other, layouts = (second, first, term.layouts[1]) if first.data else (first, second, term.layouts[0])
+        found = reading(layouts, own.shape, other.shape)
+        ordered = operands if first.data else operands[::-1]
+        layout, axes = found if found is not None else (None, None)
+        return "contract" if own.parametric else "mix", ordered, (None, layout), axes
 
 
 def read(capture: Capture) -> Flow:

@@ -176,10 +176,10 @@ def _stacked(weights: Sequence[Use], shape: tuple[int, ...]) -> Layout | None:
     layout = weights[0].layout
     if layout is None or any(use.rows is None for use in weights):
         return layout
-    borders = {border for use in weights for border in use.rows or ()} | {0, shape[layout.out_axis]}
+    borders = {border for use in weights for border in use.rows or ()} | {0, layout.outputs(shape)}
     height = math.gcd(*borders)
     alone = any(use.rows is not None and use.rows[1] - use.rows[0] == height for use in weights)
-    return replace(layout, parts=shape[layout.out_axis] // height) if alone and layout.groups == 1 else layout
+    return replace(layout, parts=layout.outputs(shape) // height) if alone and layout.groups == 1 else layout
 
 
 def _ending_rows(parameter: str, joins: Sequence[Join]) -> Ranges | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from idfx.flow import Flow, divides, operator_name
 from idfx.records import Layout, Site
@@ -57,24 +57,13 @@ def _leaves(flow: Flow, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:
             stack.extend((o, (*chain, top)) for o in reversed((*term.operands, *term.gates)))
 
 
-def _absolute(layout: Layout, dimensions: int) -> Layout | None:
-    """Resolve axes counted from the end; the axes that are neither output, input nor tap count matrices."""
-    if layout.in_axis is None or layout.in_axis >= 0:
-        return layout
-    if dimensions < 2:
-        return None
-    batch = tuple(range(dimensions - 2))
-    return replace(layout, out_axis=layout.out_axis + dimensions, in_axis=layout.in_axis + dimensions, batch_axes=batch)
-
-
 def _matrix(flow: Flow, layout: Layout | None, operand: int, leaf: int, chain: tuple[int, ...]) -> Matrix | None:
     """Follow a layout from the operand that is contracted back to the parameter that it is made of."""
     used, own = flow.terms[operand].shape, flow.terms[leaf].shape
     if layout is None or used is None or own is None:
         return None
-    absolute = _absolute(layout, len(used))
     view = follow(flow, leaf, chain)
-    return None if absolute is None or view is None else read_matrix(view, own, absolute)
+    return None if view is None else read_matrix(view, own, layout)
 
 
 def _activation(flow: Flow, position: int) -> str:
@@ -153,9 +142,9 @@ def _is_bias(flow: Flow, position: int, operand: int, shape: tuple[int, ...]) ->
         return False
     layout = flow.terms[before[0]].layouts[1]
     width = flow.terms[flow.terms[before[0]].operands[1]].shape
-    if layout is None or width is None or sum(size > 1 for size in shape) != 1:
+    if layout is None or width is None or not 1 <= sum(size > 1 for size in shape) <= len(layout.out_axes):
         return False
-    return math.prod(shape) == width[layout.out_axis]
+    return math.prod(shape) == layout.outputs(width)
 
 
 def _slices(flow: Flow, chain: tuple[int, ...]) -> int | None:

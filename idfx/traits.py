@@ -58,12 +58,11 @@ def layout_traits(layout: Layout | None, slices: int | None, shape: tuple[int, .
     traits: Traits = {}
     rows, columns = layout.matrix(shape)
     if layout.groups > 1:
-        channels = shape[layout.in_axis] if layout.in_axis is not None else 1
-        single = channels == (1 if layout.grouped == "out" else layout.groups)
+        single = layout.inputs(shape) == (1 if layout.grouped == "out" else layout.groups)
         name = "depthwise" if single else "grouped"
         what = "each channel has a kernel of its own" if single else "each sees its own channels"
         traits[name] = f"{layout.groups} groups: {what}"
-    if slices is not None and slices != layout.out_axis:
+    if slices is not None and slices not in layout.out_axes:
         traits["normalised"] = f"each slice along axis {slices} is divided by its own norm, which must not be 0"
     if layout.parts > 1:
         traits["stacked"] = f"{layout.parts} matrices lie one below the other, used one by one"
@@ -131,12 +130,12 @@ def _widths(flow: Flow, position: int) -> tuple[int, int] | None:
     """D_in and D_out of a dense layer applied to each place alone, else None."""
     term = flow.terms[position]
     layout = term.layouts[1]
-    if term.kind != "contract" or not term.data or layout is None or layout.groups > 1 or layout.in_axis is None:
+    if term.kind != "contract" or not term.data or layout is None or layout.groups > 1 or not layout.in_axes:
         return None
     shape = flow.terms[term.operands[1]].shape
     if shape is None or any(shape[axis] > 1 for axis in layout.tap_axes):
         return None
-    return shape[layout.in_axis], shape[layout.out_axis]
+    return layout.inputs(shape), layout.outputs(shape)
 
 
 def _next_weights(flow: Flow, position: int) -> Iterator[tuple[int, bool]]:

@@ -79,13 +79,18 @@ def close(net: nn.Module, structure: Structure, *, but: str = "") -> None:
     with torch.no_grad():
         for join in structure.joins:
             for end in join.ends if join.zeroable else ():
-                role = structure.roles[end.parameter]
-                axis = role.layout.out_axis if role.layout is not None else 0
-                weight = parameters[end.parameter]
-                for start, stop in end.rows or ((0, weight.shape[axis] if weight.dim() else 0),):
-                    part = weight.narrow(axis, start, stop - start) if weight.dim() else weight
-                    if end.parameter != but:
-                        part.zero_()
+                if end.parameter == but:
+                    continue
+                weight, layout = parameters[end.parameter], structure.roles[end.parameter].layout
+                if end.rows is None or layout is None:
+                    weight.zero_()
+                    continue
+                axes = layout.out_axes
+                moved = weight.movedim(axes, tuple(range(len(axes))))
+                rows = moved.flatten(0, len(axes) - 1).clone()
+                for start, stop in end.rows:
+                    rows[start:stop] = 0
+                weight.copy_(rows.view(moved.shape).movedim(tuple(range(len(axes))), axes))
             for name in join.silenced if join.zeroable else ():
                 parameters[name].zero_()
 
@@ -841,7 +846,11 @@ def test_a_modulation_ends_in_the_rows_of_its_gate() -> None:
     ("equation", "shape", "matrix"),
     [
         pytest.param("...i,io->...o", (4, 6), (6, 4)),
-        pytest.param("bti,ihk->bthk", (4, 2, 3), (6, 4), marks=broken("a weight with heads has no layout")),
+        ("bti,ihk->bthk", (4, 2, 3), (6, 4)),
+        ("bti,hik->bhtk", (2, 4, 3), (6, 4)),
+        ("bti,khi", (3, 2, 4), (6, 4)),
+        ("bthk,hko->bto", (2, 6, 5), (5, 12)),
+        ("bthk,okh->bto", (5, 6, 2), (5, 12)),
         ("bti,io->bto", (4, 6), (6, 4)),
         ("bteh,edh->bted", (2, 4, 6), (4, 6)),
     ],
@@ -851,6 +860,138 @@ def test_the_weight_of_an_einsum_is_a_matrix(equation: str, shape: tuple[int, ..
     structure = read(Small(lambda m, x: torch.einsum(equation, x, m.w), w=values(*shape)), inputs)
     layout = structure.roles["w"].layout
     assert layout is not None and layout.matrix(shape) == matrix
+
+
+D, H, K = 6, 2, 3  # width, heads, width of a head
+
+
+def heads_by_linear(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (functional.linear(x, w, b).unflatten(-1, (H, K)).transpose(1, 2) for w, b in
+               ((m.q, m.bq), (m.k, m.bk), (m.v, m.bv)))  # fmt: skip
+    return x + functional.linear(attend(q, k, v).transpose(1, 2).flatten(2), m.o)
+
+
+def heads_by_einsum(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (torch.einsum("bsd,dhk->bhsk", x, w) + b[:, None] for w, b in
+               ((m.q, m.bq), (m.k, m.bk), (m.v, m.bv)))  # fmt: skip
+    return x + torch.einsum("bhsk,hkd->bsd", attend(q, k, v), m.o)
+
+
+def heads_first(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (torch.einsum("hdk,bsd->bshk", w, x) + b for w, b in ((m.q, m.bq), (m.k, m.bk), (m.v, m.bv)))
+    y = torch.einsum("bhqk,bkhd->bqhd", torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1), v)
+    return x + torch.einsum("dkh,bshk->bsd", m.o, y)
+
+
+def heads_by_tensordot(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (torch.tensordot(x, w, dims=([2], [0])) + b for w, b in ((m.q, m.bq), (m.k, m.bk), (m.v, m.bv)))
+    y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    return x + torch.tensordot(y, m.o, dims=2)
+
+
+def heads_by_reshape(m: Any, x: Tensor) -> Tensor:
+    q, k, v = ((x @ w.reshape(D, H * K) + b).unflatten(-1, (H, K)) for w, b in
+               ((m.q, m.bq), (m.k, m.bk), (m.v, m.bv)))  # fmt: skip
+    y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    return x + y.flatten(2) @ m.o.reshape(H * K, D)
+
+
+def put(weight: Tensor, axes: str) -> Tensor:
+    """A matrix of a linear layer, its outputs or its inputs counted by heads, with its axes in another order."""
+    own = "dhk" if axes in ("hkd", "dkh") else "hkd"
+    return torch.einsum(f"{own}->{axes}", weight.unflatten("dhk".index("h") if own == "dhk" else 0, (H, K)))
+
+
+@pytest.mark.parametrize(
+    ("body", "made", "read_by"),
+    [
+        (heads_by_einsum, "dhk", "hkd"),
+        (heads_first, "hdk", "dkh"),
+        (heads_by_tensordot, "dhk", "hkd"),
+        (heads_by_reshape, "dhk", "hkd"),
+    ],
+)
+def test_heads_start_as_the_linear_layers_that_they_are(body: Body, made: str, read_by: str) -> None:
+    """However the axes of a projection are written, it is the same map, and gets the same matrix."""
+    shifts = {name: values(H * K) for name in ("bq", "bk", "bv")}
+    plain = Small(heads_by_linear, **{name: values(H * K, D) for name in "qkv"}, o=values(D, H * K), **shifts)
+    parts = {name: torch.empty_like(put(getattr(plain, name), made)).contiguous() for name in "qkv"}
+    if body is not heads_by_reshape:
+        shifts = {name: shift.view(H, K) for name, shift in shifts.items()}
+    heads = Small(body, **parts, o=torch.empty_like(put(plain.o, read_by)).contiguous(), **shifts)
+    x = values(2, 4, D)
+    wanted = idfx.init_(plain, (x,), loosen="none").structure
+    found = idfx.init_(heads, (x,), loosen="none").structure
+    for name, role in wanted.roles.items():
+        assert (found.roles[name].name, set(found.roles[name].traits)) == (role.name, set(role.traits)), name
+    for name in ("q", "k", "v"):
+        assert torch.equal(getattr(heads, name), put(getattr(plain, name), made))
+    assert torch.equal(heads.o, put(plain.o, read_by))
+    assert torch.allclose(heads(x), plain(x))
+    prove(heads, found, (x,), same)
+
+
+def test_the_value_of_fused_heads_ends_in_its_rows() -> None:
+    """Of (3, H, D, K), the last third makes the value."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        q, k, v = torch.einsum("bsd,thdk->tbhsk", x, m.w)
+        return x + attend(q, k, v).transpose(1, 2).flatten(2)
+
+    net, x = Small(body, w=values(3, H, D, K)), values(2, 4, D)
+    structure = read(net, x)
+    assert [told(join) for join in structure.joins] == [("identity", (f"w[{2 * H * K}:{3 * H * K}]",))]
+    prove(net, structure, (x,), same)
+    idfx.init_(net, (x,), loosen="none")
+    assert torch.equal(net.w[0].transpose(1, 2).flatten(0, 1), torch.eye(D))
+    assert net.w[2].transpose(1, 2).flatten(0, 1).sum(1).eq(0).all()
+
+
+def test_rows_are_those_of_the_axis_that_counts_outputs() -> None:
+    """Outputs before the last axis: a weight on the left, and an einsum that puts them there."""
+    halves: list[Body] = [
+        lambda m, x: x[:, :2] + (p := (m.w @ m.a(x)).chunk(2, 1))[0] * p[1].sigmoid(),
+        lambda m, x: x[:, :2] + (p := torch.einsum("btd,ot->bod", m.a(x), m.w).chunk(2, 1))[0] * p[1].sigmoid(),
+    ]
+    for body in halves:
+        net, x = Small(body, a=lin(), w=values(4, 4)), values(2, 4, 4)
+        structure = read(net, x)
+        assert [told(join) for join in structure.joins] == [("resampled", ("w[0:2]",))]
+        prove(net, structure, (x,), lambda m, x: x[:, :2])
+
+
+def test_a_chain_of_weights_in_one_einsum_is_two_layers() -> None:
+    """Whatever their order among the operands."""
+    for equation, order in (("bd,rd,or->bo", "xpq"), ("rd,or,bd->bo", "pqx"), ("or,bd,rd->bo", "qxp")):
+
+        def body(m: Any, x: Tensor, equation: str = equation, order: str = order) -> Tensor:
+            given = {"x": m.a(x).relu(), "p": m.p, "q": m.q}
+            return x + torch.einsum(equation, *(given[name] for name in order))
+
+        net, x = Small(body, a=lin(), p=values(2, 4), q=values(4, 2)), values(3, 4)
+        structure = read(net, x)
+        layouts = structure.roles["p"].layout, structure.roles["q"].layout
+        assert [layout and layout.matrix(shape) for layout, shape in zip(layouts, ((2, 4), (4, 2)), strict=True)] == [
+            (2, 4), (4, 2),
+        ]  # fmt: skip
+        assert [told(join) for join in structure.joins] == [("identity", ("q",))]
+        prove(net, structure, (x,), same)
+
+
+@pytest.mark.parametrize(("equation", "place"), [("bi,ij,bj->b", 1), ("ij,bi,bj->b", 0), ("bj,bi,ij->b", 2)])
+def test_a_bilinear_form_is_closed_by_its_weight(equation: str, place: int) -> None:
+    """Whichever operand is the parameter; it is a form of two values and no matrix from one to the other."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        operands = [m.a(x).relu(), m.b(x).relu()]
+        operands.insert(place, m.w)
+        return x + torch.einsum(equation, *operands)[:, None]
+
+    net, x = Small(body, a=lin(), b=lin(), w=values(4, 4)), values(3, 4)
+    structure = read(net, x)
+    assert [told(join) for join in structure.joins] == [("identity", ("w",))]
+    assert structure.roles["w"].layout is None
+    prove(net, structure, (x,), same)
 
 
 def adjacent(m: Any, x: Tensor, adjacency: Tensor) -> Tensor:
