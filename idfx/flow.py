@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.fx
 
-from idfx.ops.term import OPERATORS, Term, gate, move, reading, tensors
+from idfx.ops.term import OPERATORS, Term, gate, move, operator_name, reading, scale, tensors
 from idfx.recorder import overwritten
 from idfx.records import Capture, Layout, Unknown
+from idfx.stacks import stacked
 
 _ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_"})
 _ZERO = object()  # stands for a tensor of zeros
@@ -101,11 +102,6 @@ def divides(flow: Flow, position: int) -> bool:
     """
     operands = (flow.terms[operand] for operand in flow.terms[position].operands)
     return any(operand.kind == "gate" and operand.tag == "reciprocal" for operand in operands)
-
-
-def operator_name(target: Any) -> str:
-    """Return "aten.add" for the overload aten::add.Tensor."""
-    return target._schema.name.replace("::", ".") if hasattr(target, "_schema") else str(target)
 
 
 @functools.cache
@@ -214,6 +210,8 @@ class _Reader:
             return Term("gate", tuple(node.all_input_nodes), tag="integer")
         if node.target is python_operator.getitem:
             return move(node.args[0])
+        if (parts := stacked(node, self.capture.shapes)) is not None:
+            return Term("sum", tuple(v if parts.factor == 1 else scale(v, parts.factor) for v in parts.values))
         found = read_operator(node.target, node.args, node.kwargs)
         if found is None:
             where = self.capture.modules.get(node.name, "") or _OWN

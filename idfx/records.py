@@ -139,7 +139,8 @@ class Join:
     exclusive. `step` and `operand` say where to look in a run: the sum is call number `step`, its shortcut is
     that operand; `parent` is the join whose branch this one lies in. `end_steps` are the calls at which the ends act,
     and `gain` the most that what stands behind them, but for the scales, multiplies by; None where the graph tells no
-    bound. `carries`: the inputs reach it although every branch is closed.
+    bound. `carries`: the inputs reach it although every branch is closed. `part`, for a sum written as a reduction over
+    values side by side: the axis of the operand, and the indices along it at which the shortcut lies.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Join:
     gain: float | None = None
     parent: str | None = None
     carries: bool = True
+    part: tuple[int, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)

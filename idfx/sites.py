@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from idfx.flow import Flow, divides, operator_name
+from idfx.flow import Flow, divides
+from idfx.ops.term import operator_name
 from idfx.records import Layout, Site
 from idfx.views import Matrix, follow, read_matrix
 

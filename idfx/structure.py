@@ -10,12 +10,14 @@ from dataclasses import replace
 
 from idfx.blocks import Blocks, Finder
 from idfx.cuts import Leaf, flatten
-from idfx.flow import Flow, operator_name, read
+from idfx.flow import Flow, read
+from idfx.ops.term import operator_name
 from idfx.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
 from idfx.records import Capture, End, Join, Structure, untouchable
 from idfx.roles import assign_roles
 from idfx.rows import Exclusive, Ranges
 from idfx.sites import Sites, Use, find_sites
+from idfx.stacks import stacked
 
 
 def _kind(length: int) -> str:
@@ -127,11 +129,17 @@ class _Assembly:
                 join = self.blocks.parent.get(join)
         return own
 
-    def _argument(self, position: int, operand: int) -> int:
-        for index, argument in enumerate(self.flow.nodes[self.flow.terms[position].node].args):
+    def _argument(self, position: int, operand: int) -> tuple[int, tuple[int, tuple[int, ...]] | None]:
+        """Where the call of a sum has one of its operands: which argument, and which part of it; -1 for none."""
+        node = self.flow.nodes[self.flow.terms[position].node]
+        parts = stacked(node, self.flow.capture.shapes)
+        if parts is not None:
+            indices = tuple(i for i, o in enumerate(self.flow.terms[position].operands) if o == operand)
+            return 0, (parts.axis, indices)
+        for index, argument in enumerate(node.args):
             if self.flow.positions.get(getattr(argument, "name", "")) == operand:
-                return index
-        return -1
+                return index, None
+        return -1, None
 
     def _join(self, position: int) -> Join:
         flow, side, cut = self.flow, self.blocks.sides[position], self.blocks.cuts[position]
@@ -143,6 +151,7 @@ class _Assembly:
             node = flow.terms[shared[0].term].node
             reason = f"{shared[0].parameter} (at {node}) also reaches the outputs by another way"
         parent = self.blocks.parent.get(position)
+        operand, part = self._argument(position, side.operand)
         return Join(
             name=self.names[position],
             kind=_kind(side.length),
@@ -157,10 +166,11 @@ class _Assembly:
             zeroable=bool(leaves) and not shared,
             reason=reason,
             step=flow.step(position),
-            operand=self._argument(position, side.operand),
+            operand=operand,
             end_steps=tuple(dict.fromkeys(flow.step(leaf.term) for leaf in leaves)),
             gain=cut.gain if leaves else None,
             parent=None if parent is None else self.names[parent],
+            part=part,
         )
 
     def _place(self, position: int) -> str:

@@ -514,7 +514,23 @@ case("the largest at a place is no sum",
 case("ranks are not zero", lambda m, x: x + mlp(m, x).sort(-1)[1].to(x.dtype), [],
      sums=["index"], **AB)  # fmt: skip
 case("the sum of input and branch in a stack", lambda m, x: torch.stack((x, mlp(m, x))).sum(0),
-     [("identity", ("b.weight",))], closed=same, broken="a sum over a stack is no sum of its parts", **AB)  # fmt: skip
+     [("identity", ("b.weight",))], closed=same, **AB)  # fmt: skip
+case("the sum of a stack along its last axis",
+     lambda m, x: torch.stack((mlp(m, x), x), -1).sum(3, keepdim=True).squeeze(-1), [("identity", ("b.weight",))],
+     closed=same, **AB)  # fmt: skip
+case("the mean of input and branch", lambda m, x: torch.stack((x, mlp(m, x))).mean(0), [("scaled", ("b.weight",))],
+     closed=lambda m, x: x / 2, **AB)  # fmt: skip
+case("a sum of what was put side by side and cut again",
+     lambda m, x: torch.cat((x, mlp(m, x)), 1).unflatten(1, (2, 3)).sum(1), [("identity", ("b.weight",))],
+     closed=same, **AB)  # fmt: skip
+case("a sum over a new axis of parts", lambda m, x: torch.cat((x[None], mlp(m, x)[None])).sum((0,)),
+     [("identity", ("b.weight",))], closed=same, **AB)  # fmt: skip
+case("a sum over the axis along which parts lie is none of them",
+     lambda m, x: torch.cat((x, mlp(m, x)), 1).sum(1), [], sums=[], **AB)  # fmt: skip
+case("a sum over another axis than that of the stack",
+     lambda m, x: torch.stack((x, mlp(m, x)), 1).sum(2), [], sums=[], **AB)  # fmt: skip
+case("neighbours added, not the parts",
+     lambda m, x: torch.cat((x, mlp(m, x)), 1).unflatten(1, (3, 2)).sum(2), [], sums=[], **AB)  # fmt: skip
 case("steps of one solver", lambda m, x: (y := x + 0.1 * mlp(m, x)) + 0.1 * mlp(m, y),
      [("identity", ("b.weight",))] * 2, closed=same, **AB)  # fmt: skip
 case("a step inside a step", lambda m, x: x + 0.1 * mlp(m, x + 0.05 * mlp(m, x)), [("identity", ("b.weight",))] * 2,

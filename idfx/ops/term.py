@@ -93,6 +93,11 @@ class Term:
     eps: float | None = None
 
 
+def operator_name(target: Any) -> str:
+    """Return "aten.add" for the overload aten::add.Tensor, by which its meaning is registered."""
+    return target._schema.name.replace("::", ".") if hasattr(target, "_schema") else str(target)
+
+
 def is_operand(value: Any) -> bool:
     """Return whether a value stands for a tensor (a graph node or a term) and not for a plain number."""
     return isinstance(value, Term) or hasattr(value, "all_input_nodes")
