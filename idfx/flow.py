@@ -147,8 +147,15 @@ def _is_whole(term: Term) -> bool:
     return all(_is_whole(part) if isinstance(part, Term) else isinstance(part, torch.fx.Node) for part in parts)
 
 
+@functools.cache
+def _results(target: Any) -> frozenset[str]:
+    """The arguments that an operator only writes its results into."""
+    return frozenset(argument.name for argument in target._schema.arguments if argument.is_out)
+
+
 def read_operator(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Term | None:
     """Return what an operator means for its arguments, or None if nothing tells."""
+    given, kwargs = kwargs, {key: value for key, value in kwargs.items() if key not in _results(target)}
     meaning = OPERATORS.get(operator_name(target))
     if meaning is not None:
         try:
@@ -160,7 +167,7 @@ def read_operator(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if _is_view(target):
         return move(operands[0], operands[1:])
     if target.namespace == "aten" and torch.Tag.pointwise in target.tags:
-        keeps = _is_zero_at_zero(target, args, kwargs)
+        keeps = _is_zero_at_zero(target, args, given)
         if keeps is not None:
             both = operands[0] if len(operands) == 1 else Term("concat", operands)
             return Term("map", (both,)) if keeps else gate(*operands)
