@@ -61,12 +61,14 @@ class _Assembly:
         ends = {position: flatten(self.blocks.cuts[position].ends) for position, join in found.items() if join.zeroable}
         while True:
             acting: dict[str, set[int]] = {}
-            for leaf in (leaf for leaves in ends.values() for leaf in leaves):
+            closed: dict[str, set[int]] = {}
+            for position, leaf in ((position, leaf) for position, leaves in ends.items() for leaf in leaves):
                 acting.setdefault(leaf.parameter, set()).add(leaf.term)
+                closed.setdefault(leaf.parameter, set()).add(position)
             refused = {
                 position: reason
                 for position, leaves in ends.items()
-                if (reason := next((why for leaf in leaves if (why := self._refused_end(leaf, acting))), ""))
+                if (reason := next((why for leaf in leaves if (why := self._refused_end(leaf, acting, closed))), ""))
             }
             if not refused:
                 return tuple(found.values())
@@ -90,7 +92,7 @@ class _Assembly:
                 reached.add(position)
         return tuple(replace(join, carries=position in reached) for position, join in positions.items())
 
-    def _refused_end(self, leaf: Leaf, acting: Mapping[str, set[int]]) -> str:
+    def _refused_end(self, leaf: Leaf, acting: Mapping[str, set[int]], closed: Mapping[str, set[int]]) -> str:
         """Why a parameter cannot be zeroed although it ends a branch, if so."""
         capture = self.flow.capture
         name = self._canonical.get(leaf.parameter, leaf.parameter)
@@ -99,10 +101,18 @@ class _Assembly:
             return f"its end {name} cannot be written: {untouchable(info)}"
         for alias in (name, *info.aliases):
             for use in self.sites.uses.get(alias, ()):
-                if use.term not in acting[leaf.parameter] and not self._apart(leaf, use):
+                elsewhere = use.term not in acting[leaf.parameter] and not self._apart(leaf, use)
+                if elsewhere and not self._within(use.term, closed[leaf.parameter]):
                     where = self.flow.module(use.term) or capture.model
                     return f"its end {name} is also used in {where}, as a {use.how} that ends no branch"
         return ""
+
+    def _within(self, term: int, joins: set[int]) -> bool:
+        """Whether a term serves nothing but the branch of one of some joins: zero there, it changes nothing more."""
+        join = self.blocks.stem.get(term)
+        while join is not None and join not in joins:
+            join = self.blocks.parent.get(join)
+        return join is not None and self.blocks.shortcut.get(term) != join and self.paths.only_through(term, join)
 
     def _apart(self, leaf: Leaf, use: Use) -> bool:
         """Whether a use takes other rows of a weight than the end does."""

@@ -393,6 +393,27 @@ case("the difference to a pooled map without a scale",
 # Used elsewhere too
 
 
+def around(m: Any, x: Tensor) -> Tensor:
+    """One weight before the fork and in the branch: at zero there, nothing of the input would be left."""
+    y = m.a(x)
+    return y + m.a(m.b(y).relu())
+
+
+case("a weight twice in its branch", lambda m, x: x + m.a(m.a(x).relu()), [("identity", ("a.weight",))],
+     closed=same, a=lin())  # fmt: skip
+case("a weight and its transpose", lambda m, x: x + (x @ m.w).relu() @ m.w.t(), [("identity", ("w",))],
+     closed=same, w=values(4, 4))  # fmt: skip
+case("a weight in a branch and in the branch inside it",
+     lambda m, x: x + m.a((y := m.b(x).relu()) + m.a(y).tanh()), [("identity", ("a.weight",))] * 2,
+     closed=same, **AB)  # fmt: skip
+case("a weight before the fork and in the branch", around, [("identity", ())], **AB)
+case("a weight in one branch that ends another",
+     lambda m, x: (y := x + m.b(m.a(x).relu())) + m.a(m.c(y).relu()), [("identity", ("b.weight",)), ("identity", ())],
+     **AB, c=lin())  # fmt: skip
+case("a weight on the shortcut and in the branch", lambda m, x: m.a(x) + m.a(m.b(x).relu()), [("projection", ())],
+     **AB)  # fmt: skip
+
+
 def cascade(m: Any, x: Tensor) -> Tensor:
     """EdgeNeXt: each slice takes up what the one before gave, and all are put side by side."""
     slices = x.chunk(2, -1)
@@ -961,6 +982,15 @@ def test_heads_start_as_the_linear_layers_that_they_are(body: Body, made: str, r
     assert torch.equal(heads.o, put(plain.o, read_by))
     assert torch.allclose(heads(x), plain(x))
     prove(heads, found, (x,), same)
+
+
+def test_a_weight_and_its_transpose_start_as_the_end_that_they_are() -> None:
+    """At zero neither would ever learn; the matrix is the one that is used last."""
+    net, x = Small(lambda m, x: x + (x @ m.w).relu() @ m.w.t(), w=values(2, 6)), values(3, 2)
+    idfx.init_(net, (x,), eps=0.01)
+    assert torch.equal(net.w[:, :3], torch.tensor([[0.01, 0.0, -0.01], [0.0, 0.01, 0.0]])) and net.w[1, 3] == -0.01
+    net(x).square().sum().backward()
+    assert net.w.grad.any()
 
 
 def test_the_value_of_fused_heads_ends_in_its_rows() -> None:
