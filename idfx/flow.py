@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.fx
 
-from idfx.ops.term import OPERATORS, Term, gate, move, operator_name, reading, scale, tensors
+from idfx.ops.term import OPERATORS, Reading, Term, gate, move, operator_name, reading, scale, tensors
 from idfx.recorder import overwritten
 from idfx.records import Capture, Layout, Unknown
 from idfx.stacks import stacked
@@ -26,12 +26,14 @@ _OWN = "the model's own forward"
 _INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
 
 
+Readings = tuple[Reading | None, Reading | None]
+
+
 class FlowTerm(NamedTuple):
     """One term of the data flow; its operands and gates are positions in `Flow.terms`, all before its own.
 
     `kind` is one of `idfx.ops.term`, or "input", "parameter", "constant". `data`: its value depends on an input;
-    `parametric`: on a parameter. `axes` are those of `Term`; of a contraction with a weight those of its value that
-    count the outputs, from the end.
+    `parametric`: on a parameter. `readings`, of a contraction: how each operand is or would be read as a weight.
     """
 
     kind: str
@@ -42,7 +44,7 @@ class FlowTerm(NamedTuple):
     data: bool
     parametric: bool
     tag: str = ""
-    layouts: tuple[Layout | None, Layout | None] = (None, None)
+    readings: Readings = (None, None)
     axes: tuple[int, ...] | None = None
     factor: float | None = None
     eps: float | None = None
@@ -258,7 +260,7 @@ class _Reader:
         operands = tuple(self._position(o, node, shaped_too) for o in term.operands)
         gates = tuple(self._position(g, node) for g in term.gates)
         inputs = [self.terms[position] for position in (*operands, *gates)]
-        kind, operands, layouts, axes = self._resolved(term, operands)
+        kind, operands, readings = self._resolved(term, operands)
         if kind == "mix":  # a contraction with something fixed
             operands, gates = operands[:1], (*operands[1:], *gates)
         self.terms.append(
@@ -271,8 +273,8 @@ class _Reader:
                 data=any(t.data for t in inputs),
                 parametric=any(t.parametric for t in inputs),
                 tag=term.tag,
-                layouts=layouts,
-                axes=axes,
+                readings=readings,
+                axes=term.axes,
                 factor=term.factor,
                 eps=term.eps,
             )
@@ -287,21 +289,20 @@ class _Reader:
     def _position(self, operand: Any, node: torch.fx.Node, shaped: bool = True) -> int:
         return self._add(operand, node, shaped) if isinstance(operand, Term) else self.value[operand]
 
-    def _resolved(
-        self, term: Term, operands: tuple[int, ...]
-    ) -> tuple[str, tuple[int, ...], tuple[Layout | None, Layout | None], tuple[int, ...] | None]:
+    def _resolved(self, term: Term, operands: tuple[int, ...]) -> tuple[str, tuple[int, ...], Readings]:
         """Say of a contraction whether it is a weight site, and put its data operand first."""
         if term.kind != "contract":
-            return term.kind, operands, (None, None), term.axes
+            return term.kind, operands, (None, None)
         first, second = (self.terms[operand] for operand in operands)
-        if first.data == second.data:
-            named = (None, None) if first.data else tuple(x if isinstance(x, Layout) else None for x in term.layouts)
-            return "product", operands, (named[0], named[1]), None
-        own, other, layouts = (second, first, term.layouts[1]) if first.data else (first, second, term.layouts[0])
-        found = reading(layouts, own.shape, other.shape)
-        ordered = operands if first.data else operands[::-1]
-        layout, axes = found if found is not None else (None, None)
-        return "contract" if own.parametric else "mix", ordered, (None, layout), axes
+        if not first.data and not second.data:  # a layer only where the operator says which operand is the weight
+            one, other = (reading(x, None, None) if isinstance(x, Layout) else None for x in term.layouts)
+            return "product", operands, (one, other)
+        one = reading(term.layouts[0], first.shape, second.shape)
+        other = reading(term.layouts[1], second.shape, first.shape)
+        if first.data and second.data:
+            return "product", operands, (one, other)
+        kind = "contract" if (second if first.data else first).parametric else "mix"
+        return (kind, operands, (None, other)) if first.data else (kind, operands[::-1], (None, one))
 
 
 def read(capture: Capture) -> Flow:

@@ -113,13 +113,11 @@ class Exclusive:
     def _labels(self, term: int) -> torch.Tensor | None:
         """The number of the weight's row, from 1, at each entry of the site's output; 0 is for padding."""
         found = self._flow.terms[term]
-        layout = found.layouts[1] if found.kind == "contract" else None
-        if layout is None or found.shape is None or found.axes is None or layout.batch_axes:
-            return None
-        if -min(found.axes) > len(found.shape):
+        read = found.readings[1] if found.kind == "contract" else None
+        if read is None or found.shape is None or read.layout.batch_axes or -min(read.axes) > len(found.shape):
             return None
         number = torch.zeros((), dtype=torch.int64)
-        for axis in found.axes:
+        for axis in read.axes:
             size = found.shape[axis]
             number = number * size + torch.arange(size).view(size, *[1] * (-1 - axis))
         return (number + 1).expand(found.shape)

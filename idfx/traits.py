@@ -129,8 +129,10 @@ def _hidden_layers(flow: Flow) -> Iterator[tuple[int, int]]:
 def _widths(flow: Flow, position: int) -> tuple[int, int] | None:
     """D_in and D_out of a dense layer applied to each place alone, else None."""
     term = flow.terms[position]
-    layout = term.layouts[1]
-    if term.kind != "contract" or not term.data or layout is None or layout.groups > 1 or not layout.in_axes:
+    if term.kind != "contract" or not term.data or term.readings[1] is None:
+        return None
+    layout = term.readings[1].layout
+    if layout.groups > 1 or not layout.in_axes:
         return None
     shape = flow.terms[term.operands[1]].shape
     if shape is None or any(shape[axis] > 1 for axis in layout.tap_axes):
@@ -148,7 +150,7 @@ def _next_weights(flow: Flow, position: int) -> Iterator[tuple[int, bool]]:
             continue
         seen.add(here)
         term, bent = flow.terms[here[0]], here[1]
-        depthwise = term.kind == "contract" and (term.layouts[1] is not None and term.layouts[1].groups > 1)
+        depthwise = term.kind == "contract" and term.readings[1] is not None and term.readings[1].layout.groups > 1
         if term.kind == "contract" and not depthwise:
             yield here[0], bent
         elif depthwise or (term.kind in _HIDDEN and _alone(flow, here[0])):

@@ -46,6 +46,16 @@ def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
+def blank(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor of a shape that has strides and no memory, row by row.
+
+    Example:
+        >>> blank((2, 3)).t().stride()
+        (1, 3)
+    """
+    return torch.empty(_ROOM, dtype=torch.uint8, device="meta").as_strided(shape, strides_of(shape))
+
+
 def follow(flow: Flow, leaf: int, chain: tuple[int, ...]) -> View | None:
     """Return the view that an expression makes of a parameter, None where it is none.
 
@@ -57,12 +67,12 @@ def follow(flow: Flow, leaf: int, chain: tuple[int, ...]) -> View | None:
     shape = flow.terms[leaf].shape
     if shape is None:
         return None
-    tensor: Any = torch.empty(_ROOM, dtype=torch.uint8, device="meta").as_strided(shape, strides_of(shape))
+    tensor: Any = blank(shape)
     source = leaf
     for position in reversed(chain):
         term = flow.terms[position]
         if term.kind == "move":
-            tensor = _moved(flow, position, source, tensor)
+            tensor = moved(flow, position, source, tensor)
         elif term.kind == "concat" and term.shape is not None and len(term.shape) == tensor.dim():
             tensor = tensor.as_strided(term.shape, tensor.stride(), tensor.storage_offset())
         elif term.shape != tuple(tensor.shape):
@@ -73,8 +83,17 @@ def follow(flow: Flow, leaf: int, chain: tuple[int, ...]) -> View | None:
     return View(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
 
-def _moved(flow: Flow, position: int, source: int, tensor: Any) -> Any:
-    """Run one move; what copies keeps the strides of what it copies, what selects by another tensor is no view."""
+def moved(flow: Flow, position: int, source: int, tensor: Any) -> Any:
+    """Return what one move makes of a tensor without memory, by its strides; None where it is no view.
+
+    What copies keeps the strides of what it copies, what selects by another tensor is no view.
+
+    Args:
+        flow: the data flow.
+        position: the move.
+        source: the term that it moves.
+        tensor: in the place of the source.
+    """
     term, node = flow.terms[position], flow.nodes[flow.terms[position].node]
     before = flow.nodes[flow.terms[source].node]
     if flow.positions.get(node.name) != position or before not in node.all_input_nodes:

@@ -77,8 +77,8 @@ class Term:
     `operands` are graph nodes or further terms; `gates` (masks, indices, statistics) have a say in the value but
     do not carry it. `tag` says what a parameter among the operands is ("bias", "shift", "scale", "table").
     `layouts` are how the first and second operand of a contraction would be read as a weight; `arranged` gives the term
-    instead, where it differs with which operands carry data (2), depend on parameters (1) or are fixed (0). `axes` are
-    the two axes that a move exchanges, or the one along which a norm takes its slices one by one; `factor` is the
+    instead, where it differs with which operands carry data (2), depend on parameters (1) or are fixed (0). `axes` is
+    the one along which a norm takes its slices one by one, or along which the first half is taken; `factor` is the
     number that a scale multiplies by, `eps` what a norm adds.
     """
 
@@ -114,9 +114,9 @@ def tensors(*values: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def move(x: Any, *gates: Any, axes: tuple[int, ...] | None = None) -> Term:
+def move(x: Any, *gates: Any) -> Term:
     """Entries of x moved, selected, repeated or padded with zeros."""
-    return Term("move", (x,), tensors(*gates), axes=axes)
+    return Term("move", (x,), tensors(*gates))
 
 
 def mix(x: Any, *gates: Any) -> Term:
