@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
+
 from idfx.flow import Flow, divides
+from idfx.views import blank, moved, strides_of
 
 PARTS = ("query", "key", "value", "attention output")
 _PASSING = frozenset({"move", "scale", "sum", "concat", "mix", "map"})
@@ -30,7 +33,8 @@ def attention_parts(flow: Flow) -> Mapping[int, dict[str, str]]:
             scores = _scores(flow, gate)
             if scores is None:
                 continue
-            query, key = flow.terms[scores].operands
+            place = _key(flow, position, value, scores)
+            query, key = flow.terms[scores].operands[1 - place], flow.terms[scores].operands[place]
             where = flow.module(position) or flow.capture.model
             for part, operand, does in (
                 ("query", query, "it makes one factor of the scores"),
@@ -69,6 +73,47 @@ def _scores(flow: Flow, gate: int) -> int | None:
         return _leads_on(flow, position) and flow.terms[position].kind != "contract"
 
     return next(_before(flow, flow.terms[gate].operands, is_scores, leads_on), None)
+
+
+def _key(flow: Flow, position: int, value: int, scores: int) -> int:
+    """Which factor of the scores is the key: the one whose places are those of the value; the second if nothing tells.
+
+    The gate is summed over the places of the value, and this axis of it is one of the scores, perhaps moved.
+    """
+    product, made = flow.terms[position], flow.terms[scores]
+    side = 0 if product.operands[1] == value else 1
+    read = product.readings[side]
+    if read is None or len(read.layout.in_axes) != 1 or made.shape is None:
+        return 1
+    axis = _axis_before(flow, product.operands[side], read.layout.in_axes[0], scores)
+    for place, factor in enumerate(made.readings):
+        if axis is not None and factor is not None and axis - len(made.shape) in factor.axes:
+            return place
+    return 1
+
+
+def _axis_before(flow: Flow, position: int, axis: int, wanted: int) -> int | None:
+    """The axis of a term before another one that an axis of the latter is, through moves and entry by entry."""
+    stack, seen = [(position, axis)], {position}
+    while stack:
+        here, axis = stack.pop()
+        if here == wanted:
+            return axis
+        term = flow.terms[here]
+        for source in term.operands:
+            before = flow.terms[source].shape
+            if source in seen or not flow.terms[source].data or before is None or term.shape is None:
+                continue
+            seen.add(source)
+            if term.kind == "move":
+                view = moved(flow, here, source, blank(before))
+                steps = strides_of(before)
+                same = [a for a, size in enumerate(before) if isinstance(view, torch.Tensor)
+                        and (size, steps[a]) == (view.shape[axis], view.stride(axis)) and size > 1]  # fmt: skip
+                stack += [(source, a) for a in same]
+            elif before == term.shape:
+                stack.append((source, axis))
+    return None
 
 
 def sites_before(flow: Flow, operand: int) -> Iterator[int]:

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from idfx.capture import record, tensors_in
 from idfx.errors import CertificateError, ForwardError
-from idfx.flow import operator_name
+from idfx.matrices import outputs_first
+from idfx.ops.term import operator_name
 from idfx.records import Certificate, End, Example, Join, JoinCheck, Structure
 from idfx.running import ModulePath, run, unwrap
 from idfx.structure import analyse
@@ -62,13 +63,23 @@ class _Observer:
         if join is None:
             return func(*args, **kwargs)
         shortcut = args[join.operand]
-        if func._schema.is_mutable:
+        if join.part is not None:
+            shortcut = func(_alone(shortcut, *join.part), *args[1:], **kwargs)
+        elif func._schema.is_mutable:
             shortcut = shortcut.clone()
         result = func(*args, **kwargs)
         rounding = torch.finfo(result.dtype).eps if result.is_floating_point() or result.is_complex() else 0.0
         self.deviations[join.name] = _Seen(_deviation(result, shortcut), _size(shortcut), rounding)
         self.sums[join.name] = _fingerprint(result)
         return result
+
+
+def _alone(stack: torch.Tensor, axis: int, indices: Sequence[int]) -> torch.Tensor:
+    """Values side by side along an axis, with zeros in place of all but some."""
+    alone = torch.zeros_like(stack)
+    for index in indices:
+        alone.select(axis, index).copy_(stack.select(axis, index))
+    return alone
 
 
 def _size(tensor: torch.Tensor) -> float:
@@ -274,10 +285,11 @@ class _Verdict:
         if not weight.dim():
             return not bool(weight)
         role = self._roles.get(end.parameter)
-        axis = role.layout.out_axis if role is not None and role.layout is not None else 0
-        for start, stop in end.rows or ((0, weight.shape[axis]),):
-            part = weight.narrow(axis, start, stop - start)
-            if bool(part.narrow(axis, 0, 1).any()) or bool(part.any()):  # the first row tells as a rule
+        if end.rows is not None and role is not None and role.layout is not None:
+            weight = outputs_first(weight, role.layout)
+        for start, stop in end.rows or ((0, weight.shape[0]),):
+            part = weight[start:stop]
+            if bool(part[:1].any()) or bool(part.any()):  # the first row tells as a rule
                 return False
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from idfx.errors import UsageError
@@ -74,9 +75,10 @@ def _corner(
     dtype = getattr(torch, info.dtype)
     layout = read_layout(Target(torch.empty(0), info.name, seed, whole), decision.arguments.get("layout"))
     shape = list(info.shape)
-    shape[layout.out_axis] = min(ROWS, shape[layout.out_axis])
+    within = max(math.prod(shape[axis] for axis in layout.out_rest), 1)
+    shape[layout.out_axis] = min(-(-ROWS // within), shape[layout.out_axis])
     part = torch.empty(shape, dtype=dtype)
     fill_(part, decision.fill, decision.arguments, parameter=info.name, seed=seed, shard=whole)
     rows = kernel_columns(part, layout, decision.arguments.get("order", "channel"))
-    corner = tuple(tuple(row) for row in rows[:, :COLUMNS].tolist())
+    corner = tuple(tuple(row) for row in rows[:ROWS, :COLUMNS].tolist())
     return layout.matrix(info.shape), corner

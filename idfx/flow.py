@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.fx
 
-from idfx.ops.term import OPERATORS, Term, gate, move, tensors
+from idfx.ops.term import OPERATORS, Reading, Term, gate, move, operator_name, reading, scale, tensors
 from idfx.recorder import overwritten
 from idfx.records import Capture, Layout, Unknown
+from idfx.stacks import stacked
 
 _ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_"})
 _ZERO = object()  # stands for a tensor of zeros
@@ -25,11 +26,14 @@ _OWN = "the model's own forward"
 _INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
 
 
+Readings = tuple[Reading | None, Reading | None]
+
+
 class FlowTerm(NamedTuple):
     """One term of the data flow; its operands and gates are positions in `Flow.terms`, all before its own.
 
     `kind` is one of `idfx.ops.term`, or "input", "parameter", "constant". `data`: its value depends on an input;
-    `parametric`: on a parameter.
+    `parametric`: on a parameter. `readings`, of a contraction: how each operand is or would be read as a weight.
     """
 
     kind: str
@@ -40,7 +44,7 @@ class FlowTerm(NamedTuple):
     data: bool
     parametric: bool
     tag: str = ""
-    layouts: tuple[Layout | None, Layout | None] = (None, None)
+    readings: Readings = (None, None)
     axes: tuple[int, ...] | None = None
     factor: float | None = None
     eps: float | None = None
@@ -102,11 +106,6 @@ def divides(flow: Flow, position: int) -> bool:
     return any(operand.kind == "gate" and operand.tag == "reciprocal" for operand in operands)
 
 
-def operator_name(target: Any) -> str:
-    """Return "aten.add" for the overload aten::add.Tensor."""
-    return target._schema.name.replace("::", ".") if hasattr(target, "_schema") else str(target)
-
-
 @functools.cache
 def _is_view(target: Any) -> bool:
     returns, arguments = target._schema.returns, target._schema.arguments
@@ -150,8 +149,15 @@ def _is_whole(term: Term) -> bool:
     return all(_is_whole(part) if isinstance(part, Term) else isinstance(part, torch.fx.Node) for part in parts)
 
 
+@functools.cache
+def _results(target: Any) -> frozenset[str]:
+    """The arguments that an operator only writes its results into."""
+    return frozenset(argument.name for argument in target._schema.arguments if argument.is_out)
+
+
 def read_operator(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Term | None:
     """Return what an operator means for its arguments, or None if nothing tells."""
+    given, kwargs = kwargs, {key: value for key, value in kwargs.items() if key not in _results(target)}
     meaning = OPERATORS.get(operator_name(target))
     if meaning is not None:
         try:
@@ -163,7 +169,7 @@ def read_operator(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if _is_view(target):
         return move(operands[0], operands[1:])
     if target.namespace == "aten" and torch.Tag.pointwise in target.tags:
-        keeps = _is_zero_at_zero(target, args, kwargs)
+        keeps = _is_zero_at_zero(target, args, given)
         if keeps is not None:
             both = operands[0] if len(operands) == 1 else Term("concat", operands)
             return Term("map", (both,)) if keeps else gate(*operands)
@@ -213,6 +219,8 @@ class _Reader:
             return Term("gate", tuple(node.all_input_nodes), tag="integer")
         if node.target is python_operator.getitem:
             return move(node.args[0])
+        if (parts := stacked(node, self.capture.shapes)) is not None:
+            return Term("sum", tuple(v if parts.factor == 1 else scale(v, parts.factor) for v in parts.values))
         found = read_operator(node.target, node.args, node.kwargs)
         if found is None:
             where = self.capture.modules.get(node.name, "") or _OWN
@@ -244,11 +252,15 @@ class _Reader:
         self.terms.append(FlowTerm(kind, (), (), node.name, shape, kind == "input", kind == "parameter"))
         return len(self.terms) - 1
 
-    def _add(self, term: Term, node: torch.fx.Node) -> int:
-        operands = tuple(self._position(o, node) for o in term.operands)
+    def _add(self, term: Term, node: torch.fx.Node, shaped: bool = True) -> int:
+        if term.arranged is not None:
+            parts = [self.terms[self._position(o, node)] for o in term.operands]
+            term = term.arranged([2 if part.data else int(part.parametric) for part in parts])
+        shaped_too = shaped and term.kind != "contract"  # what is contracted has another shape than the result
+        operands = tuple(self._position(o, node, shaped_too) for o in term.operands)
         gates = tuple(self._position(g, node) for g in term.gates)
         inputs = [self.terms[position] for position in (*operands, *gates)]
-        kind, operands, layouts = self._resolved(term, operands)
+        kind, operands, readings = self._resolved(term, operands)
         if kind == "mix":  # a contraction with something fixed
             operands, gates = operands[:1], (*operands[1:], *gates)
         self.terms.append(
@@ -257,11 +269,11 @@ class _Reader:
                 operands=operands,
                 gates=gates,
                 node=node.name,
-                shape=self._shape(term, operands, node),
+                shape=self._shape(term, operands, node) if shaped else None,
                 data=any(t.data for t in inputs),
                 parametric=any(t.parametric for t in inputs),
                 tag=term.tag,
-                layouts=layouts,
+                readings=readings,
                 axes=term.axes,
                 factor=term.factor,
                 eps=term.eps,
@@ -274,22 +286,23 @@ class _Reader:
         shape = self.capture.shapes.get(node.name)
         return self.terms[operands[0]].shape if shape is None and term.kind == "move" else shape
 
-    def _position(self, operand: Any, node: torch.fx.Node) -> int:
-        return self._add(operand, node) if isinstance(operand, Term) else self.value[operand]
+    def _position(self, operand: Any, node: torch.fx.Node, shaped: bool = True) -> int:
+        return self._add(operand, node, shaped) if isinstance(operand, Term) else self.value[operand]
 
-    def _resolved(
-        self, term: Term, operands: tuple[int, ...]
-    ) -> tuple[str, tuple[int, ...], tuple[Layout | None, Layout | None]]:
+    def _resolved(self, term: Term, operands: tuple[int, ...]) -> tuple[str, tuple[int, ...], Readings]:
         """Say of a contraction whether it is a weight site, and put its data operand first."""
         if term.kind != "contract":
-            return term.kind, operands, term.layouts
-        (a, b), (layout_a, layout_b) = operands, term.layouts
-        first, second = self.terms[a], self.terms[b]
-        if first.data and not second.data:
-            return ("contract" if second.parametric else "mix"), (a, b), (None, layout_b)
-        if second.data and not first.data:
-            return ("contract" if first.parametric else "mix"), (b, a), (None, layout_a)
-        return "product", operands, (None, None) if first.data else term.layouts
+            return term.kind, operands, (None, None)
+        first, second = (self.terms[operand] for operand in operands)
+        if not first.data and not second.data:  # a layer only where the operator says which operand is the weight
+            one, other = (reading(x, None, None) if isinstance(x, Layout) else None for x in term.layouts)
+            return "product", operands, (one, other)
+        one = reading(term.layouts[0], first.shape, second.shape)
+        other = reading(term.layouts[1], second.shape, first.shape)
+        if first.data and second.data:
+            return "product", operands, (one, other)
+        kind = "contract" if (second if first.data else first).parametric else "mix"
+        return (kind, operands, (None, other)) if first.data else (kind, operands[::-1], (None, one))
 
 
 def read(capture: Capture) -> Flow:

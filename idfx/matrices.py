@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from idfx.boxes import blocks, runs
 from idfx.errors import PlanError
 from idfx.noise import normal
 from idfx.records import Layout
@@ -115,11 +116,10 @@ def read_layout(target: Target, layout: Layout | Mapping[str, Any] | None) -> La
         layout = Layout(**given)
     if not isinstance(layout, Layout):
         raise PlanError(f"{subject}: {layout!r}; expected a Layout or its fields. Write {{}} for (out, in).")
-    for name in ("tap_axes", "batch_axes"):
+    for name in ("tap_axes", "batch_axes", "out_rest", "in_rest"):
         if not isinstance(getattr(layout, name), tuple):
             raise PlanError(f"{subject}: {name} {getattr(layout, name)!r}; expected a list of axes. Write [] for none.")
-    inputs = () if layout.in_axis is None else (layout.in_axis,)
-    axes = (layout.out_axis, *inputs, *layout.tap_axes, *layout.batch_axes)
+    axes = (*layout.out_axes, *layout.in_axes, *layout.tap_axes, *layout.batch_axes)
     if not all(isinstance(axis, int) for axis in axes) or sorted(axes) != [*range(len(shape))]:
         raise PlanError(
             f"{subject}: axes {axes} for shape {shape}; expected each axis once. Name them as out, in, tap or batch."
@@ -130,8 +130,7 @@ def read_layout(target: Target, layout: Layout | Mapping[str, Any] | None) -> La
         raise PlanError(f"{subject}: {cuts}; expected counts from 1. Write 1 for none.")
     outer = layout.parts * (layout.groups if layout.grouped == "out" else 1)
     inner = layout.groups if layout.grouped == "in" else 1
-    width = 1 if layout.in_axis is None else shape[layout.in_axis]
-    if shape[layout.out_axis] % outer or width % inner:
+    if layout.outputs(shape) % outer or layout.inputs(shape) % inner:
         raise PlanError(
             f"{subject}: {cuts} along {layout.grouped!r} of shape {shape}; expected divisors. Correct the counts."
         )
@@ -145,27 +144,25 @@ def _centre_order(kernel: Sequence[int]) -> Tensor:
     return torch.tensor(sorted(range(len(far)), key=far.__getitem__))
 
 
-def _blocks(shape: Sequence[int], most: int) -> Iterator[tuple[range, ...]]:
-    """Yield boxes of at most so many entries that cover a shape."""
-    axis, inner = len(shape), 1
-    while axis and inner * shape[axis - 1] <= most:
-        axis -= 1
-        inner *= shape[axis]
-    whole = [range(size) for size in shape[axis:]]
-    if not axis:
-        yield tuple(whole)
-        return
-    step = most // inner
-    for lead in itertools.product(*map(range, shape[: axis - 1])):
-        for start in range(0, shape[axis - 1], step):
-            box = [range(at, at + 1) for at in lead]
-            yield (*box, range(start, min(start + step, shape[axis - 1])), *whole)
+def outputs_first(weight: Tensor, layout: Layout) -> Tensor:
+    """Return a weight as (outputs, ...): the axes that count its outputs made one, a copy where they lie apart.
+
+    Args:
+        weight: a tensor that the layout reads.
+        layout: of the weight.
+
+    Example:
+        >>> outputs_first(torch.empty(4, 2, 3), Layout(1, 0, out_rest=(2,))).shape
+        torch.Size([6, 4])
+    """
+    axes = layout.out_axes
+    return weight.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1)
 
 
 class Matrices:
     """The matrices of a target, and how to write to them: a few entries in each row, never a loop over rows.
 
-    `outputs` is the size of the full out axis, `columns` is D_in. `order` says how the columns count channels
+    `outputs` is how many the full weight has, `columns` is D_in. `order` says how the columns count channels
     and taps. Rows are given by the output that they are; with experts, or groups along the in axis, one
     output stands for a row in each of several matrices, which are alike but for their noise.
     """
@@ -175,7 +172,7 @@ class Matrices:
         self.target = target
         self.layout = layout
         self.order = order
-        self.outputs = target.shard.shape[layout.out_axis]
+        self.outputs = layout.outputs(target.shard.shape)
         self._height, self.columns = (max(size, 1) for size in layout.matrix(target.shard.shape))
 
     def ranges(self, rows: Any) -> list[tuple[int, int]]:
@@ -197,8 +194,14 @@ class Matrices:
 
         A matrix starts anew with each group and part; with `apart`, also at `start`, and it ends at `stop`.
         """
-        span = self.target.span(self.layout.out_axis, start, stop)
-        output = torch.arange(span.start, span.stop, device=self.target.device)
+        target, axes = self.target, self.layout.out_axes
+        output = torch.zeros((), dtype=torch.int64, device=target.device)
+        for axis in axes:
+            span = target.span(axis) if len(axes) > 1 else target.span(axis, start, stop)
+            line = torch.arange(span.start, span.stop, device=target.device)
+            output = (output.unsqueeze(-1) * target.shard.shape[axis] + line).flatten()
+        if len(axes) > 1:
+            output = output[(output >= start) & (output < stop)]
         first = output // self._height * self._height
         last = first + self._height
         if apart:
@@ -207,15 +210,22 @@ class Matrices:
 
     def clear_(self, start: int, stop: int, noise: float = 0.0) -> None:
         """Write zeros, or normal noise of this standard deviation, to all of the outputs in [start, stop)."""
-        target, axis = self.target, self.layout.out_axis
-        span, offset = target.span(axis, start, stop), target.shard.offsets[axis]
-        part = target.tensor.narrow(axis, span.start - offset, len(span))
-        if not noise:
-            part.zero_()
-            return
-        origin = [*target.shard.offsets]
-        origin[axis] = span.start
-        for box in _blocks(part.shape, _BLOCK[target.device.type]):
+        target, axes = self.target, self.layout.out_axes
+        for box in runs([target.shard.shape[axis] for axis in axes], start, stop):
+            part, origin = target.tensor, [*target.shard.offsets]
+            for axis, (first, last) in zip(axes, box, strict=True):
+                span = target.span(axis, first, last)
+                part = part.narrow(axis, span.start - origin[axis], len(span))
+                origin[axis] = span.start
+            if noise:
+                self._noise_(part, origin, noise)
+            else:
+                part.zero_()
+
+    def _noise_(self, part: Tensor, origin: Sequence[int], noise: float) -> None:
+        """Write normal noise to all of a part of the target that begins at `origin` of the full tensor."""
+        target = self.target
+        for box in blocks(part.shape, _BLOCK[target.device.type]):
             index = torch.zeros((), dtype=torch.int64, device=target.device)
             for at, side in enumerate(box):
                 line = torch.arange(side.start, side.stop, device=target.device).add_(origin[at])
@@ -230,7 +240,7 @@ class Matrices:
         """
         layout, shape, device = self.layout, self.target.shard.shape, self.target.device
         inner = layout.groups if layout.grouped == "in" else 1
-        width = 1 if layout.in_axis is None else max(shape[layout.in_axis] // inner, 1)
+        width = max(layout.inputs(shape) // inner, 1)
         kernel = [shape[axis] for axis in layout.tap_axes]
         if self.order == "channel":
             taps = math.prod(kernel)
@@ -244,13 +254,18 @@ class Matrices:
         def along(axis: int, values: Tensor) -> Tensor:
             return values.view([-1 if at == axis else 1 for at in range(depth)])
 
-        index = {layout.out_axis: along(0, output)}
-        if layout.in_axis is not None:
-            groups = torch.arange(inner, device=device) * width
-            index[layout.in_axis] = along(0, channel) + along(depth - 1, groups)
-        for axis, size in zip(reversed(layout.tap_axes), reversed(kernel), strict=True):
-            index[axis] = along(0, tap % size)
-            tap = tap // size
+        groups = along(depth - 1, torch.arange(inner, device=device) * width)
+        index: dict[int, Tensor] = {}
+        for axes, number in (
+            (layout.out_axes, along(0, output)),
+            (layout.in_axes, along(0, channel) + groups),
+            (layout.tap_axes, along(0, tap)),
+        ):
+            for axis in reversed(axes[1:]):
+                index[axis] = number % shape[axis]
+                number = number // shape[axis]
+            if axes:
+                index[axes[0]] = number
         for at, axis in enumerate(layout.batch_axes):
             span = self.target.span(axis)
             index[axis] = along(1 + at, torch.arange(span.start, span.stop, device=device))
@@ -297,13 +312,12 @@ def kernel_columns(weight: Tensor, layout: Layout, order: str) -> Tensor:
     """
     for axis in layout.batch_axes:
         weight = weight.narrow(axis, 0, 1)
-    if layout.in_axis is not None and layout.grouped == "in":
-        weight = weight.narrow(layout.in_axis, 0, weight.shape[layout.in_axis] // layout.groups)
-    inputs = () if layout.in_axis is None else (layout.in_axis,)
-    kernel = [weight.shape[axis] for axis in layout.tap_axes]
-    axes = (layout.out_axis, *inputs, *layout.tap_axes, *layout.batch_axes)
-    width = weight.shape[layout.in_axis] if layout.in_axis is not None else 1
-    read = weight.permute(axes).reshape(weight.shape[layout.out_axis], width, math.prod(kernel))
+    shape = tuple(weight.shape)
+    kernel = [shape[axis] for axis in layout.tap_axes]
+    axes = (*layout.out_axes, *layout.in_axes, *layout.tap_axes, *layout.batch_axes)
+    read = weight.permute(axes).reshape(layout.outputs(shape), layout.inputs(shape), math.prod(kernel))
+    if layout.grouped == "in":
+        read = read[:, : read.shape[1] // layout.groups]
     if order != "channel":
         read = read[:, :, _centre_order(kernel)] if order == "centre" else read
         read = read.transpose(1, 2)

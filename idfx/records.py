@@ -7,6 +7,7 @@ Each stage takes the record of the one before and returns its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,13 +50,17 @@ class Layout:
     `groups` > 1 there is one matrix per group; `grouped` names the axis ("out" or "in") along which the groups
     lie one after the other (a convolution splits its outputs, a transposed convolution its inputs). Each of
     `batch_axes` counts independent matrices (experts). `parts` matrices are stacked along the outputs of each
-    (fused q, k, v). `in_axis` None means D_in is made of taps alone.
+    (fused q, k, v). `in_axis` None means D_in is made of taps alone. Where several axes count outputs (heads, and what
+    each gives) or inputs, `out_rest` and `in_rest` are those that count within an index of `out_axis` and `in_axis`,
+    the slowest first.
 
     Example:
         >>> Layout(out_axis=0, in_axis=1, tap_axes=(2, 3)).matrix((64, 32, 3, 3))
         (64, 288)
         >>> Layout(out_axis=0, in_axis=1, tap_axes=(2,), groups=4).matrix((8, 1, 5))
         (2, 5)
+        >>> Layout(out_axis=1, in_axis=0, out_rest=(2,)).matrix((512, 8, 64))
+        (512, 512)
     """
 
     out_axis: int = 0
@@ -65,11 +70,30 @@ class Layout:
     grouped: str = "out"
     batch_axes: tuple[int, ...] = ()
     parts: int = 1
+    out_rest: tuple[int, ...] = ()
+    in_rest: tuple[int, ...] = ()
+
+    @property
+    def out_axes(self) -> tuple[int, ...]:
+        """The axes that count outputs, the slowest first."""
+        return (self.out_axis, *self.out_rest)
+
+    @property
+    def in_axes(self) -> tuple[int, ...]:
+        """The axes that count inputs, taps aside, the slowest first."""
+        return self.in_rest if self.in_axis is None else (self.in_axis, *self.in_rest)
+
+    def outputs(self, shape: tuple[int, ...]) -> int:
+        """Return how many outputs a weight of this shape has, those of its groups and parts together."""
+        return math.prod(shape[axis] for axis in self.out_axes)
+
+    def inputs(self, shape: tuple[int, ...]) -> int:
+        """Return how many inputs the axes of a weight of this shape count, taps aside."""
+        return math.prod(shape[axis] for axis in self.in_axes)
 
     def matrix(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return (D_out, D_in) of one of the matrices in a weight of this shape."""
-        rows = shape[self.out_axis] // self.parts
-        columns = shape[self.in_axis] if self.in_axis is not None else 1
+        rows, columns = self.outputs(shape) // self.parts, self.inputs(shape)
         if self.grouped == "out":
             rows //= self.groups
         else:
@@ -82,7 +106,7 @@ class Layout:
 class End(NamedTuple):
     """A parameter, or some of its outputs, that silences a residual branch when it is zero.
 
-    `rows` are half-open ranges along the output axis of the weight; None means all of it.
+    `rows` are half-open ranges of the weight's outputs; None means all of it.
     """
 
     parameter: str
@@ -115,7 +139,8 @@ class Join:
     exclusive. `step` and `operand` say where to look in a run: the sum is call number `step`, its shortcut is
     that operand; `parent` is the join whose branch this one lies in. `end_steps` are the calls at which the ends act,
     and `gain` the most that what stands behind them, but for the scales, multiplies by; None where the graph tells no
-    bound. `carries`: the inputs reach it although every branch is closed.
+    bound. `carries`: the inputs reach it although every branch is closed. `part`, for a sum written as a reduction over
+    values side by side: the axis of the operand, and the indices along it at which the shortcut lies.
     """
 
     name: str
@@ -136,6 +161,7 @@ class Join:
     gain: float | None = None
     parent: str | None = None
     carries: bool = True
+    part: tuple[int, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -143,13 +143,14 @@ def _plain_role(
 def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, parts: Parts) -> Role:
     sites = _terms(uses, around)
     weights = [use for use in uses if use.how == "weight"]
+    ending = parts.ends.get(uses[0].parameter, [])
     layouts = {use.layout for use in weights}
-    layout = _stacked(weights, shape) if len(layouts) == 1 else None
+    read = weights if len(layouts) == 1 else _acting(weights, ending, around)
+    layout = _stacked(read, shape) if len({use.layout for use in read}) == 1 else None
     traits: Traits = {}
     if weights:
         own = layout_traits(layout, weights[0].slices, shape)
         traits = {**together([around.traits.get(use.term, {}) for use in weights]), **own}
-    ending = parts.ends.get(uses[0].parameter, [])
     if ending:
         names = ", ".join(join.name for join in ending)
         rows = _ending_rows(uses[0].parameter, ending)
@@ -171,15 +172,21 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, par
     return Role(name, evidence, layout, None, sites, traits, weights[0].activation)
 
 
+def _acting(weights: Sequence[Use], ending: Sequence[Join], around: Surroundings) -> list[Use]:
+    """The uses of a weight that end a branch: the matrix of an end is the one with which it does."""
+    steps = {step for join in ending for step in join.end_steps}
+    return [use for use in weights if around.flow.step(use.term) in steps]
+
+
 def _stacked(weights: Sequence[Use], shape: tuple[int, ...]) -> Layout | None:
     """The layout of a weight; where each use takes some of its outputs, one matrix for each such part."""
     layout = weights[0].layout
     if layout is None or any(use.rows is None for use in weights):
         return layout
-    borders = {border for use in weights for border in use.rows or ()} | {0, shape[layout.out_axis]}
+    borders = {border for use in weights for border in use.rows or ()} | {0, layout.outputs(shape)}
     height = math.gcd(*borders)
     alone = any(use.rows is not None and use.rows[1] - use.rows[0] == height for use in weights)
-    return replace(layout, parts=shape[layout.out_axis] // height) if alone and layout.groups == 1 else layout
+    return replace(layout, parts=layout.outputs(shape) // height) if alone and layout.groups == 1 else layout
 
 
 def _ending_rows(parameter: str, joins: Sequence[Join]) -> Ranges | None:

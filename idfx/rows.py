@@ -113,15 +113,14 @@ class Exclusive:
     def _labels(self, term: int) -> torch.Tensor | None:
         """The number of the weight's row, from 1, at each entry of the site's output; 0 is for padding."""
         found = self._flow.terms[term]
-        layout = found.layouts[1] if found.kind == "contract" else None
-        if layout is None or found.shape is None or layout.batch_axes:
+        read = found.readings[1] if found.kind == "contract" else None
+        if read is None or found.shape is None or read.layout.batch_axes or -min(read.axes) > len(found.shape):
             return None
-        axis = len(found.shape) - 1 - len(layout.tap_axes)
-        if axis < 0:
-            return None
-        shape = [1] * len(found.shape)
-        shape[axis] = found.shape[axis]
-        return torch.arange(1, found.shape[axis] + 1).view(shape).expand(found.shape)
+        number = torch.zeros((), dtype=torch.int64)
+        for axis in read.axes:
+            size = found.shape[axis]
+            number = number * size + torch.arange(size).view(size, *[1] * (-1 - axis))
+        return (number + 1).expand(found.shape)
 
     def _through(self, position: int, user: int, labels: Any) -> Any:
         """The labels behind one more term, None where rows are mixed or meet other data."""

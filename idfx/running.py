@@ -23,12 +23,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from idfx.errors import CaptureError, ForwardError, IdfxError, ResourceError, UsageError
+from idfx.foreach import single_calls
 from idfx.inputs import misfit
 from idfx.sources import out_of_memory, shortened
 
 
 class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that hands each operator call to `on_call(operator, args, kwargs) -> result`.
+
+    A call on lists of tensors is handed over entry by entry.
 
     The base class is there because torch accepts no other kind of mode on the PreDispatch key; none of its
     behaviour is used.
@@ -52,7 +55,11 @@ class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # What an operator is made of need not be seen, and runs faster where Python does not look.
         with torch._C._DisablePythonDispatcher():
-            return self._on_call(func, args, kwargs or {})
+            calls = single_calls(func, args, kwargs or {})
+            if calls is None:
+                return self._on_call(func, args, kwargs or {})
+            results = [self._on_call(*call) for call in calls]
+            return results if func._schema.returns else None
 
 
 class Watcher(Protocol):

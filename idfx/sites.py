@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from idfx.flow import Flow, divides, operator_name
+from idfx.flow import Flow, divides
+from idfx.ops.term import operator_name
 from idfx.records import Layout, Site
 from idfx.views import Matrix, follow, read_matrix
 
@@ -57,24 +58,13 @@ def _leaves(flow: Flow, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:
             stack.extend((o, (*chain, top)) for o in reversed((*term.operands, *term.gates)))
 
 
-def _absolute(layout: Layout, dimensions: int) -> Layout | None:
-    """Resolve axes counted from the end; the axes that are neither output, input nor tap count matrices."""
-    if layout.in_axis is None or layout.in_axis >= 0:
-        return layout
-    if dimensions < 2:
+def _matrix(flow: Flow, site: int, leaf: int, chain: tuple[int, ...]) -> Matrix | None:
+    """Follow the layout of a weight site from the operand that is contracted back to the parameter it is made of."""
+    read, own = flow.terms[site].readings[1], flow.terms[leaf].shape
+    if read is None or own is None:
         return None
-    batch = tuple(range(dimensions - 2))
-    return replace(layout, out_axis=layout.out_axis + dimensions, in_axis=layout.in_axis + dimensions, batch_axes=batch)
-
-
-def _matrix(flow: Flow, layout: Layout | None, operand: int, leaf: int, chain: tuple[int, ...]) -> Matrix | None:
-    """Follow a layout from the operand that is contracted back to the parameter that it is made of."""
-    used, own = flow.terms[operand].shape, flow.terms[leaf].shape
-    if layout is None or used is None or own is None:
-        return None
-    absolute = _absolute(layout, len(used))
     view = follow(flow, leaf, chain)
-    return None if absolute is None or view is None else read_matrix(view, own, absolute)
+    return None if view is None else read_matrix(view, own, read.layout)
 
 
 def _activation(flow: Flow, position: int) -> str:
@@ -151,11 +141,11 @@ def _is_bias(flow: Flow, position: int, operand: int, shape: tuple[int, ...]) ->
         before = values[-1:] if term.kind == "product" else values
     if len(before) != 1 or flow.terms[before[0]].kind != "contract" or flow.terms[before[0]].tag == "table":
         return False
-    layout = flow.terms[before[0]].layouts[1]
+    read = flow.terms[before[0]].readings[1]
     width = flow.terms[flow.terms[before[0]].operands[1]].shape
-    if layout is None or width is None or sum(size > 1 for size in shape) != 1:
+    if read is None or width is None or not 1 <= sum(size > 1 for size in shape) <= len(read.axes):
         return False
-    return math.prod(shape) == width[layout.out_axis]
+    return math.prod(shape) == read.layout.outputs(width)
 
 
 def _slices(flow: Flow, chain: tuple[int, ...]) -> int | None:
@@ -183,7 +173,7 @@ def _values(flow: Flow, leaves: list[tuple[int, tuple[int, ...]]]) -> list[tuple
 def _is_layer(flow: Flow, position: int) -> bool:
     """Whether a term of an expression applies a weight, named so by its operator, to a value that no input enters."""
     term = flow.terms[position]
-    return term.kind == "product" and term.layouts[0] is None and term.layouts[1] is not None
+    return term.kind == "product" and term.readings[0] is None and term.readings[1] is not None
 
 
 def find_sites(flow: Flow) -> Sites:
@@ -207,7 +197,7 @@ def find_sites(flow: Flow) -> Sites:
             for leaf, chain in leaves:
                 name = flow.capture.parameters[flow.terms[leaf].node]
                 how = "fixed" if fixed else _how(flow, position, operand, leaf, chain)
-                matrix = _matrix(flow, term.layouts[1], operand, leaf, chain) if how == "weight" else None
+                matrix = _matrix(flow, position, leaf, chain) if how == "weight" else None
                 layout = matrix.layout if matrix is not None else None
                 activation = _activation(flow, position) if how == "weight" else ""
                 rows = matrix.rows if matrix is not None else None

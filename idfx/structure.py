@@ -10,12 +10,14 @@ from dataclasses import replace
 
 from idfx.blocks import Blocks, Finder
 from idfx.cuts import Leaf, flatten
-from idfx.flow import Flow, operator_name, read
+from idfx.flow import Flow, read
+from idfx.ops.term import operator_name
 from idfx.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
 from idfx.records import Capture, End, Join, Structure, untouchable
 from idfx.roles import assign_roles
 from idfx.rows import Exclusive, Ranges
 from idfx.sites import Sites, Use, find_sites
+from idfx.stacks import stacked
 
 
 def _kind(length: int) -> str:
@@ -59,12 +61,14 @@ class _Assembly:
         ends = {position: flatten(self.blocks.cuts[position].ends) for position, join in found.items() if join.zeroable}
         while True:
             acting: dict[str, set[int]] = {}
-            for leaf in (leaf for leaves in ends.values() for leaf in leaves):
+            closed: dict[str, set[int]] = {}
+            for position, leaf in ((position, leaf) for position, leaves in ends.items() for leaf in leaves):
                 acting.setdefault(leaf.parameter, set()).add(leaf.term)
+                closed.setdefault(leaf.parameter, set()).add(position)
             refused = {
                 position: reason
                 for position, leaves in ends.items()
-                if (reason := next((why for leaf in leaves if (why := self._refused_end(leaf, acting))), ""))
+                if (reason := next((why for leaf in leaves if (why := self._refused_end(leaf, acting, closed))), ""))
             }
             if not refused:
                 return tuple(found.values())
@@ -88,7 +92,7 @@ class _Assembly:
                 reached.add(position)
         return tuple(replace(join, carries=position in reached) for position, join in positions.items())
 
-    def _refused_end(self, leaf: Leaf, acting: Mapping[str, set[int]]) -> str:
+    def _refused_end(self, leaf: Leaf, acting: Mapping[str, set[int]], closed: Mapping[str, set[int]]) -> str:
         """Why a parameter cannot be zeroed although it ends a branch, if so."""
         capture = self.flow.capture
         name = self._canonical.get(leaf.parameter, leaf.parameter)
@@ -97,10 +101,18 @@ class _Assembly:
             return f"its end {name} cannot be written: {untouchable(info)}"
         for alias in (name, *info.aliases):
             for use in self.sites.uses.get(alias, ()):
-                if use.term not in acting[leaf.parameter] and not self._apart(leaf, use):
+                elsewhere = use.term not in acting[leaf.parameter] and not self._apart(leaf, use)
+                if elsewhere and not self._within(use.term, closed[leaf.parameter]):
                     where = self.flow.module(use.term) or capture.model
                     return f"its end {name} is also used in {where}, as a {use.how} that ends no branch"
         return ""
+
+    def _within(self, term: int, joins: set[int]) -> bool:
+        """Whether a term serves nothing but the branch of one of some joins: zero there, it changes nothing more."""
+        join = self.blocks.stem.get(term)
+        while join is not None and join not in joins:
+            join = self.blocks.parent.get(join)
+        return join is not None and self.blocks.shortcut.get(term) != join and self.paths.only_through(term, join)
 
     def _apart(self, leaf: Leaf, use: Use) -> bool:
         """Whether a use takes other rows of a weight than the end does."""
@@ -127,11 +139,17 @@ class _Assembly:
                 join = self.blocks.parent.get(join)
         return own
 
-    def _argument(self, position: int, operand: int) -> int:
-        for index, argument in enumerate(self.flow.nodes[self.flow.terms[position].node].args):
+    def _argument(self, position: int, operand: int) -> tuple[int, tuple[int, tuple[int, ...]] | None]:
+        """Where the call of a sum has one of its operands: which argument, and which part of it; -1 for none."""
+        node = self.flow.nodes[self.flow.terms[position].node]
+        parts = stacked(node, self.flow.capture.shapes)
+        if parts is not None:
+            indices = tuple(i for i, o in enumerate(self.flow.terms[position].operands) if o == operand)
+            return 0, (parts.axis, indices)
+        for index, argument in enumerate(node.args):
             if self.flow.positions.get(getattr(argument, "name", "")) == operand:
-                return index
-        return -1
+                return index, None
+        return -1, None
 
     def _join(self, position: int) -> Join:
         flow, side, cut = self.flow, self.blocks.sides[position], self.blocks.cuts[position]
@@ -143,6 +161,7 @@ class _Assembly:
             node = flow.terms[shared[0].term].node
             reason = f"{shared[0].parameter} (at {node}) also reaches the outputs by another way"
         parent = self.blocks.parent.get(position)
+        operand, part = self._argument(position, side.operand)
         return Join(
             name=self.names[position],
             kind=_kind(side.length),
@@ -157,10 +176,11 @@ class _Assembly:
             zeroable=bool(leaves) and not shared,
             reason=reason,
             step=flow.step(position),
-            operand=self._argument(position, side.operand),
+            operand=operand,
             end_steps=tuple(dict.fromkeys(flow.step(leaf.term) for leaf in leaves)),
             gain=cut.gain if leaves else None,
             parent=None if parent is None else self.names[parent],
+            part=part,
         )
 
     def _place(self, position: int) -> str:

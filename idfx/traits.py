@@ -58,12 +58,11 @@ def layout_traits(layout: Layout | None, slices: int | None, shape: tuple[int, .
     traits: Traits = {}
     rows, columns = layout.matrix(shape)
     if layout.groups > 1:
-        channels = shape[layout.in_axis] if layout.in_axis is not None else 1
-        single = channels == (1 if layout.grouped == "out" else layout.groups)
+        single = layout.inputs(shape) == (1 if layout.grouped == "out" else layout.groups)
         name = "depthwise" if single else "grouped"
         what = "each channel has a kernel of its own" if single else "each sees its own channels"
         traits[name] = f"{layout.groups} groups: {what}"
-    if slices is not None and slices != layout.out_axis:
+    if slices is not None and slices not in layout.out_axes:
         traits["normalised"] = f"each slice along axis {slices} is divided by its own norm, which must not be 0"
     if layout.parts > 1:
         traits["stacked"] = f"{layout.parts} matrices lie one below the other, used one by one"
@@ -130,13 +129,15 @@ def _hidden_layers(flow: Flow) -> Iterator[tuple[int, int]]:
 def _widths(flow: Flow, position: int) -> tuple[int, int] | None:
     """D_in and D_out of a dense layer applied to each place alone, else None."""
     term = flow.terms[position]
-    layout = term.layouts[1]
-    if term.kind != "contract" or not term.data or layout is None or layout.groups > 1 or layout.in_axis is None:
+    if term.kind != "contract" or not term.data or term.readings[1] is None:
+        return None
+    layout = term.readings[1].layout
+    if layout.groups > 1 or not layout.in_axes:
         return None
     shape = flow.terms[term.operands[1]].shape
     if shape is None or any(shape[axis] > 1 for axis in layout.tap_axes):
         return None
-    return shape[layout.in_axis], shape[layout.out_axis]
+    return layout.inputs(shape), layout.outputs(shape)
 
 
 def _next_weights(flow: Flow, position: int) -> Iterator[tuple[int, bool]]:
@@ -149,7 +150,7 @@ def _next_weights(flow: Flow, position: int) -> Iterator[tuple[int, bool]]:
             continue
         seen.add(here)
         term, bent = flow.terms[here[0]], here[1]
-        depthwise = term.kind == "contract" and (term.layouts[1] is not None and term.layouts[1].groups > 1)
+        depthwise = term.kind == "contract" and term.readings[1] is not None and term.readings[1].layout.groups > 1
         if term.kind == "contract" and not depthwise:
             yield here[0], bent
         elif depthwise or (term.kind in _HIDDEN and _alone(flow, here[0])):

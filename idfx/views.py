@@ -46,6 +46,16 @@ def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
+def blank(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor of a shape that has strides and no memory, row by row.
+
+    Example:
+        >>> blank((2, 3)).t().stride()
+        (1, 3)
+    """
+    return torch.empty(_ROOM, dtype=torch.uint8, device="meta").as_strided(shape, strides_of(shape))
+
+
 def follow(flow: Flow, leaf: int, chain: tuple[int, ...]) -> View | None:
     """Return the view that an expression makes of a parameter, None where it is none.
 
@@ -57,12 +67,12 @@ def follow(flow: Flow, leaf: int, chain: tuple[int, ...]) -> View | None:
     shape = flow.terms[leaf].shape
     if shape is None:
         return None
-    tensor: Any = torch.empty(_ROOM, dtype=torch.uint8, device="meta").as_strided(shape, strides_of(shape))
+    tensor: Any = blank(shape)
     source = leaf
     for position in reversed(chain):
         term = flow.terms[position]
         if term.kind == "move":
-            tensor = _moved(flow, position, source, tensor)
+            tensor = moved(flow, position, source, tensor)
         elif term.kind == "concat" and term.shape is not None and len(term.shape) == tensor.dim():
             tensor = tensor.as_strided(term.shape, tensor.stride(), tensor.storage_offset())
         elif term.shape != tuple(tensor.shape):
@@ -73,8 +83,17 @@ def follow(flow: Flow, leaf: int, chain: tuple[int, ...]) -> View | None:
     return View(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
 
-def _moved(flow: Flow, position: int, source: int, tensor: Any) -> Any:
-    """Run one move; what copies keeps the strides of what it copies, what selects by another tensor is no view."""
+def moved(flow: Flow, position: int, source: int, tensor: Any) -> Any:
+    """Return what one move makes of a tensor without memory, by its strides; None where it is no view.
+
+    What copies keeps the strides of what it copies, what selects by another tensor is no view.
+
+    Args:
+        flow: the data flow.
+        position: the move.
+        source: the term that it moves.
+        tensor: in the place of the source.
+    """
     term, node = flow.terms[position], flow.nodes[flow.terms[position].node]
     before = flow.nodes[flow.terms[source].node]
     if flow.positions.get(node.name) != position or before not in node.all_input_nodes:
@@ -117,38 +136,61 @@ def read_matrix(view: View, shape: tuple[int, ...], layout: Layout) -> Matrix | 
     own = strides_of(shape)
     if (view.sizes, view.strides) == (shape, own):
         return Matrix(layout)
-    axes: dict[int, int] = {}
-    for axis, (size, stride) in enumerate(zip(view.sizes, view.strides, strict=True)):
-        if size > 1 and stride:
-            found = [a for a, step in enumerate(own) if step == stride and shape[a] > 1 and size <= shape[a]]
-            if not found:
-                return None
-            axes[axis] = found[0]
-    if len(set(axes.values())) < len(axes):
+    found = [_axes(view, shape, axes) for axes in (layout.out_axes, layout.in_axes, layout.tap_axes)]
+    batch = [_axes(view, shape, (axis,)) for axis in layout.batch_axes if view.strides[axis]]
+    outs, ins, taps = found
+    if not outs or ins is None or taps is None or None in batch:
         return None
-    single = [a for a, size in enumerate(shape) if size == 1]
-    for axis, size in enumerate(view.sizes):
-        if size == 1 and single:
-            axes[axis] = single.pop(0)
-    used = (layout.out_axis, *layout.tap_axes, *layout.batch_axes)
-    if layout.out_axis not in axes or any(a not in axes for a in layout.tap_axes):
+    taken = [axis for axes in (*found, *batch) for axis, _ in axes or ()]
+    if len(set(taken)) < len(taken) or any(part < shape[axis] for axis, part in outs[1:]):
         return None
-    inner = None if layout.in_axis is None else axes.get(layout.in_axis)
-    if inner is None and layout.in_axis is not None and view.sizes[layout.in_axis] > 1:
-        return None
-    taken = {axes[a] for a in used if a in axes} | ({inner} if inner is not None else set())
-    batch = [axes[a] for a in layout.batch_axes if a in axes]
-    batch += [a for a in range(len(shape)) if a not in taken]
-    out = axes[layout.out_axis]
-    first = view.offset // own[out] % shape[out] if own[out] else 0
-    rows = (first, first + view.sizes[layout.out_axis])
-    return Matrix(
-        replace(
-            layout,
-            out_axis=out,
-            in_axis=inner,
-            tap_axes=tuple(axes[a] for a in layout.tap_axes),
-            batch_axes=tuple(sorted(batch)),
-        ),
-        None if rows == (0, shape[out]) else rows,
+    first = 0
+    for axis, _ in outs:
+        first = first * shape[axis] + view.offset // own[axis] % shape[axis]
+    rows = (first, first + math.prod(part for _, part in outs))
+    spare = set(range(len(shape))) - {axis for axes in found for axis, _ in axes or ()}
+    read = replace(
+        layout,
+        out_axis=outs[0][0],
+        in_axis=ins[0][0] if ins else None,
+        tap_axes=tuple(axis for axis, _ in taps),
+        batch_axes=tuple(sorted(spare)),
+        out_rest=tuple(axis for axis, _ in outs[1:]),
+        in_rest=tuple(axis for axis, _ in ins[1:]),
     )
+    return Matrix(read, None if rows == (0, read.outputs(shape)) else rows)
+
+
+def _axes(view: View, shape: tuple[int, ...], axes: tuple[int, ...]) -> list[tuple[int, int]] | None:
+    """The axes of a parameter that some axes of its view are, each with how much of it; None where they are none.
+
+    Axes that lie one within the other are one: a merged axis comes apart, and the parts of an axis come together.
+    """
+    own = strides_of(shape)
+    ones = (a for a, size in enumerate(shape) if size == 1)
+    single = dict(zip((a for a, size in enumerate(view.sizes) if size == 1), ones, strict=False))
+    runs: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
+    for axis in axes:
+        size, stride = view.sizes[axis], view.strides[axis]
+        if size == 1:
+            continue
+        if runs and runs[-1][1] == size * stride:
+            runs[-1] = (runs[-1][0] * size, stride)
+        else:
+            runs.append((size, stride))
+    for size, stride in runs:
+        steps = [a for a, step in enumerate(own) if step == stride and shape[a] > 1]
+        parts: list[tuple[int, int]] = []
+        for axis in reversed([a for a in range(steps[0] + 1) if shape[a] > 1] if steps and stride else []):
+            part = min(size, shape[axis])
+            if size % part or view.offset // own[axis] % shape[axis] + part > shape[axis]:
+                return None
+            parts.insert(0, (axis, part))
+            size //= part
+            if size == 1:
+                break
+        if size > 1:
+            return None
+        found += parts
+    return found + [(single[axis], 1) for axis in axes if axis in single]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import nn
 
@@ -58,6 +61,37 @@ def test_three_weights_of_attention_written_by_hand() -> None:
         "third.weight": {"value"},
         "out.weight": set(),
     }
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [
+        lambda k, q, v: (k @ q.mT).mT.softmax(-1) @ v,
+        lambda k, q, v: (k @ q.mT / 3).softmax(-2).transpose(1, 2) @ v,
+        lambda k, q, v: (v.mT @ (k @ q.mT).softmax(1)).mT,
+        lambda k, q, v: torch.bmm(torch.baddbmm(torch.ones(4, 4, device=k.device), k, q.mT).softmax(1).mT, v),
+        lambda k, q, v: torch.einsum("bkq,bkd->bqd", torch.einsum("bkd,bqd->bkq", k, q).softmax(1), v),
+        lambda k, q, v: torch.einsum("...dk,...kq->...qd", v.mT, torch.einsum("...kd,...qd->...kq", k, q).softmax(-2)),
+        lambda k, q, v: (
+            (
+                (k.unflatten(-1, (2, 4)).transpose(1, 2) @ q.unflatten(-1, (2, 4)).permute(0, 2, 3, 1)).mT.softmax(-1)
+                @ v.unflatten(-1, (2, 4)).transpose(1, 2)
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
+    ],
+)
+def test_the_key_is_the_factor_with_the_places_of_the_value(attend: Callable[..., torch.Tensor]) -> None:
+    """Written first among the factors of the scores, it is the key none the less, though all sizes are the same."""
+
+    class Turned(ByHand):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.out(attend(self.first(x), self.second(x), self.third(x)))
+
+    found = parts(Turned())
+    assert (found["first.weight"], found["second.weight"]) == ({"key"}, {"query"})
+    assert found["third.weight"] == {"value"}
 
 
 def test_one_fused_weight_is_all_three() -> None:

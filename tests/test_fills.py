@@ -144,6 +144,31 @@ def test_parts_and_experts(name):
     )
 
 
+@pytest.mark.parametrize("name", ["idi", "idiz"])
+def test_heads_are_one_matrix(name):
+    """Outputs or inputs counted by two axes, in either order of the axes: the matrix of a linear layer, put there."""
+    matrix = REFERENCE[name](6, 4)
+    heads = filled((4, 2, 3), name, {**ARGUMENTS[name], "layout": {"out_axis": 1, "in_axis": 0, "out_rest": [2]}})
+    assert torch.equal(heads, matrix.T.reshape(4, 2, 3))
+    turned = filled((3, 4, 2), name, {**ARGUMENTS[name], "layout": {"out_axis": 2, "in_axis": 1, "out_rest": [0]}})
+    assert torch.equal(turned, matrix.T.reshape(4, 2, 3).permute(2, 0, 1))
+    matrix = REFERENCE[name](4, 6)
+    joined = filled((2, 4, 3), name, {**ARGUMENTS[name], "layout": {"out_axis": 1, "in_axis": 0, "in_rest": [2]}})
+    assert torch.equal(joined, matrix.reshape(4, 2, 3).permute(1, 0, 2))
+
+
+def test_rows_of_heads():
+    """Outputs 1 to 8 of three heads of three: the end of one, all of one, the beginning of one."""
+    expected = reference_idi(9, 4)
+    expected[1:8] = reference_idiz(7, 4)
+    arguments = {"rows": [[1, 8]], "eps": EPS, "tau": TAU, "loosen": "none", "layout": {"in_axis": 2, "out_rest": [1]}}
+    assert torch.equal(filled((3, 3, 4), "mixed", arguments).flatten(0, 1), expected)
+    arguments["rows"] = [[4, 5]]
+    expected = reference_idi(9, 4)
+    expected[4:5] = reference_idiz(1, 4)
+    assert torch.equal(filled((3, 3, 4), "mixed", arguments).flatten(0, 1), expected)
+
+
 def test_inputs_of_taps_alone():
     layout = {"in_axis": None, "tap_axes": [1], "groups": 2}
     weight = filled((4, 3), "idic", {"loosen": "none", "order": "centre", "layout": layout})
@@ -259,6 +284,13 @@ CASES = [
     ("idizc", {"order": "channel"}),
     ("idizc", {"order": "centre", "rows": None, "layout": {"out_axis": 3, "in_axis": 0, "tap_axes": [2, 1]}}),
     ("mixed", {"rows": [[1, 2]], "order": "tap", "loosen": "dense"}),
+    ("idi", {"loosen": "dense", "layout": {"out_axis": 3, "out_rest": [0], "in_axis": 2, "in_rest": [1], "parts": 2}}),
+    ("idizc", {"order": "tap", "layout": {"out_rest": [2, 3], "tap_axes": [1], "in_axis": None, "groups": 2}}),
+    ("mixed", {"rows": [[1, 2]], "loosen": "dense", "layout": {"out_rest": [1], "in_axis": 2, "batch_axes": [3]}}),
+    (
+        "idic",
+        {"layout": {"out_axis": 1, "out_rest": [3], "in_axis": 0, "in_rest": [2], "groups": 2, "grouped": "in"}},
+    ),
     ("constant", {"value": 0.1}),
 ]
 
@@ -376,8 +408,8 @@ ERRORS = [
     ("idi", {"layout": 3}, (2, 2), "w: layout: 3; expected a Layout or its fields. Write {} for (out, in)."),
     ("idi", {"layout": {"group": 2}}, (2, 2),
      "w: layout: field 'group'; "
-     "expected one of out_axis, in_axis, tap_axes, groups, grouped, batch_axes, parts. "
-     "Did you mean groups, grouped?"),
+     "expected one of out_axis, in_axis, tap_axes, groups, grouped, batch_axes, parts, "
+     "out_rest, in_rest. Did you mean groups, grouped?"),
     ("idi", {"layout": {}}, (2, 2, 3),
      "w: layout: axes (0, 1) for shape (2, 2, 3); "
      "expected each axis once. Name them as out, in, tap or batch."),

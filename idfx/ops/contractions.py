@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from idfx.ops.term import Term, contract, gate, operator, scale, tensors
+from idfx.ops.term import Reading, Shape, Term, contract, gate, operator, scale, tensors
 from idfx.records import Layout
 
 LINEAR = Layout(out_axis=0, in_axis=1)
-TRANSPOSED = Layout(out_axis=1, in_axis=0)
-LEFT = Layout(out_axis=-2, in_axis=-1)
-RIGHT = Layout(out_axis=-1, in_axis=-2)
+
+
+def left(own: Shape | None, other: Shape | None) -> Reading | None:
+    """Read W of W · x: outputs on its last axis but one; what stands before the last two axes counts matrices."""
+    dimensions = len(own or ())
+    if dimensions < 2:
+        return None
+    layout = Layout(dimensions - 2, dimensions - 1, batch_axes=tuple(range(dimensions - 2)))
+    return Reading(layout, (-1,) if other is not None and len(other) == 1 else (-2,))
+
+
+def right(own: Shape | None, other: Shape | None) -> Reading | None:
+    """Read W of x · W: outputs on its last axis."""
+    dimensions = len(own or ())
+    if dimensions < 2:
+        return None
+    return Reading(Layout(dimensions - 1, dimensions - 2, batch_axes=tuple(range(dimensions - 2))), (-1,))
 
 
 @operator("aten.linear", "aten._mkldnn_linear")
@@ -24,13 +38,13 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Term:
           "aten.linalg_matmul", "aten.__matmul__", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
 def matmul(a: Any, b: Any) -> Term:
     """A · b over the last axis of a and the last but one of b."""
-    return contract(a, b, LEFT, RIGHT)
+    return contract(a, b, left, right)
 
 
 @operator("aten._grouped_mm")
 def grouped_matmul(a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Term:
     """Rows of a times the matrix of b that their group has, as experts do."""
-    result = contract(a, b, LEFT, RIGHT, bias)
+    result = contract(a, b, left, right, bias)
     return Term("move", (result,), tensors(offs))
 
 
@@ -38,7 +52,7 @@ def grouped_matmul(a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype
           "aten._addmm_activation")  # fmt: skip
 def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, **options: Any) -> Term:
     """Beta · input + alpha · mat1 · mat2."""
-    result = contract(mat1, mat2, LEFT, RIGHT)
+    result = contract(mat1, mat2, left, right)
     scaled = result if alpha == 1 else scale(result, float(alpha))
     if beta == 0:
         return scaled
@@ -58,7 +72,7 @@ def chained(tensors: Any) -> Term:
     """Matrices multiplied one after the other."""
     result = tensors[0]
     for other in tensors[1:]:
-        result = contract(result, other, LEFT, RIGHT)
+        result = contract(result, other, left, right)
     return result if isinstance(result, Term) else Term("move", (result,))
 
 
@@ -122,7 +136,7 @@ def distance(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
     return gate(a, b)
 
 
-@operator("aten.kron", "aten.outer", "aten.ger", "aten.cross", "aten.linalg_cross", "aten.tensordot")
+@operator("aten.kron", "aten.outer", "aten.ger", "aten.cross", "aten.linalg_cross")
 def outer(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
     """A product in which every entry holds one factor of each."""
     return contract(a, b, None, None)
@@ -162,30 +176,3 @@ def recurrent(*values: Any, **options: Any) -> Term:
 def fourier(x: Any, *rest: Any, **options: Any) -> Term:
     """A Fourier transform."""
     return Term("mix", (x,))
-
-
-def einsum_layouts(equation: str) -> tuple[Layout | None, Layout | None]:
-    """Return how either operand of a two-operand einsum is read as a matrix, None where it is no plain matrix.
-
-    Example:
-        >>> einsum_layouts("bi,oi->bo")[1] == Layout(0, 1)
-        True
-    """
-    left, _, result = equation.replace(" ", "").partition("->")
-    operands = left.split(",")
-    if len(operands) != 2 or not result:
-        return None, None
-    found: list[Layout | None] = []
-    for own, other in (operands, operands[::-1]):
-        if "." in own:  # axes without a name: no weight is written like that
-            found.append(None)
-            continue
-        outs = [a for a in own if a in result and a not in other]
-        ins = [a for a in own if a in other and a not in result]
-        batch = [a for a in own if a in other and a in result]
-        if len(outs) == 1 and len(ins) == 1:
-            axes = tuple(own.index(a) for a in batch)
-            found.append(Layout(own.index(outs[0]), own.index(ins[0]), batch_axes=axes))
-        else:
-            found.append(None)
-    return found[0], found[1]

@@ -24,6 +24,8 @@ from idfx.ops.term import Term, concat, gate, move, operator, tensors
     "aten._reshape_copy", "aten._unsafe_view", "aten.unfold_copy", "aten.squeeze_copy", "aten.unsqueeze_copy",
     "aten.narrow_copy", "aten.expand_copy", "aten.view_copy", "aten.permute_copy", "aten.slice_copy",
     "aten.select_copy", "aten.transpose_copy", "aten.reshape_as", "aten.expand_as", "aten.view_as",
+    "aten.t_", "aten.transpose_", "aten.swapaxes_", "aten.swapdims_", "aten.numpy_T", "aten.adjoint", "aten.mT",
+    "aten.matrix_H",
 )  # fmt: skip
 def moved(x: Any, *rest: Any, **options: Any) -> Term:
     """Entries of x in another order, place or type."""
@@ -34,18 +36,6 @@ def moved(x: Any, *rest: Any, **options: Any) -> Term:
 def shuffled(x: Any, factor: int) -> Term:
     """Channels arranged as a finer resolution."""
     return Term("move", (x,), tag="upsample")
-
-
-@operator("aten.t", "aten.t_", "aten.numpy_T", "aten.adjoint", "aten.mT", "aten.matrix_H")
-def transposed(x: Any) -> Term:
-    """The last two axes exchanged."""
-    return move(x, axes=(-1, -2))
-
-
-@operator("aten.transpose", "aten.transpose_", "aten.swapaxes", "aten.swapdims")
-def exchanged(x: Any, dim0: Any, dim1: Any) -> Term:
-    """Two axes exchanged."""
-    return move(x, axes=(dim0, dim1) if isinstance(dim0, int) and isinstance(dim1, int) else None)
 
 
 @operator(

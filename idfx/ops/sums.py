@@ -78,17 +78,3 @@ def extreme(x: Any, other: Any) -> Term:
     """The larger or smaller of two entries."""
     both = concat((x, other))
     return keeps_zero(both)
-
-
-@operator("aten.einsum")
-def einsum(equation: str, tensors: Any, *, path: Any = None) -> Term:
-    """A sum of products over named axes."""
-    from idfx.ops.contractions import einsum_layouts
-
-    if len(tensors) == 1:
-        return Term("mix", (tensors[0],))
-    layouts = einsum_layouts(equation)
-    result = Term("contract", tuple(tensors[:2]), layouts=layouts)
-    for other in tensors[2:]:
-        result = Term("contract", (result, other))
-    return result

@@ -24,14 +24,47 @@ structure follows from the answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from idfx.records import Layout
 from idfx.registry import Registry
 
 Meaning = Callable[..., "Term"]
+Shape = tuple[int, ...]
+
+
+class Reading(NamedTuple):
+    """How one operand of a contraction is read as a weight, and the axes of the result that count its outputs.
+
+    The axes of the result are counted from its end, in the order of `layout.out_axes`.
+    """
+
+    layout: Layout
+    axes: tuple[int, ...]
+
+
+# A layout alone: the outputs are the last axis of the result, before any taps. A function of the shapes of the operand
+# and of the other one (None: not known), where the number of their axes has a say.
+Layouts = Layout | Callable[[Shape | None, Shape | None], Reading | None] | None
+
+
+def reading(layouts: Layouts, own: Shape | None, other: Shape | None) -> Reading | None:
+    """Return how an operand of a contraction is read, None where it is no plain matrix.
+
+    Args:
+        layouts: as the operator tells it.
+        own, other: the shapes of the operand and of the other one.
+
+    Example:
+        >>> reading(Layout(0, 1, (2,)), (8, 4, 3), (1, 4, 16)).axes
+        (-2,)
+    """
+    if isinstance(layouts, Layout):
+        return Reading(layouts, (-1 - len(layouts.tap_axes),))
+    return None if layouts is None else layouts(own, other)
+
 
 OPERATORS: Registry[Meaning] = Registry("operator", "idfx.ops")
 operator = OPERATORS.register
@@ -43,19 +76,26 @@ class Term:
 
     `operands` are graph nodes or further terms; `gates` (masks, indices, statistics) have a say in the value but
     do not carry it. `tag` says what a parameter among the operands is ("bias", "shift", "scale", "table").
-    `layouts` are how the first and second operand of a contraction would be read as a weight. `axes` are the two axes
-    that a move exchanges, or the one along which a norm takes its slices one by one; `factor` is the number that a
-    scale multiplies by, `eps` what a norm adds.
+    `layouts` are how the first and second operand of a contraction would be read as a weight; `arranged` gives the term
+    instead, where it differs with which operands carry data (2), depend on parameters (1) or are fixed (0). `axes` is
+    the one along which a norm takes its slices one by one, or along which the first half is taken; `factor` is the
+    number that a scale multiplies by, `eps` what a norm adds.
     """
 
     kind: str
     operands: tuple[Any, ...]
     gates: tuple[Any, ...] = ()
     tag: str = ""
-    layouts: tuple[Layout | None, Layout | None] = (None, None)
+    layouts: tuple[Layouts, Layouts] = (None, None)
+    arranged: Callable[[Sequence[int]], Term] | None = None
     axes: tuple[int, ...] | None = None
     factor: float | None = None
     eps: float | None = None
+
+
+def operator_name(target: Any) -> str:
+    """Return "aten.add" for the overload aten::add.Tensor, by which its meaning is registered."""
+    return target._schema.name.replace("::", ".") if hasattr(target, "_schema") else str(target)
 
 
 def is_operand(value: Any) -> bool:
@@ -74,9 +114,9 @@ def tensors(*values: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def move(x: Any, *gates: Any, axes: tuple[int, ...] | None = None) -> Term:
+def move(x: Any, *gates: Any) -> Term:
     """Entries of x moved, selected, repeated or padded with zeros."""
-    return Term("move", (x,), tensors(*gates), axes=axes)
+    return Term("move", (x,), tensors(*gates))
 
 
 def mix(x: Any, *gates: Any) -> Term:
@@ -127,7 +167,7 @@ def product(a: Any, b: Any) -> Term:
     return Term("product", (a, b), tag="scale") if is_operand(b) else scale(a, _number(b))
 
 
-def contract(a: Any, b: Any, layout_a: Layout | None, layout_b: Layout | None, bias: Any = None) -> Term:
+def contract(a: Any, b: Any, layout_a: Layouts, layout_b: Layouts, bias: Any = None) -> Term:
     """The contraction of a with b, each with its layout should it be the weight, plus a bias."""
     result = Term("contract", (a, b), layouts=(layout_a, layout_b))
     return result if bias is None else Term("sum", (result, bias), tag="bias")

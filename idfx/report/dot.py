@@ -22,12 +22,16 @@ def _interesting(found: Structure, flow: Flow) -> dict[int, str]:
 
 def _shortcut_operands(found: Structure, flow: Flow) -> dict[int, int]:
     """The term that each join's shortcut comes in by, by the term of the join."""
-    calls = {join.step: join.operand for join in found.joins if join.operand >= 0}
+    calls = {join.step: join for join in found.joins if join.operand >= 0}
     operands: dict[int, int] = {}
     for position, term in enumerate(flow.terms):
         step = flow.step(position)
         if term.data and term.kind == "sum" and not term.tag and step in calls:
-            argument = flow.nodes[term.node].args[calls[step]]
+            join = calls[step]
+            if join.part is not None:
+                operands[position] = term.operands[join.part[1][0]]
+                continue
+            argument = flow.nodes[term.node].args[join.operand]
             operands[position] = flow.positions.get(getattr(argument, "name", ""), -1)
     return operands
 

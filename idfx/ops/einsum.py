@@ -1,0 +1,118 @@
+"""Contractions over named axes: einsum, and tensordot, which is one."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from idfx.ops.term import Reading, Shape, Term, contract, operator
+from idfx.records import Layout
+
+_DOTS = "..."
+
+
+@operator("aten.einsum")
+def einsum(equation: str, tensors: Any, *, path: Any = None) -> Term:
+    """A sum of products over named axes."""
+    names, result = _named(equation)
+    if len(tensors) == 1:
+        return Term("mix", (tensors[0],))
+    return Term("contract", tuple(tensors), arranged=functools.partial(_arranged, tensors, names, result))
+
+
+@operator("aten.tensordot")
+def tensordot(a: Any, b: Any, dims_self: Any, dims_other: Any) -> Term:
+    """A sum of products over pairs of axes."""
+    pairs = tuple(zip(dims_self, dims_other, strict=True))
+    swapped = tuple((theirs, own) for own, theirs in pairs)
+    return contract(a, b, functools.partial(_dotted, pairs, True), functools.partial(_dotted, swapped, False))
+
+
+def _dotted(pairs: Sequence[tuple[int, int]], first: bool, own: Shape | None, other: Shape | None) -> Reading | None:
+    """Read one operand of a tensordot: what is not summed over counts outputs."""
+    if own is None or other is None:
+        return None
+    places = [(theirs % len(other), axis % len(own)) for axis, theirs in pairs]
+    ins = tuple(axis for _, axis in sorted(places))
+    outs = tuple(axis for axis in range(len(own)) if axis not in ins)
+    if not ins or not outs:
+        return None
+    end = len(other) - len(ins) if first else 0
+    axes = tuple(range(-end - len(outs), -end))
+    return Reading(Layout(outs[0], ins[0], out_rest=outs[1:], in_rest=ins[1:]), axes)
+
+
+def _named(equation: str) -> tuple[list[str], str]:
+    """The names of the axes of each operand, and of the result; without an arrow, those that occur once, sorted."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    names = left.split(",")
+    if not arrow:
+        counts = Counter(left.replace(_DOTS, "").replace(",", ""))
+        result = _DOTS * (_DOTS in left) + "".join(sorted(name for name, count in counts.items() if count == 1))
+    return names, result
+
+
+def _arranged(tensors: Sequence[Any], names: Sequence[str], result: str, kinds: Sequence[int]) -> Term:
+    """Two operands at a time: first what carries data, then what is fixed, then the weights, each where it is read."""
+    whole = tuple(own for own, kind in zip(names, kinds, strict=True) if kind == 2)
+    waiting = list(range(len(names)))
+
+    def rank(at: int) -> tuple[int, bool]:
+        return (1, 2, 0)[kinds[at]], set(names[at]).isdisjoint(set(held) - set(result))
+
+    held = ""
+    first = min(waiting, key=rank)
+    waiting.remove(first)
+    term, held = tensors[first], names[first]
+    while waiting:
+        at = min(waiting, key=rank)
+        waiting.remove(at)
+        later = result + "".join(names[after] for after in waiting)
+        kept = _kept(held + names[at], later) if waiting else result
+        layouts = (
+            functools.partial(_read, own, other, kept, whole) for own, other in ((held, names[at]), (names[at], held))
+        )
+        term, held = contract(term, tensors[at], *layouts), kept
+    assert isinstance(term, Term)
+    return term
+
+
+def _kept(names: str, later: str) -> str:
+    """The axes of a product of two operands that are needed later, each once."""
+    letters = dict.fromkeys(name for name in names if name.isalpha() and name in later)
+    return _DOTS * (_DOTS in names) + "".join(letters)
+
+
+def _read(
+    own: str, other: str, result: str, whole: Sequence[str], own_shape: Shape | None, other_shape: Shape | None
+) -> Reading | None:
+    """Read one of two operands by the names of its axes; inputs that are of two data operands are a product of both."""
+    spelled = _spelled((own, other), result, (own_shape, other_shape))
+    if spelled is None:
+        return None
+    own, other, result = spelled
+    outs = [name for name in result if name in own and name not in other]
+    ins = [name for name in other if name in own and name not in result]
+    batch = [name for name in own if name in other and name in result]
+    given = set(ins) & set("".join(whole))
+    apart = bool(given) and not any(given <= set(names) for names in whole)
+    if not outs or not ins or apart or sorted(own) != sorted([*outs, *ins, *batch]):
+        return None
+    out_axes, in_axes, batch_axes = (tuple(own.index(name) for name in part) for part in (outs, ins, batch))
+    layout = Layout(out_axes[0], in_axes[0], batch_axes=batch_axes, out_rest=out_axes[1:], in_rest=in_axes[1:])
+    return Reading(layout, tuple(result.index(name) - len(result) for name in outs))
+
+
+def _spelled(names: Sequence[str], result: str, shapes: Sequence[Shape | None]) -> list[str] | None:
+    """Give a name, a digit, to each axis behind the dots; None if their number is not known."""
+    counts = []
+    for own, shape in zip(names, shapes, strict=True):
+        if _DOTS in own and shape is None:
+            return None
+        counts.append(len(shape or ()) - len(own) + len(_DOTS) if _DOTS in own else 0)
+    most = max(counts)
+    digits = "".join(str(place % 10) for place in range(most))
+    each = (*zip(names, counts, strict=True), (result, most))
+    return [own.replace(_DOTS, digits[most - count :]) for own, count in each]
