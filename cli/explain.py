@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .limits import limited
-from .options import given_scheme_options, model_options, output_options, scheme_options
+from .options import given_scheme, model_options, output_options, scheme_options
 from .session import Progress, build_and_read
 
 
@@ -24,10 +24,8 @@ def command(parameter: str, scheme: str, as_json: bool, quiet: bool, **options: 
       idfx explain timm:resnet50 layer1.0.conv3.weight
     """
     from idfx.planning import make_plan
-    from idfx.schemes.scheme import SCHEMES
 
-    given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
-    SCHEMES.find(scheme).read_options(given)
+    scheme, given = given_scheme(scheme, options)
     with Progress(quiet).shown() as progress, limited(progress, options):
         _, structure = build_and_read(progress, **options)
     plan = make_plan(structure, scheme, options["seed"], **given)

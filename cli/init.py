@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .limits import Clock, limited
-from .options import given_scheme_options, model_options, output_options, scheme_options
+from .options import given_scheme, model_options, output_options, scheme_options
 from .session import Progress, build_and_read
 
 
@@ -35,7 +35,7 @@ def command(
     from idfx.errors import UsageError
     from idfx.export import check_path
 
-    scheme_given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
+    scheme, scheme_given = given_scheme(scheme, options)
     if plan_file is not None:
         named = [name for name in ("scheme", "seed") if ctx.get_parameter_source(name).name == "COMMANDLINE"]  # type: ignore[union-attr]
         if contradicting := [*named, *scheme_given, *(["role"] if options["roles"] else [])]:
@@ -80,12 +80,9 @@ def _initialise(
     from idfx.overrule import overrule
     from idfx.planning import make_plan
     from idfx.records import Report
-    from idfx.schemes.scheme import SCHEMES
 
     plan = read_plan(plan_file) if plan_file is not None else None
-    if plan is None:
-        SCHEMES.find(scheme).read_options(scheme_given)
-    else:
+    if plan is not None:
         options["seed"] = plan.seed
     built, structure = build_and_read(progress, **options)
     if plan is not None:

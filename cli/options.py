@@ -62,7 +62,10 @@ def model_options(function: F) -> F:
 def scheme_options(function: F) -> F:
     """The scheme and its options; an option that is not given is left to the scheme."""
     return _chain(
-        click.option("--scheme", default="idinit", show_default=True, help="See `idfx list schemes`."),
+        click.option(
+            "--scheme", default="idinit", show_default=True, metavar="NAME[(KEY=VALUE,...)]",
+            help="See `idfx list schemes`; options in brackets, as in 'eoi(density=0.2)'.",
+        ),
         click.option("--tau", default=None, metavar="NUMBER|gain", help="Entry of the identity [1]."),
         click.option("--eps", default=None, type=float, help="Entry at the end of a branch [1e-6]; 0 for zeros."),
         click.option("--loosen", default=None, metavar="diagonal|dense|none", help="Where the noise goes [diagonal]."),
@@ -72,12 +75,31 @@ def scheme_options(function: F) -> F:
     )(function)  # fmt: skip
 
 
-def given_scheme_options(tau: str | None, **others: Any) -> dict[str, Any]:
-    """Return the scheme options that were given, tau as a number where it is one."""
-    given = {name: value for name, value in others.items() if value is not None}
-    if tau is not None:
-        try:
-            given["tau"] = float(tau)
-        except ValueError:
-            given["tau"] = tau
-    return given
+def given_scheme(scheme: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of the scheme and the options that were given, in brackets or by their own flags.
+
+    The flags are taken out of the command's options.
+
+    Raises:
+        UsageError: brackets that cannot be read, an option that is given twice, or one that the scheme has not.
+    """
+    from idfx.parsing import parse_call
+    from idfx.schemes.scheme import SCHEMES
+
+    name, given = parse_call(scheme, "--scheme")
+    for flag in ("tau", "eps", "loosen", "conv_order"):
+        value = options.pop(flag)
+        if value is None:
+            continue
+        if flag in given:
+            raise click.UsageError(f"--{flag.replace('_', '-')}: also given in --scheme {scheme}; leave one out.")
+        given[flag] = _number_if_one(value) if flag == "tau" else value
+    SCHEMES.find(name).read_options(given)
+    return name, given
+
+
+def _number_if_one(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .limits import limited
-from .options import given_scheme_options, model_options, output_options, scheme_options
+from .options import given_scheme, model_options, output_options, scheme_options
 from .session import Progress, build_and_read
 
 
@@ -26,10 +26,8 @@ def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **optio
     """
     from idfx.files import check_writable, write_text
     from idfx.planning import make_plan, to_json
-    from idfx.schemes.scheme import SCHEMES
 
-    given = given_scheme_options(**{name: options.pop(name) for name in ("tau", "eps", "loosen", "conv_order")})
-    SCHEMES.find(scheme).read_options(given)
+    scheme, given = given_scheme(scheme, options)
     if output is not None:
         check_writable(Path(output))
     with Progress(quiet).shown() as progress, limited(progress, options):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from idfx._version import __version__
 
 if TYPE_CHECKING:
-    from idfx.api import analyze, init_, plan, read_plan
+    from idfx.api import analyze, init_, masks, plan, read_plan
     from idfx.apply import apply_
     from idfx.building import load
     from idfx.certification import certify
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from idfx.export import save
     from idfx.ops.term import operator
     from idfx.records import Certificate, Plan, Report, Structure
+    from idfx.scalars import fold_
 
 _HOMES = {
     "IdfxError": "idfx.errors",
@@ -29,8 +30,10 @@ _HOMES = {
     "analyze": "idfx.api",
     "apply_": "idfx.apply",
     "certify": "idfx.certification",
+    "fold_": "idfx.scalars",
     "init_": "idfx.api",
     "load": "idfx.building",
+    "masks": "idfx.api",
     "operator": "idfx.ops.term",
     "plan": "idfx.api",
     "read_plan": "idfx.api",
@@ -47,8 +50,10 @@ __all__ = [
     "analyze",
     "apply_",
     "certify",
+    "fold_",
     "init_",
     "load",
+    "masks",
     "operator",
     "plan",
     "read_plan",

@@ -185,7 +185,28 @@ def init_(
 
 def prove(model: nn.Module, structure: Structure, plan: Plan) -> Certificate:
     """Return the certificate of a model to which a plan has been applied: it is held to what the plan claims."""
-    return certify(model, structure, eps=claims(structure, plan))
+    if plan.scalars:  # the model has other parameters now
+        structure = analyse(capture(model, structure.capture.example))
+    claimed = claims(structure, plan)
+    return certify(model, claimed.structure, eps=claimed.entries)
+
+
+def masks(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
+    """Return where the weights that a plan makes sparse are not zero, as bool tensors by parameter.
+
+    Args:
+        model: to which the plan was applied.
+        plan: made by the scheme `eoi`, or with the fill `givens`; other weights have no mask.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(8, 8)
+        >>> report = init_(model, (torch.ones(1, 8),), scheme="eoi", density=0.25)
+        >>> int(masks(model, report.plan)["weight"].sum())
+        16
+    """
+    sparse = {name for name, decision in plan.decisions.items() if decision.fill == "givens"}
+    return {name: value.detach() != 0 for name, value in unwrap(model).named_parameters() if name in sparse}
 
 
 def failure_text(certificate: Certificate, model: str) -> str:

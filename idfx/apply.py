@@ -11,6 +11,7 @@ from idfx.fills import fill_
 from idfx.matrices import Shard
 from idfx.records import Plan
 from idfx.running import unwrap
+from idfx.scalars import add_scalars_, check_scalars
 
 
 def check(model: nn.Module, plan: Plan) -> None:
@@ -56,6 +57,7 @@ def check(model: nn.Module, plan: Plan) -> None:
                 f"{name}: on the meta device; expected memory to write to. Call model.to_empty(device=...) first."
             )
         fill_(scratch, decision.fill, decision.arguments, parameter=name, seed=plan.seed, shard=place)
+    check_scalars(unwrap(model), plan.scalars)
 
 
 def apply_(model: nn.Module, plan: Plan) -> nn.Module:
@@ -63,7 +65,8 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
 
     Everything is checked before anything is written. Parameters keep their identity, device, dtype,
     requires_grad, gradients and hooks; those that the plan keeps are not touched. Of the buffers, those in which a
-    spectral norm remembers a weight follow it.
+    spectral norm remembers a weight follow it. Learned scalars of the plan are added through
+    torch.nn.utils.parametrize; `fold_` multiplies them in again.
 
     Args:
         model: any module; wrappers are looked through.
@@ -77,4 +80,6 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
     for name, decision in plan.decisions.items():
         fill_(parameters[name], decision.fill, decision.arguments, parameter=name, seed=plan.seed)
     refresh_(unwrap(model), plan.decisions)
+    axes = {name: decision.arguments.get("layout", {}).get("out_axis", 0) for name, decision in plan.decisions.items()}
+    add_scalars_(model, plan.scalars, axes)
     return model

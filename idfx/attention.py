@@ -7,6 +7,7 @@ key. The weights are those that stand directly before the three; the output weig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +16,49 @@ from idfx.views import blank, moved, strides_of
 
 PARTS = ("query", "key", "value", "attention output")
 _PASSING = frozenset({"move", "scale", "sum", "concat", "mix", "map"})
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention: the weight sites, by term, that make queries, keys and values, and those that read its output.
+
+    `where` is the module in whose forward the scores weigh the values; `scores` are the two factors of the scores,
+    query and key, and `weighed` is what they weigh.
+    """
+
+    where: str
+    query: tuple[int, ...]
+    key: tuple[int, ...]
+    value: tuple[int, ...]
+    output: tuple[int, ...]
+    scores: tuple[int, int]
+    weighed: int
+
+
+def attentions(flow: Flow) -> Iterator[Attention]:
+    """Yield the attentions of one forward pass, in the order of execution.
+
+    Args:
+        flow: the data flow.
+    """
+    for position, term in enumerate(flow.terms):
+        if term.kind != "product" or len(flow.sources(position)) < 2:
+            continue
+        for gate, value in _gated(flow, position):
+            scores = _scores(flow, gate)
+            if scores is None:
+                continue
+            place = _key(flow, position, value, scores)
+            query, key = flow.terms[scores].operands[1 - place], flow.terms[scores].operands[place]
+            yield Attention(
+                where=flow.module(position) or flow.capture.model,
+                query=tuple(sites_before(flow, query)),
+                key=tuple(sites_before(flow, key)),
+                value=tuple(sites_before(flow, value)),
+                output=tuple(_sites_behind(flow, position)),
+                scores=(query, key),
+                weighed=value,
+            )
 
 
 def attention_parts(flow: Flow) -> Mapping[int, dict[str, str]]:
@@ -26,27 +70,15 @@ def attention_parts(flow: Flow) -> Mapping[int, dict[str, str]]:
         flow: the data flow of one forward pass.
     """
     found: dict[int, dict[str, str]] = {}
-    for position, term in enumerate(flow.terms):
-        if term.kind != "product" or len(flow.sources(position)) < 2:
-            continue
-        for gate, value in _gated(flow, position):
-            scores = _scores(flow, gate)
-            if scores is None:
-                continue
-            place = _key(flow, position, value, scores)
-            query, key = flow.terms[scores].operands[1 - place], flow.terms[scores].operands[place]
-            where = flow.module(position) or flow.capture.model
-            for part, operand, does in (
-                ("query", query, "it makes one factor of the scores"),
-                ("key", key, "it makes the other factor of the scores"),
-                ("value", value, "it makes what the scores weigh"),
-            ):
-                for site in sites_before(flow, operand):
-                    found.setdefault(site, {}).setdefault(part, f"{does} of {where}")
-            for site in _sites_behind(flow, position):
-                found.setdefault(site, {}).setdefault(
-                    "attention output", f"it reads what the scores of {where} weighed"
-                )
+    for attention in attentions(flow):
+        for part, sites, does in (
+            ("query", attention.query, "it makes one factor of the scores of {}"),
+            ("key", attention.key, "it makes the other factor of the scores of {}"),
+            ("value", attention.value, "it makes what the scores weigh of {}"),
+            ("attention output", attention.output, "it reads what the scores of {} weighed"),
+        ):
+            for site in sites:
+                found.setdefault(site, {}).setdefault(part, does.format(attention.where))
     return {site: {part: parts[part] for part in PARTS if part in parts} for site, parts in found.items()}
 
 

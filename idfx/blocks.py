@@ -52,15 +52,18 @@ class Blocks:
 
 
 class Finder:
-    """Looks at every sum in the order of execution, so that inner joins are known before the outer ones."""
+    """Looks at every sum in the order of execution, so that inner joins are known before the outer ones.
 
-    def __init__(self, flow: Flow, paths: Paths) -> None:
+    Branches end at weights where they can, or, if `nearest` is set, at scales where they can.
+    """
+
+    def __init__(self, flow: Flow, paths: Paths, nearest: bool = False) -> None:
         self.flow, self.paths, self.blocks = flow, paths, Blocks()
         self.terms = flow.terms
         self.exclusive = Exclusive(flow, paths)
         self._inner: dict[int, tuple[Cut, int]] = {}
-        self._by_weight = Cuts(flow, paths.length, self._inner)
-        self._by_scale = Cuts(flow, paths.length, self._inner, prefer_scales=True)
+        self._first = Cuts(flow, paths.length, self._inner, prefer_scales=nearest)
+        self._second = Cuts(flow, paths.length, self._inner, prefer_scales=not nearest)
 
     def find(self) -> Blocks:
         """Return the residual joins, and the other sums of data with the reason why they are none."""
@@ -298,12 +301,12 @@ class Finder:
         def own(term: int) -> bool:
             return self.paths.only_through(term, position)
 
-        cuts = self._by_weight
+        cuts = self._first
         cut = cuts.of(side.region, side.others, side.fork, own)
         if cut.obstacle or not self._exclusive(cut, cuts, position):
-            other = self._by_scale.of(side.region, side.others, side.fork, own)
-            if not other.obstacle and self._exclusive(other, self._by_scale, position):
-                cut, cuts = other, self._by_scale
+            other = self._second.of(side.region, side.others, side.fork, own)
+            if not other.obstacle and self._exclusive(other, self._second, position):
+                cut, cuts = other, self._second
         self._rows(cut, cuts, position)
         blocks.sides[position], blocks.cuts[position] = replace(side, context=self._context(side)), cut
         self._inner[position] = (cut, side.operand)

@@ -1,19 +1,31 @@
-"""Structure × plan → what the plan claims: which ends start at almost zero, and how large their entries are."""
+"""Structure × plan → what the plan claims: which blocks start closed, by which ends, and how small these are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from idfx.records import Decision, Plan, Role, Structure
+from idfx.planning import nearest
+from idfx.records import Join, Plan, Structure
+from idfx.scalars import scalar_values, source_of
 
 LARGEST = 1e-2  # of a scale that is called almost zero
 
 
-def claims(structure: Structure, plan: Plan) -> Mapping[str, float]:
-    """Return the size of the entries, by end, of the ends that the plan says start at almost zero.
+@dataclass(frozen=True)
+class Claims:
+    """A structure whose joins end where the plan closes them, and the size of the entries of each such end."""
 
-    A fill with an argument `eps` says so, and so does a constant 0, or a scale of at most `LARGEST`. An end that is
-    kept or filled otherwise claims nothing, and neither does a block with such an end.
+    structure: Structure
+    entries: Mapping[str, float]
+
+
+def claims(structure: Structure, plan: Plan) -> Claims:
+    """Return which blocks a plan says start closed.
+
+    A fill with an argument `eps` says so of an end, and so does a constant 0, or a scale of at most `LARGEST`. An end
+    that is kept or filled otherwise claims nothing, and neither does a block with such an end, unless it is closed
+    nearer to its join: by a norm scale at 0, say.
 
     Args:
         structure: of the model.
@@ -28,16 +40,41 @@ def claims(structure: Structure, plan: Plan) -> Mapping[str, float]:
         ...     def forward(self, x):
         ...         return x + self.fc(x)
         >>> structure = idfx.analyze(Block(), (torch.ones(1, 4),))
-        >>> claims(structure, idfx.plan(structure))
+        >>> claims(structure, idfx.plan(structure)).entries
         {'fc.weight': 1e-06}
     """
-    canonical = {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
+    names = _canonical(structure)
+    entries = _entries(structure, plan)
+    if all(_claimed(join, names, entries) for join in structure.joins if join.zeroable):
+        return Claims(structure, entries)
+    other = nearest(structure)
+    closer = _entries(other, plan)
+    joins = tuple(
+        near if not _claimed(join, names, entries) and near.zeroable and _claimed(near, names, closer) else join
+        for join, near in zip(structure.joins, other.joins, strict=True)
+    )
+    return Claims(replace(structure, joins=joins), {**closer, **entries})
+
+
+def _canonical(structure: Structure) -> dict[str, str]:
+    return {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
+
+
+def _claimed(join: Join, canonical: Mapping[str, str], entries: Mapping[str, float]) -> bool:
+    return bool(join.ends) and all(canonical[end.parameter] in entries for end in join.ends)
+
+
+def _entries(structure: Structure, plan: Plan) -> dict[str, float]:
+    canonical, scalars = _canonical(structure), scalar_values(plan.scalars)
     ends = dict.fromkeys(canonical[end.parameter] for join in structure.joins for end in join.ends)
-    entries = {name: _entry(plan.decisions.get(name), structure.roles[name]) for name in ends}
-    return {name: entry for name, entry in entries.items() if entry is not None}
+    found = {name: _entry(name, structure, plan, scalars) for name in ends}
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
-def _entry(decision: Decision | None, role: Role) -> float | None:
+def _entry(name: str, structure: Structure, plan: Plan, scalars: Mapping[str, float]) -> float | None:
+    if name in scalars:
+        return abs(scalars[name]) if abs(scalars[name]) <= LARGEST else None
+    decision = plan.decisions.get(source_of(name))
     if decision is None:
         return None
     if "eps" in decision.arguments:
@@ -45,4 +82,4 @@ def _entry(decision: Decision | None, role: Role) -> float | None:
     if decision.fill != "constant":
         return None
     value = abs(float(decision.arguments["value"]))
-    return value if value <= (0.0 if role.layout is not None else LARGEST) else None
+    return value if value <= (0.0 if structure.roles[name].layout is not None else LARGEST) else None

@@ -288,7 +288,8 @@ class Cuts:
                 scaled = Cut(cut.ends, (cut.scales, crossed), cut.silenced, normalised, cut.obstacle, cut.weights, gain)
                 ranked.append((order, operand, scaled))
             else:
-                most = -math.prod(terms[operand].shape or ()) if not terms[position].data else -1
+                most = -1 if terms[position].data else math.prod(terms[operand].shape or ())
+                most = most if self._prefer_scales or terms[position].data else -most
                 own = self._at(cut, position)
                 if terms[position].tag == "norm scale":  # its input exists only inside the operator
                     other = next(o for o in operands if o != operand)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -89,6 +89,20 @@ def check_number(target: Target, name: str, value: object) -> float:
     return float(value)
 
 
+def check_ranges(subject: str, rows: Any, size: int) -> list[tuple[int, int]]:
+    """Return ranges of an axis of this size, given as [[start, stop], ...]; raises PlanError if they are none."""
+    try:
+        pairs = [(operator.index(start), operator.index(stop)) for start, stop in rows]
+    except (TypeError, ValueError):
+        pairs = [(1, 0)]
+    ends = [0, *itertools.chain.from_iterable(pairs), size]
+    if ends != sorted(ends):
+        raise PlanError(
+            f"{subject}: rows {rows!r}; expected increasing ranges [start, stop] within [0, {size}]. Correct them."
+        )
+    return pairs
+
+
 def read_layout(target: Target, layout: Layout | Mapping[str, Any] | None) -> Layout:
     """Return the layout of a target, checked against its full shape.
 
@@ -159,6 +173,23 @@ def outputs_first(weight: Tensor, layout: Layout) -> Tensor:
     return weight.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1)
 
 
+def scatter_(target: Target, part: Tensor, origin: Sequence[int], values: Callable[[Tensor], Tensor]) -> None:
+    """Write a function of each entry's number into a part of a target, a block at a time.
+
+    Args:
+        target: whose entries are numbered row-major in the full tensor.
+        part: of the target's tensor.
+        origin: where the part begins in the full tensor.
+        values: from an int64 tensor of numbers to float64 values of its shape.
+    """
+    for box in blocks(part.shape, _BLOCK[target.device.type]):
+        index = torch.zeros((), dtype=torch.int64, device=target.device)
+        for at, side in enumerate(box):
+            line = torch.arange(side.start, side.stop, device=target.device).add_(origin[at])
+            index = index.unsqueeze(-1) + line.mul_(target.strides[at])
+        part[tuple(slice(side.start, side.stop) for side in box)] = values(index).to(part.dtype)
+
+
 class Matrices:
     """The matrices of a target, and how to write to them: a few entries in each row, never a loop over rows.
 
@@ -177,17 +208,7 @@ class Matrices:
 
     def ranges(self, rows: Any) -> list[tuple[int, int]]:
         """Return ranges of outputs given as [[start, stop], ...]; raises PlanError if they are none."""
-        try:
-            pairs = [(operator.index(start), operator.index(stop)) for start, stop in rows]
-        except (TypeError, ValueError):
-            pairs = [(1, 0)]
-        ends = [0, *itertools.chain.from_iterable(pairs), self.outputs]
-        if ends != sorted(ends):
-            raise PlanError(
-                f"{self.target.parameter}: rows {rows!r}; expected increasing ranges [start, stop] within "
-                f"[0, {self.outputs}]. Correct them."
-            )
-        return pairs
+        return check_ranges(self.target.parameter, rows, self.outputs)
 
     def rows(self, start: int, stop: int, *, apart: bool = False) -> Rows:
         """Return the rows of the outputs in [start, stop) that this tensor has any of.
@@ -218,20 +239,9 @@ class Matrices:
                 part = part.narrow(axis, span.start - origin[axis], len(span))
                 origin[axis] = span.start
             if noise:
-                self._noise_(part, origin, noise)
+                scatter_(target, part, origin, lambda index: normal(target.seed, target.parameter, index).mul_(noise))
             else:
                 part.zero_()
-
-    def _noise_(self, part: Tensor, origin: Sequence[int], noise: float) -> None:
-        """Write normal noise to all of a part of the target that begins at `origin` of the full tensor."""
-        target = self.target
-        for box in blocks(part.shape, _BLOCK[target.device.type]):
-            index = torch.zeros((), dtype=torch.int64, device=target.device)
-            for at, side in enumerate(box):
-                line = torch.arange(side.start, side.stop, device=target.device).add_(origin[at])
-                index = index.unsqueeze(-1) + line.mul_(target.strides[at])
-            values = normal(target.seed, target.parameter, index).mul_(noise)
-            part[tuple(slice(side.start, side.stop) for side in box)] = values.to(part.dtype)
 
     def _index(self, output: Tensor, column: Tensor) -> list[Tensor]:
         """Return where in the full tensor these entries are: a tensor for each axis, to be broadcast.
@@ -297,6 +307,48 @@ class Matrices:
         device = target.tensor.device
         values = values.to(target.tensor.dtype).to(device)
         target.tensor.index_put_(tuple(at.to(device) for at in local), values)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(D_out, D_in) of one matrix."""
+        return self._height, self.columns
+
+    @property
+    def taps(self) -> int:
+        """How many positions a kernel has."""
+        return math.prod(self.target.shard.shape[axis] for axis in self.layout.tap_axes)
+
+    def put_(self, make: Callable[[int], Tensor]) -> None:
+        """Write every matrix whole; of a shard, the part of it that lies there.
+
+        Args:
+            make: from the number of a matrix to its values, a float64 tensor (D_out, D_in).
+        """
+        layout, shape = self.layout, self.target.shard.shape
+        if not self.target.tensor.numel():
+            return
+        experts = [shape[axis] for axis in layout.batch_axes]
+        kernel = [shape[axis] for axis in layout.tap_axes]
+        inner = layout.groups if layout.grouped == "in" else 1
+        stacked = self.outputs // self._height
+        count = math.prod(experts) * stacked * inner
+        values = torch.stack([make(number).cpu() for number in range(count)])
+        values = values.view(math.prod(experts), stacked, inner, self._height, self.columns)
+        width, taps = self.columns // self.taps, self.taps
+        if self.order == "channel":
+            values = values.view(*values.shape[:-1], width, taps)
+        else:
+            values = values.view(*values.shape[:-1], taps, width).transpose(-1, -2)
+            if self.order == "centre":
+                values = values[..., torch.argsort(_centre_order(kernel))]
+        # (experts, stacked, inner, height, width, taps) → the axes of the weight, in the order of their meaning
+        sizes = [[shape[axis] for axis in axes] for axes in (layout.batch_axes, layout.out_axes, layout.in_axes)]
+        values = values.permute(0, 1, 3, 2, 4, 5).reshape(*sizes[0], *sizes[1], *sizes[2], *kernel)
+        axes = (*layout.batch_axes, *layout.out_axes, *layout.in_axes, *layout.tap_axes)
+        whole = values.permute([axes.index(axis) for axis in range(len(shape))])
+        for axis, (start, size) in enumerate(zip(self.target.shard.offsets, self.target.tensor.shape, strict=True)):
+            whole = whole.narrow(axis, start, size)
+        self.target.tensor.copy_(whole)
 
 
 def kernel_columns(weight: Tensor, layout: Layout, order: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 
 import torch
@@ -85,6 +86,41 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
             raise UsageError(f"--model-arg {pair}: {key} is given twice; expected it once. Leave one out.")
         values[key] = _value(text)
     return values
+
+
+def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
+    """Return the name and the arguments of `name` or `name(key=value, ...)`.
+
+    Args:
+        text: what was written; values are Python literals, true, false and none, or plain words.
+        subject: what to call it in errors.
+
+    Raises:
+        UsageError: something else.
+
+    Example:
+        >>> parse_call("eoi(density=0.5)", "--scheme"), parse_call("keep", "--set")
+        (('eoi', {'density': 0.5}), ('keep', {}))
+    """
+    found = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+    if found is None:
+        raise UsageError(
+            f"{subject} {text!r}: expected NAME or NAME(KEY=VALUE, ...). Write kaiming(mode=fan_out), say."
+        )
+    inside = found[2] or ""
+    pairs, depth, start = [], 0, 0
+    for at, letter in enumerate(f"{inside},"):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            pairs.append(inside[start:at])
+            start = at + 1
+    values: dict[str, object] = {}
+    for pair in pairs if inside.strip() else ():
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not key.isidentifier() or not value or key in values:
+            raise UsageError(f"{subject} {text!r}: {pair.strip()!r}; expected KEY=VALUE, each key once. Correct it.")
+        values[key] = _value(value)
+    return found[1], values
 
 
 def _value(text: str) -> object:

@@ -9,7 +9,8 @@ from typing import Any
 
 from idfx._version import __version__
 from idfx.errors import PlanError
-from idfx.records import Decision, Plan, Structure, untouchable
+from idfx.network import Network
+from idfx.records import Decision, End, Plan, Scalar, Structure, untouchable
 from idfx.registry import did_you_mean
 from idfx.schemes.scheme import SCHEMES, Keep
 
@@ -32,9 +33,10 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
     chosen = found.read_options(options)
     decisions: dict[str, Decision] = {}
     kept: dict[str, str] = {}
+    network = Network(nearest(structure) if found.nearest else structure)
     for name, info in structure.parameters.items():
         reason = untouchable(info)
-        decision = Keep(reason) if reason else found.decide(info, structure.roles[name], chosen)
+        decision = Keep(reason) if reason else found.decide(info, network.structure.roles[name], network, chosen)
         if isinstance(decision, Keep):
             kept[name] = decision.reason
         else:
@@ -49,7 +51,20 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
         kept=kept,
         notes=tuple(_notes(structure, decisions)),
         roles=dict(structure.overruled),
+        scalars=tuple(found.scalars(network, chosen)) if found.scalars is not None else (),
     )
+
+
+def nearest(structure: Structure) -> Structure:
+    """Return the structure with every branch ended as near to its join as it can be, at scales rather than weights.
+
+    Args:
+        structure: as it was read; what a person has said of it stays.
+    """
+    from idfx.overrule import overrule
+    from idfx.structure import analyse
+
+    return overrule(analyse(structure.capture, nearest=True), structure.overruled)
 
 
 def _notes(structure: Structure, decisions: Mapping[str, Decision]) -> list[str]:
@@ -98,6 +113,7 @@ def to_json(plan: Plan) -> str:
         "options": dict(plan.options),
         "notes": list(plan.notes),
         **({"roles": dict(plan.roles)} if plan.roles else {}),
+        **({"scalars": [_scalar_entry(scalar) for scalar in plan.scalars]} if plan.scalars else {}),
         "parameters": parameters,
     }
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -152,7 +168,9 @@ def from_json(text: str, subject: str = "plan") -> Plan:
             str(entry.get("reason", "by hand")),
             str(entry.get("evidence", "")),
         )
-    _require(subject, {"notes": [], "roles": {}, **document}, {"notes": list, "roles": dict})
+    _require(
+        subject, {"notes": [], "roles": {}, "scalars": [], **document}, {"notes": list, "roles": dict, "scalars": list}
+    )
     notes = tuple(str(note) for note in document.get("notes", ()))
     return Plan(
         document["model"],
@@ -164,7 +182,39 @@ def from_json(text: str, subject: str = "plan") -> Plan:
         kept,
         notes,
         {str(name): str(role) for name, role in document.get("roles", {}).items()},
+        tuple(
+            _scalar(f"{subject}: scalar {number}", entry) for number, entry in enumerate(document.get("scalars", ()))
+        ),
     )
+
+
+def _scalar_entry(scalar: Scalar) -> dict[str, Any]:
+    on = [{"parameter": end.parameter, **({"rows": end.rows} if end.rows else {})} for end in scalar.on]
+    return {"join": scalar.join, "value": scalar.value, "on": on}
+
+
+def _scalar(where: str, entry: Any) -> Scalar:
+    """Read a learned scalar of a plan."""
+    if not isinstance(entry, dict):
+        raise PlanError(f"{where}: {entry!r}; expected an object. Give it a join, a value and on.")
+    value = entry.get("value")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise PlanError(f"{where}: value is {value!r}; expected a number. Write 0.0.")
+    _require(where, entry, {"join": str, "on": list})
+    ends = []
+    for end in entry["on"]:
+        if not isinstance(end, dict) or not isinstance(end.get("parameter"), str):
+            raise PlanError(f"{where}: on holds {end!r}; expected objects with a parameter. Correct the entry.")
+        rows = end.get("rows")
+        pairs = isinstance(rows, list) and all(
+            isinstance(span, list) and len(span) == 2 and all(isinstance(edge, int) for edge in span) for span in rows
+        )
+        if rows is not None and not pairs:
+            raise PlanError(f"{where}: rows {rows!r}; expected [[start, stop], ...]. Correct them or leave them out.")
+        ends.append(End(end["parameter"], tuple((span[0], span[1]) for span in rows) if rows else None))
+    if not ends:
+        raise PlanError(f"{where}: on is empty; expected what the scalar multiplies. Name a parameter.")
+    return Scalar(entry["join"], float(value), tuple(ends))
 
 
 def _refuse_constant(name: str) -> float:

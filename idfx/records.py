@@ -261,10 +261,24 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Scalar:
+    """A learned scalar that a plan adds to a model: it multiplies the branch of a join, by what ends it.
+
+    `on` are the weights and scales that close the branch, and what is added behind them; each is multiplied by the same
+    scalar, through torch.nn.utils.parametrize, so that the model's code stays as it is.
+    """
+
+    join: str
+    value: float
+    on: tuple[End, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A decision for each parameter that is written, a reason for each one that is kept.
 
-    `roles` are those that a person has given; the certificate holds the model to them.
+    `roles` are those that a person has given; the certificate holds the model to them. `scalars` are added to the
+    model.
     """
 
     model: str
@@ -276,6 +290,7 @@ class Plan:
     kept: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
+    scalars: tuple[Scalar, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
@@ -25,7 +26,9 @@ def did_you_mean(word: str, names: Iterable[str], limit: int = 3) -> str:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A mapping that fills itself on first use by importing every module of a package.
+    """A mapping that fills itself on first use: it imports every module of a package, and what others install.
+
+    Others add to it by an entry point of the group, which names a module that registers.
 
     Example:
         >>> fills = Registry("fill")
@@ -35,9 +38,10 @@ class Registry(Mapping[str, T], Generic[T]):
         ['ones']
     """
 
-    def __init__(self, noun: str, package: str | None = None) -> None:
+    def __init__(self, noun: str, package: str | None = None, group: str = "") -> None:
         self.noun = noun
         self._package = package
+        self._group = group
         self._items: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[T], T]:
@@ -58,6 +62,14 @@ class Registry(Mapping[str, T], Generic[T]):
         package, self._package = importlib.import_module(self._package), None
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
+        for point in importlib.metadata.entry_points(group=self._group) if self._group else ():
+            try:
+                point.load()
+            except Exception as error:
+                raise UsageError(
+                    f"{self.noun} entry point {point.name} = {point.value}: {type(error).__name__}: {error}; expected "
+                    "a module that registers. Repair or uninstall the package that brings it."
+                ) from error
 
     def __getitem__(self, name: str) -> T:
         self._discover()

@@ -156,6 +156,8 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, par
         rows = _ending_rows(uses[0].parameter, ending)
         part = f"rows {', '.join(f'{a} to {b - 1}' for a, b in rows)}" if rows else "it"
         evidence = f"at zero {part} make{'' if rows else 's'} the branch of {names} zero"
+        if not weights and any(use.how == "norm scale" for use in uses):
+            traits = {**traits, "norm": "it multiplies the output of a normalisation"}
         return Role("end" if weights else "end scale", evidence, layout, rows, sites, traits)
     hows = {use.how for use in uses}
     for how in _PLAIN:

@@ -103,6 +103,28 @@ class Exclusive:
             return ()
         return ranges(found) or (() if alone else None)
 
+    def arriving(self, term: int, target: int) -> Ranges | None:
+        """Return the rows of a site that are among the entries of another term, None where they cannot be followed.
+
+        Args:
+            term: the weight site.
+            target: a term behind it, with nothing between that mixes rows.
+        """
+        labels = self._labels(term)
+        here: dict[int, Any] = {} if labels is None else {term: labels}
+        heap = [*here]
+        while heap:
+            position = heapq.heappop(heap)
+            state = here.pop(position)
+            if position == target:
+                return ranges({row - 1 for row in _rows(state) if row > 0})
+            for user in self._flow.users.get(position, ()):
+                after = self._through(position, user, state) if user <= target and user not in here else None
+                if after is not None:
+                    here[user] = after
+                    heapq.heappush(heap, user)
+        return None
+
     def _steers(self, position: int, user: int, chosen: Mapping[int, int]) -> bool:
         """Whether a value only steers what it meets at a term: a gate, or the factor that does not silence."""
         term = self._flow.terms[user]

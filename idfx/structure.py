@@ -215,17 +215,18 @@ class _Assembly:
         )
 
 
-def analyse(capture: Capture) -> Structure:
+def analyse(capture: Capture, nearest: bool = False) -> Structure:
     """Return the structure of a captured model: its joins, its weight sites and the role of every parameter.
 
     Args:
         capture: the graph of one forward pass.
+        nearest: let branches end as near to the join as they can, at scales rather than at weights before them.
 
     Raises:
         StructureError: one parameter is asked to be two things.
     """
     with _collector_paused():
-        return _analyse(capture)
+        return _analyse(capture, nearest)
 
 
 @contextlib.contextmanager
@@ -240,10 +241,10 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _analyse(capture: Capture) -> Structure:
+def _analyse(capture: Capture, nearest: bool) -> Structure:
     flow = read(capture)
     paths = Paths(flow)
-    finder = Finder(flow, paths)
+    finder = Finder(flow, paths, nearest)
     blocks = finder.find()
     sites = find_sites(flow)
     assembly = _Assembly(flow, paths, blocks, sites, finder.exclusive)

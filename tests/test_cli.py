@@ -506,7 +506,7 @@ REFUSED = {
     f"{GOOD} --tau gian": r"tau 'gian'; .*Did you mean gain",
     f"{GOOD} --tau 0": r"tau 0",
     f"{GOOD} --tau nan": r"tau nan; expected a finite number",
-    f"{GOOD} --eps -1": r"eps -1.0; expected 0 or more",
+    f"{GOOD} --eps -1": r"eps -1.0; expected a number from 0",
     f"{GOOD} --eps small": r"'--eps': 'small' is not a valid float",
     f"{GOOD} --seed x": r"'--seed': 'x' is not a valid integer",
     f"{GOOD} --dtype float23": r"--dtype float23: .*Did you mean .*float32",

@@ -60,6 +60,11 @@ def _fill(decision: Decision) -> str:
     return f"{decision.fill}({_arguments(decision.arguments)})"
 
 
+def _scheme(made: Plan) -> str:
+    options = _arguments(made.options)
+    return f"{made.scheme}, seed {made.seed}" + (f", {options}" if options else "")
+
+
 def init(report: Report, spec: str, saved: SavedFile) -> str:
     """Return what `idfx init` did, in a few lines."""
     made = report.plan
@@ -68,11 +73,14 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
     written = ": " * bool(fills) + ", ".join(f"{count} {fill}" for fill, count in fills.most_common())
     rows = [
         ("model", f"{spec}: {_count(size, 'parameter')} in {_count(len(made.shapes), 'tensor')}"),
-        ("scheme", f"{made.scheme}, seed {made.seed}, {_arguments(made.options)}"),
+        ("scheme", _scheme(made)),
         ("written", f"{_count(len(made.decisions), 'tensor')}{written}"),
     ]
     for reason, count in Counter(made.kept.values()).most_common():
         rows.append(("kept", f"{_count(count, 'tensor')}: {reason}"))
+    if made.scalars:
+        how = "through torch.nn.utils.parametrize; idfx.fold_ multiplies them in and makes the model plain again"
+        rows.append(("added", f"{_count(len(made.scalars), 'learned scalar')} {how}"))
     rows += _certificate_rows(report.certificate)
     rows.append(("file", f"{saved.path}: {_count(saved.bytes, 'byte')}, {_count(saved.tensors, 'tensor')}"))
     return _text(_table(("", ""), rows)).lstrip("\n")
@@ -179,10 +187,7 @@ def plan(made: Plan, spec: str) -> str:
         what = _fill(decision) if decision else "keep"
         reason = decision.reason if decision else made.kept[name]
         rows.append((name, str(list(shape)), what, reason))
-    head = (
-        f"{spec}: {made.scheme}, seed {made.seed}, {_arguments(made.options)}; "
-        f"{len(made.decisions)} written, {len(made.kept)} kept"
-    )
+    head = f"{spec}: {_scheme(made)}; {len(made.decisions)} written, {len(made.kept)} kept"
     return _text(head, "", _table(("parameter", "shape", "fill", "because"), rows))
 
 

@@ -7,26 +7,17 @@ gives the reasons.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from idfx.errors import UsageError
-from idfx.records import Decision, Layout, ParameterInfo, Role
+from idfx.network import Network
+from idfx.records import Decision, ParameterInfo, Role
 from idfx.registry import did_you_mean
-from idfx.schemes.scheme import Keep, scheme
+from idfx.schemes.scheme import GAINS, Keep, check_choice, check_number, scheme, with_layout
 
 LOOSEN = ("diagonal", "dense", "none")
 ORDERS = ("auto", "channel", "tap", "centre")
-
-# Standard deviations are kept through these functions by these gains (torch.nn.init.calculate_gain).
-_GAINS = {
-    "aten.relu": math.sqrt(2.0),
-    "aten.leaky_relu": math.sqrt(2.0 / (1.0 + 0.01**2)),
-    "aten.tanh": 5.0 / 3.0,
-    "aten.selu": 0.75,
-}
 
 # What the paper does not speak of, where a weight is otherwise the paper's case.
 _OURS = {
@@ -72,37 +63,13 @@ class Options:
                 hint = did_you_mean(self.tau, ("gain",)) or " Write --tau 1."
                 raise UsageError(f"tau {self.tau!r}; expected a number or gain.{hint}")
         else:
-            _check_number("tau", self.tau, "1")
+            check_number("tau", self.tau)
             if self.tau == 0:
                 raise UsageError("tau 0; expected a number that is not 0, or 'gain'. Write --tau 1.")
         for name in ("eps", "eps_tau"):
-            _check_number(name, getattr(self, name))
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} {getattr(self, name)}; expected 0 or more. Write --eps 1e-6.")
-        _check_choice("loosen", self.loosen, LOOSEN)
-        _check_choice("conv_order", self.conv_order, ORDERS)
-
-
-def _check_number(name: str, value: object, such_as: str = "1e-6") -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UsageError(f"{name} {value!r}; expected a finite number. Write one such as {such_as}.")
-
-
-def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"{name} {value!r}; expected one of {', '.join(known)}.{did_you_mean(str(value), known)}")
-
-
-def _layout(layout: Layout | None) -> dict[str, Any]:
-    """The fields of a layout that are not the default, as JSON."""
-    if layout is None:
-        return {}
-    fields = {
-        field.name: getattr(layout, field.name)
-        for field in dataclasses.fields(layout)
-        if getattr(layout, field.name) != field.default
-    }
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+            check_number(name, getattr(self, name), 0.0, such_as="1e-6")
+        check_choice("loosen", self.loosen, LOOSEN)
+        check_choice("conv_order", self.conv_order, ORDERS)
 
 
 def _order(role: Role, options: Options) -> tuple[str, str]:
@@ -126,7 +93,7 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
         arguments["rows"] = [list(rows) for rows in role.rows]
         reason += ", its other rows as the identity (ours)"
     if not zero or role.rows is not None:
-        gain = _GAINS.get(role.activation, 1.0)
+        gain = GAINS.get(role.activation.removeprefix("aten."), 1.0)
         arguments["tau"] = gain if options.tau == "gain" else options.tau
         if options.tau == "gain":
             reason += f"; tau is the gain of {role.activation or 'no activation'}"
@@ -135,15 +102,13 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
     if kernel:
         arguments["order"], why = _order(role, options)
         reason += why
-    layout = _layout(role.layout)
-    if layout:
-        arguments["layout"] = layout
+    arguments = with_layout(arguments, role)
     fill = "mixed" if zero and role.rows is not None else ("idiz" if zero else "idi") + ("c" if kernel else "")
     return Decision(parameter.name, fill, arguments, reason, role.evidence)
 
 
 @scheme("idinit", Options)
-def decide(parameter: ParameterInfo, role: Role, options: Options) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
     """IDInit: identity everywhere, almost zero at the end of every residual branch (Pan et al., ICLR 2025).
 
     Source: arXiv 2503.04626. Paper: main-stem weights and inner weights of branches IDI/IDIC, last weight of a

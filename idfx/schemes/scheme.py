@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from idfx.errors import UsageError
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.network import Network
+from idfx.records import Decision, Layout, ParameterInfo, Role, Scalar
 from idfx.registry import Registry, did_you_mean
 
 
@@ -19,20 +21,34 @@ class Keep:
     reason: str
 
 
-Decide = Callable[[ParameterInfo, Role, Any], Decision | Keep]
+# Standard deviations are kept through these functions by these gains (torch.nn.init.calculate_gain).
+GAINS = {
+    "linear": 1.0,
+    "relu": math.sqrt(2.0),
+    "leaky_relu": math.sqrt(2.0 / (1.0 + 0.01**2)),
+    "tanh": 5.0 / 3.0,
+    "selu": 0.75,
+}
+
+Decide = Callable[[ParameterInfo, Role, Network, Any], Decision | Keep]
+Scalars = Callable[[Network, Any], Sequence[Scalar]]
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A scheme: a frozen dataclass of its options and a function from parameter and role to a decision.
+    """A scheme: a frozen dataclass of its options and a function from parameter, role and network to a decision.
 
     The options class checks its values in `__post_init__` and raises UsageError. `decide` sees one parameter at a
-    time, touches no tensor, and is called once for each parameter that may be written.
+    time, touches no tensor, and is called once for each parameter that may be written. `nearest`: roles are read with
+    the ends of branches as near to the join as they can be, scales rather than weights. `scalars` returns the learned
+    scalars that the scheme adds to branches.
     """
 
     name: str
     options: type[Any]
     decide: Decide
+    nearest: bool = False
+    scalars: Scalars | None = None
 
     @property
     def summary(self) -> str:
@@ -44,21 +60,119 @@ class Scheme:
         known = [field.name for field in dataclasses.fields(self.options)]
         for name in given:
             if name not in known:
+                expected = f"expected one of {', '.join(known)}" if known else "it has none"
                 raise UsageError(
-                    f"scheme {self.name!r}: unknown option {name!r}; expected one of {', '.join(known)}."
-                    f"{did_you_mean(name, known)}"
+                    f"scheme {self.name!r}: unknown option {name!r}; {expected}.{did_you_mean(name, known)}"
                 )
         return self.options(**given)
 
 
-SCHEMES: Registry[Scheme] = Registry("scheme", "idfx.schemes")
+SCHEMES: Registry[Scheme] = Registry("scheme", "idfx.schemes", "idfx.schemes")
 
 
-def scheme(name: str, options: type[Any]) -> Callable[[Decide], Decide]:
+def scheme(
+    name: str, options: type[Any], *, nearest: bool = False, scalars: Scalars | None = None
+) -> Callable[[Decide], Decide]:
     """Register the decorated function as the decision of a scheme."""
 
     def add(decide: Decide) -> Decide:
-        SCHEMES.register(name)(Scheme(name, options, decide))
+        SCHEMES.register(name)(Scheme(name, options, decide, nearest, scalars))
         return decide
 
     return add
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For schemes that have none."""
+
+
+def check_number(
+    name: str, value: object, least: float = -math.inf, most: float = math.inf, such_as: str = "1"
+) -> None:
+    """Return if a value is a finite number within bounds, both included; raises UsageError if not."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not least <= value <= most:  # type: ignore[operator]
+        span = {
+            (False, False): "a finite number",
+            (True, False): f"a number from {least:g}",
+            (False, True): f"a number up to {most:g}",
+            (True, True): f"a number from {least:g} to {most:g}",
+        }[math.isfinite(least), math.isfinite(most)]
+        raise UsageError(f"{name} {value!r}; expected {span}. Write one such as {such_as}.")
+
+
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Return if a value is one of the known names; raises UsageError if not."""
+    if value not in known:
+        raise UsageError(f"{name} {value!r}; expected one of {', '.join(known)}.{did_you_mean(str(value), known)}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Return if a value is true or false; raises UsageError if not."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} {value!r}; expected true or false. Write one of them.")
+
+
+def layout_fields(layout: Layout | None) -> dict[str, Any]:
+    """Return the fields of a layout that are not the default, as JSON.
+
+    Example:
+        >>> layout_fields(Layout(tap_axes=(2, 3), groups=4))
+        {'tap_axes': [2, 3], 'groups': 4}
+    """
+    if layout is None:
+        return {}
+    fields = {
+        field.name: getattr(layout, field.name)
+        for field in dataclasses.fields(layout)
+        if getattr(layout, field.name) != field.default
+    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def with_layout(arguments: dict[str, Any], role: Role) -> dict[str, Any]:
+    """Return the arguments of a fill with the layout of a weight beside them, where it is not (out, in)."""
+    layout = layout_fields(role.layout)
+    return {**arguments, "layout": layout} if layout else arguments
+
+
+def fans(parameter: ParameterInfo, role: Role) -> tuple[int, int]:
+    """Return (fan-in, fan-out) of a weight: how many inputs an output has, and how many outputs an input goes into.
+
+    Those of one matrix of each group, expert and fused part. torch.nn.init reads them off the shape alone, which gives
+    other ones for transposed kernels (the two exchanged), groups and transposed layouts.
+
+    Example:
+        >>> fans(ParameterInfo("w", (8, 4, 3, 3), "float32"), Role("inner", "", Layout(tap_axes=(2, 3))))
+        (36, 72)
+    """
+    assert role.layout is not None
+    taps = math.prod(parameter.shape[axis] for axis in role.layout.tap_axes)
+    rows, columns = role.layout.matrix(parameter.shape)
+    fused = max(1, sum(part in role.traits for part in ("query", "key", "value")))
+    return columns, rows * taps // fused
+
+
+ADDED = ("bias", "norm shift", "branch shift")
+WEIGHTS = ("input stem", "main stem", "transition", "projection shortcut", "inner", "end", "head")
+
+
+def is_weight(role: Role) -> bool:
+    """Return whether a role is that of a weight whose matrix is known."""
+    return role.name in WEIGHTS and role.layout is not None
+
+
+def beside(parameter: ParameterInfo, role: Role) -> Decision | Keep:
+    """Return what most schemes do with a parameter that is no weight: 0 for what is added, 1 for norms, else kept."""
+    if role.name in ADDED:
+        return Decision(parameter.name, "constant", {"value": 0.0}, f"a {role.name} starts at 0", role.evidence)
+    if role.name == "norm scale" or (role.name == "end scale" and "norm" in role.traits):
+        return Decision(parameter.name, "constant", {"value": 1.0}, "a norm scale starts at 1", role.evidence)
+    if role.name in WEIGHTS:
+        return Keep("it is a weight whose matrix idfx cannot read; the author's values stay")
+    return Keep(f"{_article(role.name)} is no weight that the scheme speaks of; the author's values stay")
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

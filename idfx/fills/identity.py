@@ -1,90 +1,21 @@
-"""Pure tensor fills: (shape, seed, parameter name) → values, in place, whole or one shard at a time.
-
-A weight is read as matrices W of shape (D_out, D_in), rows m and columns j from 0; `Layout` says how. Values
-are computed in float64 and rounded once to the dtype of the weight.
-"""
+"""The fills of IDInit: identities, almost zeros and constants."""
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from idfx.errors import PlanError, UsageError
-from idfx.matrices import Matrices, Shard, Target, check_name, check_number, read_layout
-from idfx.noise import key
+from idfx.errors import PlanError
+from idfx.fills import fills
+from idfx.matrices import Matrices, Target, check_name, check_number, read_layout
 from idfx.records import Layout
-from idfx.registry import Registry
 
 LOOSENINGS = ("dense", "diagonal", "none")
 Ranges = Sequence[Sequence[int]]
-fills: Registry[Callable[..., None]] = Registry("fill", "idfx.schemes")  # a scheme may bring its own
-
-
-@torch.no_grad()
-def fill_(
-    tensor: Tensor,
-    name: str,
-    arguments: Mapping[str, Any] | None = None,
-    *,
-    parameter: str,
-    seed: int,
-    shard: Shard | None = None,
-) -> Tensor:
-    """Return the tensor, filled in place: a pure function of its shape and dtype and of what is given here.
-
-    fill_(full)[part] == fill_(full[part], shard=Shard(full.shape, starts of part)), bit for bit.
-
-    Args:
-        tensor: a floating-point tensor of any strides on any device; a parameter may require grad.
-        name: a registered fill.
-        arguments: its keyword arguments, plain JSON values; a layout may also be a `Layout`.
-        parameter: the full name of the parameter; with the seed, it picks the noise.
-        seed: any integer.
-        shard: where the tensor lies in the full parameter, if it is not all of it.
-
-    Raises:
-        UsageError: an unknown fill, or a tensor, a seed or a shard that cannot be used.
-        PlanError: arguments that the fill does not take. Nothing has been written then.
-
-    Source: ours.
-
-    Example:
-        >>> fill_(torch.empty(2, 3), "idiz", {"eps": 0.5}, parameter="w", seed=0)
-        tensor([[ 0.5000,  0.0000, -0.5000],
-                [ 0.0000,  0.5000, -0.5000]])
-    """
-    fill = fills.find(name)
-    if not tensor.is_floating_point():
-        raise UsageError(
-            f"{parameter}: dtype {tensor.dtype}; expected a real floating point. Leave it out of the plan."
-        )
-    if tensor.is_meta:
-        raise UsageError(
-            f"{parameter}: on the meta device; expected memory to write to. Call to_empty(device=...) first."
-        )
-    shape = tuple(tensor.shape)
-    place = shard or Shard(shape, (0,) * len(shape))
-    if not len(shape) == len(place.shape) == len(place.offsets) or any(
-        start < 0 or start + size > full for start, size, full in zip(place.offsets, shape, place.shape, strict=True)
-    ):
-        raise UsageError(
-            f"{parameter}: {place} of shape {shape}; expected a part of the full tensor. Correct the offsets."
-        )
-    key(seed, parameter)  # raises for a seed that is none, before anything is written
-    known = inspect.signature(fill).parameters
-    for argument in arguments or {}:
-        check_name(f"{parameter}: argument", argument, [*known][1:])
-    for argument, needed in [*known.items()][1:]:
-        if needed.default is needed.empty and argument not in (arguments or {}):
-            raise PlanError(f"{parameter}: no {argument}; expected by fill {name!r}. Add it to the arguments.")
-    fill(Target(tensor, parameter, seed, place), **(arguments or {}))
-    return tensor
 
 
 def _identity_(matrices: Matrices, ranges: Sequence[tuple[int, int]], tau: float, loosen: str, eps_tau: float) -> None:
@@ -147,6 +78,7 @@ def constant(target: Target, *, value: float) -> None:
     Source: common practice.
 
     Example:
+        >>> from idfx.fills import fill_
         >>> fill_(torch.empty(2), "constant", {"value": 1}, parameter="norm.weight", seed=0)
         tensor([1., 1.])
     """
@@ -181,6 +113,7 @@ def idi(
         for each group, expert and fused part.
 
     Example:
+        >>> from idfx.fills import fill_
         >>> fill_(torch.empty(3, 2), "idi", {"loosen": "none"}, parameter="w", seed=0)
         tensor([[1., 0.],
                 [0., 1.],
@@ -220,6 +153,7 @@ def idic(
         order; "centre" is ours.
 
     Example:
+        >>> from idfx.fills import fill_
         >>> fill_(torch.empty(2, 1, 3), "idic", {"loosen": "none", "order": "centre"}, parameter="w", seed=0)
         tensor([[[0., 1., 0.]],
         <BLANKLINE>
@@ -255,6 +189,7 @@ def idiz(
     Source: Pan et al., ICLR 2025, arXiv 2503.04626, the zero-preserving layer. Ours: rows, and D_in = 1.
 
     Example:
+        >>> from idfx.fills import fill_
         >>> fill_(torch.empty(2, 2), "idiz", {"eps": 0.5}, parameter="w", seed=0)
         tensor([[ 0.5000, -0.5000],
                 [-0.5000,  0.5000]])
@@ -283,6 +218,7 @@ def idizc(
     Source: Pan et al., ICLR 2025, arXiv 2503.04626; ours as in `idiz` and `idic`.
 
     Example:
+        >>> from idfx.fills import fill_
         >>> fill_(torch.empty(1, 1, 2), "idizc", {"eps": 0.5}, parameter="w", seed=0)
         tensor([[[ 0.5000, -0.5000]]])
     """
@@ -315,6 +251,7 @@ def mixed(
     Source: ours.
 
     Example:
+        >>> from idfx.fills import fill_
         >>> arguments = {"rows": [[2, 4]], "eps": 0.5, "loosen": "none"}
         >>> fill_(torch.empty(4, 2), "mixed", arguments, parameter="w", seed=0)
         tensor([[ 1.0000,  0.0000],

@@ -1,0 +1,83 @@
+"""Pure tensor fills: (shape, seed, parameter name) → values, in place, whole or one shard at a time.
+
+A weight is read as matrices W of shape (D_out, D_in), rows m and columns j from 0; `Layout` says how. Values
+are computed in float64 and rounded once to the dtype of the weight. One file per family of fills; they are found by
+themselves.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idfx.errors import PlanError, UsageError
+from idfx.matrices import Shard, Target, check_name
+from idfx.noise import key
+from idfx.registry import Registry
+
+fills: Registry[Callable[..., None]] = Registry("fill", "idfx.fills", "idfx.schemes")  # a scheme may bring its own
+
+
+@torch.no_grad()
+def fill_(
+    tensor: Tensor,
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    parameter: str,
+    seed: int,
+    shard: Shard | None = None,
+) -> Tensor:
+    """Return the tensor, filled in place: a pure function of its shape and dtype and of what is given here.
+
+    fill_(full)[part] == fill_(full[part], shard=Shard(full.shape, starts of part)), bit for bit.
+
+    Args:
+        tensor: a floating-point tensor of any strides on any device; a parameter may require grad.
+        name: a registered fill.
+        arguments: its keyword arguments, plain JSON values; a layout may also be a `Layout`.
+        parameter: the full name of the parameter; with the seed, it picks the noise.
+        seed: any integer.
+        shard: where the tensor lies in the full parameter, if it is not all of it.
+
+    Raises:
+        UsageError: an unknown fill, or a tensor, a seed or a shard that cannot be used.
+        PlanError: arguments that the fill does not take. Nothing has been written then.
+
+    Source: ours.
+
+    Example:
+        >>> fill_(torch.empty(2, 3), "idiz", {"eps": 0.5}, parameter="w", seed=0)
+        tensor([[ 0.5000,  0.0000, -0.5000],
+                [ 0.0000,  0.5000, -0.5000]])
+    """
+    fill = fills.find(name)
+    if not tensor.is_floating_point():
+        raise UsageError(
+            f"{parameter}: dtype {tensor.dtype}; expected a real floating point. Leave it out of the plan."
+        )
+    if tensor.is_meta:
+        raise UsageError(
+            f"{parameter}: on the meta device; expected memory to write to. Call to_empty(device=...) first."
+        )
+    shape = tuple(tensor.shape)
+    place = shard or Shard(shape, (0,) * len(shape))
+    if not len(shape) == len(place.shape) == len(place.offsets) or any(
+        start < 0 or start + size > full for start, size, full in zip(place.offsets, shape, place.shape, strict=True)
+    ):
+        raise UsageError(
+            f"{parameter}: {place} of shape {shape}; expected a part of the full tensor. Correct the offsets."
+        )
+    key(seed, parameter)  # raises for a seed that is none, before anything is written
+    known = inspect.signature(fill).parameters
+    for argument in arguments or {}:
+        check_name(f"{parameter}: argument", argument, [*known][1:])
+    for argument, needed in [*known.items()][1:]:
+        if needed.default is needed.empty and argument not in (arguments or {}):
+            raise PlanError(f"{parameter}: no {argument}; expected by fill {name!r}. Add it to the arguments.")
+    fill(Target(tensor, parameter, seed, place), **(arguments or {}))
+    return tensor

@@ -1,0 +1,66 @@
+"""The fill of ZerO: a partial identity, or a part of a Hadamard matrix where there are more outputs than inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idfx.fills import fills
+from idfx.matrices import Matrices, Target, check_number, read_layout
+from idfx.records import Layout
+
+
+def hadamard(rows: int, columns: int) -> Tensor:
+    """Return the upper left part of Sylvester's Hadamard matrix: H[m, j] = (−1)^(number of ones in m AND j).
+
+    Example:
+        >>> hadamard(2, 2).tolist()
+        [[1.0, 1.0], [1.0, -1.0]]
+    """
+    both = torch.arange(rows).unsqueeze(1) & torch.arange(columns)
+    parity = torch.zeros_like(both)
+    while bool(both.any()):
+        parity ^= both & 1
+        both >>= 1
+    return 1.0 - 2.0 * parity.to(torch.float64)
+
+
+@fills.register("hadamard")
+def hadamard_identity(target: Target, *, scale: float = 1.0, layout: Layout | Mapping[str, Any] | None = None) -> None:
+    """The partial identity I*, or c · I* H I* where there are more outputs than inputs; of a kernel, at its centre.
+
+    D_out ≤ D_in: W[m, j] = 1 where m = j. D_out > D_in: W = 2^(−m/2) · H[:D_out, :D_in], m = ⌈log₂ D_out⌉, whose
+    columns mix all inputs, so that training is not confined to the rank of the padding with zeros.
+
+    Args:
+        target: a tensor that the layout reads as matrices (D_out, D_in).
+        scale: a factor.
+        layout: a `Layout` or its fields; by default (out, in, *taps).
+
+    Raises:
+        PlanError: a scale or a layout that cannot be used.
+
+    Source: Zhao, Schäfer and Anandkumar, "ZerO initialization", TMLR 2022, arXiv 2110.12661, algorithm 1. Deviation:
+        the factor 2^(−m/2), which makes H orthonormal, is that of the published implementations.
+
+    Example:
+        >>> from idfx.fills import fill_
+        >>> fill_(torch.empty(4, 2), "hadamard", parameter="w", seed=0)
+        tensor([[ 0.5000,  0.5000],
+                [ 0.5000, -0.5000],
+                [ 0.5000,  0.5000],
+                [ 0.5000, -0.5000]])
+    """
+    scale = check_number(target, "scale", scale)
+    matrices = Matrices(target, read_layout(target, layout), "centre")
+    rows, columns = matrices.size
+    width = columns // matrices.taps
+    values = torch.zeros(rows, columns, dtype=torch.float64)
+    if rows <= width:
+        values[:, :rows] = torch.eye(rows, dtype=torch.float64) * scale
+    else:
+        values[:, :width] = hadamard(rows, width) * (2.0 ** (-(rows - 1).bit_length() / 2) * scale)
+    matrices.put_(lambda number: values)

@@ -1,0 +1,109 @@
+"""The fill of mimetic attention: pairs of weights whose product is a noisy multiple of the identity."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idfx.errors import PlanError
+from idfx.fills import fills
+from idfx.fills.orthogonal import gaussian, one_thread
+from idfx.matrices import Matrices, Target, check_name, check_number, read_layout
+from idfx.records import Layout
+
+PARTS = ("query", "key", "value", "output")
+
+
+@functools.lru_cache(maxsize=8)
+def _decomposed(seed: int, stream: str, number: int, width: int, alpha: float, beta: float) -> tuple[Tensor, ...]:
+    """U√Σ and V√Σ of α·Z + β·I = U Σ Vᵀ, Z with entries N(0, 1 / width)."""
+    matrix = alpha / width**0.5 * gaussian(seed, stream, number, width, width)
+    matrix += beta * torch.eye(width, dtype=torch.float64)
+    with one_thread():
+        u, sizes, vt = torch.linalg.svd(matrix)
+    u, v = u * sizes.sqrt(), vt.T * sizes.sqrt()
+    return u, v
+
+
+@fills.register("mimetic")
+def mimetic(
+    target: Target,
+    *,
+    pair: str,
+    parts: Sequence[str],
+    heads: int,
+    alpha: Sequence[float] = (0.7, 0.4),
+    beta: Sequence[float] = (0.7, 0.4),
+    layout: Layout | Mapping[str, Any] | None = None,
+) -> None:
+    """The weights of attention such that W_qᵀ W_k ≈ α₁ Z + β₁ I in each head, and W_out W_v = α₂ Z − β₂ I.
+
+    The right sides are decomposed by singular values, and each factor gets their roots. Of a head, the largest D_head
+    singular values are kept.
+
+    Args:
+        target: a tensor that the layout reads as matrices, one for each of `parts`, fused weights one below the other.
+        pair: the name of the random numbers, the same for all weights of one attention.
+        parts: of "query", "key", "value", "output".
+        heads: the number of heads.
+        alpha, beta: of query and key, and of value and output.
+        layout: a `Layout` or its fields; by default (out, in).
+
+    Raises:
+        PlanError: parts, heads or shapes that do not fit each other.
+
+    Source: Trockman and Kolter, "Mimetic initialization of self-attention layers", ICML 2023, arXiv 2305.09828. Known
+        from published implementations: Z has entries N(0, 1 / D).
+
+    Example:
+        >>> from idfx.fills import fill_
+        >>> out, value = (
+        ...     fill_(torch.empty(4, 4), "mimetic", {"pair": "a", "parts": [p], "heads": 2, "alpha": [0, 0],
+        ...           "beta": [1, 1]}, parameter=p, seed=0) for p in ("output", "value"))
+        >>> torch.allclose(out @ value, -torch.eye(4), atol=1e-6)
+        True
+    """
+    subject = target.parameter
+    if isinstance(parts, str) or not isinstance(parts, Sequence) or not parts:
+        raise PlanError(f"{subject}: parts {parts!r}; expected a list. Write some of {', '.join(PARTS)}.")
+    for name in parts:
+        check_name(f"{subject}: part", name, PARTS)
+    pairs = [
+        (name, value) for name, given in (("alpha", alpha), ("beta", beta)) for value in _two(subject, name, given)
+    ]
+    a1, a2, b1, b2 = (check_number(target, name, value) if value else 0.0 for name, value in pairs)
+    matrices = Matrices(target, read_layout(target, layout))
+    height, width = matrices.outputs // len(parts), matrices.columns
+    if (
+        isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or height % heads or height != width
+        or matrices.outputs % len(parts) or matrices.taps != 1
+    ):  # fmt: skip
+        raise PlanError(
+            f"{subject}: {len(parts)} parts of ({height}, {width}) with {heads!r} heads; expected square ones of which "
+            "the heads divide the width. Keep it."
+        )
+
+    def factor(name: str) -> Tensor:
+        if name in ("query", "key"):
+            side = 0 if name == "query" else 1
+            kept = width // heads
+            rows = [
+                _decomposed(target.seed, f"{pair}#scores", head, width, a1, b1)[side][:, :kept].T
+                for head in range(heads)
+            ]
+            return torch.cat(rows)
+        out, value = _decomposed(target.seed, f"{pair}#values", 0, width, a2, -b2)
+        return out if name == "output" else value.T
+
+    whole = torch.cat([factor(name) for name in parts])
+    matrices.put_(lambda number: whole[number * matrices.size[0] : (number + 1) * matrices.size[0]])
+
+
+def _two(subject: str, name: str, given: object) -> Sequence[Any]:
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
+        raise PlanError(f"{subject}: {name} {given!r}; expected two numbers. Write [0.7, 0.4].")
+    return given

@@ -1,0 +1,49 @@
+"""Looks-linear: ReLU nets that start as linear ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from idfx.network import Network
+from idfx.records import Decision, ParameterInfo, Role
+from idfx.schemes.scheme import Keep, beside, check_choice, check_number, is_weight, scheme, with_layout
+
+
+@dataclass(frozen=True)
+class Options:
+    """`core`: of the mirrored blocks, "orthogonal" (Balduzzi et al.) or "normal" (Burkholz and Dubatovka). `gain`."""
+
+    core: str = "orthogonal"
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("core", self.core, ("orthogonal", "normal"))
+        check_number("gain", self.gain)
+
+
+def _mirrors(name: str, network: Network) -> bool:
+    """Whether the outputs of a weight can be mirrored: a ReLU follows, and they are even in number."""
+    info, role = network.structure.parameters[name], network.structure.roles[name]
+    if not is_weight(role) or role.layout is None or role.activation != "aten.relu":
+        return False
+    return role.layout.groups == 1 and role.layout.parts == 1 and role.layout.matrix(info.shape)[0] % 2 == 0
+
+
+@scheme("looks-linear", Options)
+def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+    """Looks-linear: mirrored blocks [M, −M; −M, M], with which ReLU layers act as M (Balduzzi et al., 2017).
+
+    Source: Balduzzi et al., "The shattered gradients problem", ICML 2017; core "normal": Burkholz and Dubatovka,
+    "Initialization of ReLUs for dynamical isometry", NeurIPS 2019. A net of nothing but weights and ReLU is linear
+    then, exactly; maxima, other functions, groups and joins before a ReLU break that. Ours: outputs are mirrored where
+    a ReLU follows, inputs where all the weights before are mirrored.
+    """
+    if not is_weight(role) or role.layout is None:
+        return beside(parameter, role)
+    before = network.before(parameter.name)
+    inputs = bool(before) and role.layout.groups == 1 and all(_mirrors(name, network) for name in before or ())
+    outputs = _mirrors(parameter.name, network)
+    sides = [side for side, mirrored in (("inputs", inputs), ("outputs", outputs)) if mirrored]
+    reason = f"its {' and '.join(sides)} are mirrored around a ReLU" if sides else "no ReLU stands before or behind it"
+    arguments = {"inputs": inputs, "outputs": outputs, "core": options.core, "gain": options.gain}
+    return Decision(parameter.name, "mirrored", with_layout(arguments, role), reason, role.evidence)

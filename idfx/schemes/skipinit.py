@@ -1,0 +1,56 @@
+"""SkipInit and ReZero: a learned scalar, 0 at first, on every residual branch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from idfx.network import Network
+from idfx.records import Decision, End, ParameterInfo, Role, Scalar
+from idfx.schemes.kaiming import Options, he
+from idfx.schemes.scheme import Keep, beside, check_number, is_weight, scheme
+
+
+def on_every_branch(network: Network, value: float) -> Sequence[Scalar]:
+    """Return a learned scalar for each residual branch that can be closed."""
+    return tuple(
+        Scalar(join.name, value, tuple(dict.fromkeys((*join.ends, *(End(name) for name in join.silenced)))))
+        for join in network.structure.joins
+        if join.zeroable
+    )
+
+
+@scheme("skipinit", Options, nearest=True, scalars=lambda network, options: on_every_branch(network, 0.0))
+def skipinit(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+    """SkipInit: kaiming, and a learned scalar at 0 on every residual branch (De and Smith, 2020).
+
+    Source: De and Smith, "Batch normalization biases residual blocks towards the identity function in deep networks",
+    NeurIPS 2020, arXiv 2002.10444. The scalar is added by torch.nn.utils.parametrize to what ends the branch; the
+    normalisation that the paper leaves out is the model's own affair.
+    """
+    if is_weight(role):
+        return he(parameter, role, options.mode, options.distribution, options.nonlinearity)
+    if role.name == "branch scale" or (role.name == "end scale" and "norm" not in role.traits):
+        reason = "a branch scale at 1 leaves the learned scalar to do its work (ours)"
+        return Decision(parameter.name, "constant", {"value": 1.0}, reason, role.evidence)
+    return beside(parameter, role)
+
+
+@dataclass(frozen=True)
+class Start:
+    """`start`: what the learned scalars start at."""
+
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("start", self.start, such_as="0")
+
+
+@scheme("rezero", Start, nearest=True, scalars=lambda network, options: on_every_branch(network, options.start))
+def rezero(parameter: ParameterInfo, role: Role, network: Network, options: Start) -> Decision | Keep:
+    """ReZero: the author's own weights, and a learned scalar at 0 on every residual branch (Bachlechner et al., 2020).
+
+    Source: Bachlechner et al., "ReZero is all you need: fast convergence at large depth", UAI 2021, arXiv 2003.04887.
+    The scalar is added by torch.nn.utils.parametrize to what ends the branch; normalisation stays as the model has it.
+    """
+    return Keep("ReZero adds a scalar to every branch and leaves the weights to the author")

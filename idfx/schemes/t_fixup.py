@@ -1,0 +1,68 @@
+"""T-Fixup: transformers without warm-up or normalisation, some weights scaled by the depth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from idfx.network import Network
+from idfx.records import Decision, ParameterInfo, Role
+from idfx.schemes.scheme import Keep, NoOptions, beside, is_weight, scheme
+from idfx.schemes.xavier import glorot
+
+
+def _depth(network: Network, encoder: bool) -> int:
+    """The number of layers: self-attentions of the encoder, or cross-attentions of the decoder."""
+    cross = any(attention.cross for attention in network.attentions)
+    if encoder:
+        return sum(not a.cross and (a.encodes or not cross) for a in network.attentions)
+    return sum(a.cross and not a.encodes for a in network.attentions)
+
+
+def _factor(parameter: ParameterInfo, network: Network) -> tuple[float, str]:
+    encoder = network.encodes(parameter.name)
+    depth = _depth(network, encoder)
+    if not depth:
+        return 1.0, ""
+    if encoder:
+        return 0.67 * depth**-0.25, f" times 0.67 · {depth}^(−1/4), an encoder of {depth} layers"
+    return (9 * depth) ** -0.25, f" times (9 · {depth})^(−1/4), a decoder of {depth} layers"
+
+
+@scheme("t-fixup", NoOptions)
+def decide(parameter: ParameterInfo, role: Role, network: Network, options: NoOptions) -> Decision | Keep:
+    """T-Fixup: Xavier; values, attention outputs, MLPs and embeddings scaled by the depth (Huang et al., 2020).
+
+    Encoder of N layers: 0.67 · N^(−1/4). Decoder, with cross-attention: (9 · N)^(−1/4).
+
+    Source: Huang, Perez, Ba and Volkovs, "Improving transformer optimization through better initialization", ICML
+    2020. The normalisation that the paper leaves out is the model's own affair. Ours: stacks without cross-attention
+    count as encoders; of a fused weight, the rows that make values are scaled.
+    """
+    if role.name == "embedding":
+        factor, why = _factor(parameter, network)
+        std = parameter.shape[-1] ** -0.5
+        reason = f"an embedding has the standard deviation 1 / √{parameter.shape[-1]}{why}"
+        return Decision(parameter.name, "normal", {"std": std * factor}, reason, role.evidence)
+    if not is_weight(role):
+        return beside(parameter, role)
+    traits = role.traits.keys()
+    if not traits & {"value", "attention output", "expansion", "contraction"}:
+        return glorot(parameter, role)
+    factor, why = _factor(parameter, network)
+    fused = sorted(traits & {"query", "key", "value"})
+    if fused == ["value"] or "value" not in fused:
+        return glorot(parameter, role, gain=factor, why=why)
+    spans = [attention.rows.get(("value", parameter.name)) for attention in network.attentions]
+    rows = next((span for span in spans if span), None)
+    if rows is None:
+        return Keep("which of its rows make values is not seen, and only those are scaled; the author's values stay")
+    plain = glorot(parameter, role)
+    count = len(fused)
+    assert role.layout is not None
+    fan_out, fan_in = role.layout.matrix(parameter.shape)
+    fan_out = fan_out * role.layout.parts // count
+    bound = math.sqrt(6.0 / (fan_in + fan_out))
+    arguments = {"bound": bound, "rows": [list(span) for span in rows], "factor": factor, "axis": role.layout.out_axis}
+    reason = f"{count} fused weights of bound √(6 / ({fan_in} + {fan_out})) (Glorot and Bengio), the values{why}"
+    return replace(plain, fill="uniform", arguments=arguments, reason=reason)

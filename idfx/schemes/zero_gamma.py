@@ -1,0 +1,25 @@
+"""Zero-gamma: the last normalisation scale of every residual branch starts at 0."""
+
+from __future__ import annotations
+
+from idfx.network import Network
+from idfx.records import Decision, ParameterInfo, Role
+from idfx.schemes.kaiming import Options, he
+from idfx.schemes.scheme import Keep, beside, is_weight, scheme
+
+
+@scheme("zero-gamma", Options, nearest=True)
+def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+    """Zero-gamma: kaiming, and 0 for the last scale of every residual branch (Goyal et al., 2017).
+
+    Source: Goyal et al., "Accurate, large minibatch SGD", arXiv 1706.02677, section 5.1; timm's `zero_init_last`,
+    torchvision's `zero_init_residual`. Ours: a branch scale (LayerScale) is such a scale too; a branch without any is
+    left to kaiming and starts open.
+    """
+    if role.name == "end scale":
+        reason = "the last scale of a residual branch starts at 0, so that the block is its shortcut"
+        return Decision(parameter.name, "constant", {"value": 0.0}, reason, role.evidence)
+    if is_weight(role):
+        why = "; its branch has no scale to be zeroed" if role.name == "end" else ""
+        return he(parameter, role, options.mode, options.distribution, options.nonlinearity, why=why)
+    return beside(parameter, role)

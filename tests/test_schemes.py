@@ -1,0 +1,343 @@
+"""Every scheme is held to its own claim: orthogonality, exact linearity, closed branches, sizes by depth."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import idfx
+from idfx.errors import IdfxError, PlanError, UsageError
+from idfx.fills import fill_, fills
+from idfx.matrices import Shard
+from idfx.planning import from_json, to_json
+from idfx.records import End, Scalar
+from idfx.scalars import fold_
+from idfx.schemes.scheme import SCHEMES
+
+
+class Residual(nn.Module):
+    """x + norm(conv(relu(norm(conv(x))))): a convolutional block with a scale behind its last weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
+
+
+class Plain(nn.Module):
+    """x + fc2(relu(fc1(x))): a block without normalisation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fc2(self.fc1(x).relu())
+
+
+def conv_net() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Residual(8), Residual(8), nn.Flatten(), nn.Linear(8 * 36, 4))
+    return net.eval(), torch.randn(2, 3, 6, 6)
+
+
+def plain_net(depth: int = 3, width: int = 8) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, width), *(Plain(width) for _ in range(depth)), nn.Linear(width, 4))
+    return net, torch.randn(5, 6)
+
+
+def transformer() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval(), torch.randn(2, 5, 16)
+
+
+MODELS = {"conv": conv_net, "plain": plain_net, "transformer": transformer}
+
+
+@pytest.mark.parametrize("name", list(SCHEMES))
+@pytest.mark.parametrize("model", MODELS)
+def test_every_scheme_runs_is_told_and_leaves_what_it_does_not_write(name, model):
+    net, x = MODELS[model]()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    report = idfx.init_(net, (x,), scheme=name)
+    assert set(report.plan.decisions) | set(report.plan.kept) == set(report.structure.parameters)
+    assert all(decision.reason for decision in report.plan.decisions.values())
+    assert report.certificate is not None and report.certificate.finite
+    after = fold_(net).state_dict() if report.plan.scalars else net.state_dict()
+    scaled = {end.parameter for scalar in report.plan.scalars for end in scalar.on}
+    for key in {*report.plan.kept} - scaled:
+        assert torch.equal(after[key], before[key])
+    assert list(after) == list(before)
+
+
+@pytest.mark.parametrize("name", list(SCHEMES))
+def test_a_plan_is_the_same_after_its_file(name):
+    net, x = conv_net()
+    plan = idfx.plan(idfx.analyze(net, (x,)), name)
+    again = from_json(to_json(plan))
+    assert to_json(again) == to_json(plan) and again.scalars == plan.scalars
+
+
+@pytest.mark.parametrize("name", ["idinit", "zero-gamma", "fixup", "skipinit", "rezero", "zero"])
+def test_schemes_that_close_branches_are_certified_to_do_so(name):
+    net, x = conv_net()
+    certificate = idfx.init_(net, (x,), scheme=name).certificate
+    assert certificate is not None and certificate.passed and certificate.certified == 2
+
+
+@pytest.mark.parametrize("name", ["kaiming", "xavier", "orthogonal", "eoi"])
+def test_schemes_that_close_nothing_claim_nothing(name):
+    net, x = conv_net()
+    certificate = idfx.init_(net, (x,), scheme=name).certificate
+    assert certificate is not None and certificate.passed
+    assert [check.status for check in certificate.checks] == ["unclaimed"] * 2
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+@pytest.mark.parametrize(("scheme", "reference"), [("kaiming", "kaiming"), ("xavier", "xavier")])
+def test_spreads_are_those_of_torch_nn_init(scheme, reference, distribution):
+    net = nn.Sequential(nn.Linear(300, 500), nn.ReLU(), nn.Linear(500, 200))
+    idfx.init_(net, (torch.randn(2, 300),), scheme=scheme, distribution=distribution)
+    for layer in (net[0], net[2]):
+        own = torch.empty_like(layer.weight)
+        options: dict[str, Any] = {"nonlinearity": "relu"} if reference == "kaiming" else {}
+        getattr(nn.init, f"{reference}_{distribution}_")(own, **options)
+        assert layer.weight.std().item() == pytest.approx(own.std().item(), rel=0.02)
+        assert layer.weight.abs().max().item() == pytest.approx(own.abs().max().item(), rel=0.25)
+        assert abs(layer.weight.mean().item()) < 4 * own.std().item() / math.sqrt(own.numel())
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (9, 4), (4, 9)])
+def test_orthogonal_rows_or_columns(shape):
+    w = fill_(torch.empty(shape, dtype=torch.float64), "orthogonal", parameter="w", seed=3)
+    product = w.T @ w if shape[0] >= shape[1] else w @ w.T
+    assert torch.allclose(product, torch.eye(min(shape), dtype=torch.float64), atol=1e-12)
+
+
+def test_a_delta_orthogonal_convolution_keeps_norms():
+    conv = nn.Conv2d(6, 10, 3, padding=1, bias=False).double()
+    idfx.init_(conv, (torch.randn(1, 6, 5, 5, dtype=torch.float64),), scheme="delta-orthogonal")
+    x = torch.randn(4, 6, 5, 5, dtype=torch.float64)
+    assert torch.allclose(conv(x).norm(dim=1), x.norm(dim=1), atol=1e-12)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(40, 40), (40, 24), (24, 40)])
+def test_sparse_orthogonal_matrices_are_orthogonal_and_of_their_density(density, shape):
+    w = fill_(torch.empty(shape), "givens", {"density": density}, parameter="w", seed=0)
+    product = w.T @ w if shape[0] >= shape[1] else w @ w.T
+    assert torch.allclose(product, torch.eye(min(shape)), atol=1e-5)
+    wanted = round(density * w.numel())
+    assert wanted - min(shape) <= int((w != 0).sum()) <= max(wanted, min(shape))
+
+
+@pytest.mark.parametrize("core", ["orthogonal", "normal"])
+def test_a_looks_linear_relu_net_is_linear(core):
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(12 * 16, 10), nn.ReLU(), nn.Linear(10, 4),
+    ).double()  # fmt: skip
+    idfx.init_(net, (torch.randn(2, 3, 4, 4, dtype=torch.float64),), scheme="looks-linear", core=core)
+    a, b = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
+    assert torch.allclose(net(2 * a - 3 * b), 2 * net(a) - 3 * net(b), atol=1e-10)
+    assert float(net(a).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 4), (7, 3), (64, 10)])
+def test_zero_mixes_all_inputs_where_a_layer_widens(rows, columns):
+    w = fill_(torch.empty(rows, columns), "hadamard", parameter="w", seed=0)
+    assert torch.linalg.matrix_rank(w) == columns and bool((w != 0).all())
+    if rows & (rows - 1) == 0:
+        assert torch.allclose(w.T @ w, torch.eye(columns), atol=1e-6)
+
+
+def test_zero_draws_nothing():
+    (first, x), (second, _) = conv_net(), conv_net()
+    idfx.init_(first, (x,), scheme="zero", seed=0)
+    idfx.init_(second, (x,), scheme="zero", seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_update_of_fixup_does_not_grow_with_the_depth():
+    """One step of SGD moves the function by O(learning rate) at any depth; under Kaiming it grows without bound."""
+
+    def moved(scheme: str, depth: int) -> float:
+        net, x = plain_net(depth, 32)
+        idfx.init_(net, (x,), scheme=scheme)
+        if scheme == "fixup":  # with the head at 0 only the head moves at first: take the step of the branches
+            with torch.no_grad():
+                net[-1].weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+        before = net(x)
+        target = torch.randn(before.shape, generator=torch.Generator().manual_seed(1))
+        (before * target).mean().backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter -= 0.01 * parameter.grad
+        return float((net(x) - before).norm())
+
+    assert moved("fixup", 64) / moved("fixup", 4) < 3
+    assert moved("kaiming", 8) / moved("kaiming", 4) > 10
+
+
+def test_inner_weights_of_fixup_have_the_size_of_rule_2():
+    net, x = plain_net(9, 256)
+    report = idfx.init_(net, (x,), scheme="fixup")
+    first = net[1].fc1.weight
+    assert first.std().item() == pytest.approx(math.sqrt(2 / 256) * 9 ** (-1 / 2), rel=0.02)
+    assert not net[1].fc2.weight.any() and not net[-1].weight.any()
+    assert "rule 2" in report.plan.decisions["1.fc1.weight"].reason
+
+
+def test_zero_gamma_zeroes_what_timm_zeroes():
+    import timm
+
+    ours, theirs = (timm.create_model("resnet26", zero_init_last=flag) for flag in (False, True))
+    plan = idfx.plan(idfx.analyze(ours), "zero-gamma")
+    zeroed = {name for name, d in plan.decisions.items() if d.arguments.get("value") == 0.0 and name.endswith("weight")}
+    assert zeroed == {name for name, p in theirs.named_parameters() if name.endswith("weight") and not p.any()}
+
+
+@pytest.mark.parametrize("scheme", ["skipinit", "rezero"])
+@pytest.mark.parametrize("model", MODELS)
+def test_learned_scalars_close_branches_learn_and_fold_away(scheme, model):
+    net, x = MODELS[model]()
+    plain = copy.deepcopy(net)
+    report = idfx.init_(net, (x,), scheme=scheme)
+    assert report.certificate is not None and report.certificate.certified == len(report.structure.joins)
+    alphas = [p for name, p in net.named_parameters() if name.endswith("alpha")]
+    assert len(alphas) == len(report.structure.joins) and not any(float(a.detach()) for a in alphas)
+    net(x).pow(2).mean().backward()
+    assert all(alpha.grad is not None and float(alpha.grad) for alpha in alphas)
+    with torch.no_grad():
+        for number, alpha in enumerate(alphas):
+            alpha.fill_(0.1 * (number + 1))
+    wanted = net(x)
+    plain.load_state_dict(fold_(net).state_dict(), strict=True)
+    assert torch.allclose(plain(x), wanted, atol=1e-6)
+
+
+def test_the_multiplier_of_fixup_is_one_and_nothing_else_changes():
+    (one, x), (other, _) = plain_net(), plain_net()
+    idfx.init_(one, (x,), scheme="fixup", multipliers=True)
+    idfx.init_(other, (x,), scheme="fixup")
+    assert sum(name.endswith("alpha") for name, _ in one.named_parameters()) == 3
+    again = idfx.init_(plain_net()[0], (x,), scheme="fixup", multipliers=True).certificate
+    assert again is not None and again.certified == 3
+    assert all(torch.equal(a, b) for a, b in zip(fold_(one).parameters(), other.parameters(), strict=True))
+
+
+def test_a_scalar_that_cannot_be_added_is_refused_and_nothing_is_written():
+    net, x = plain_net()
+    net[2].fc2.weight = net[1].fc2.weight
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(PlanError, match="tied to"):
+        idfx.init_(net, (x,), scheme="rezero")
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_mimetic_products_are_near_multiples_of_the_identity():
+    net, x = transformer()
+    idfx.init_(net, (x,), scheme="mimetic", alpha_vo=0.0, beta_vo=0.4, alpha_qk=0.0, beta_qk=0.7)
+    attention = net.layers[1].self_attn
+    query, key, value = attention.in_proj_weight.chunk(3)
+    assert torch.allclose(attention.out_proj.weight @ value, -0.4 * torch.eye(16), atol=1e-5)
+    for head in range(2):
+        rows = slice(head * 8, head * 8 + 8)
+        product = query[rows].T @ key[rows]
+        sizes = torch.linalg.svdvals(product)
+        assert torch.allclose(sizes, torch.tensor([0.7] * 8 + [0.0] * 8), atol=1e-5)
+        assert torch.allclose(product, product.T, atol=1e-5)
+
+
+def test_t_fixup_scales_values_outputs_and_mlps_of_an_encoder():
+    net = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(128, 2, 512, 0.0, batch_first=True), 6, enable_nested_tensor=False
+    ).eval()
+    idfx.init_(net, (torch.randn(1, 4, 128),), scheme="t-fixup")
+    layer, factor = net.layers[3], 0.67 * 6**-0.25
+    square, wide = math.sqrt(2 / 256), math.sqrt(2 / 640)
+    parts = layer.self_attn.in_proj_weight.chunk(3)
+    for weight, std in (
+        (parts[0], square), (parts[1], square), (parts[2], square * factor),
+        (layer.self_attn.out_proj.weight, square * factor), (layer.linear1.weight, wide * factor),
+        (layer.linear2.weight, wide * factor),
+    ):  # fmt: skip
+        assert weight.std().item() == pytest.approx(std, rel=0.03)
+
+
+FILLS: dict[str, dict[str, Any]] = {
+    "normal": {"std": 0.5, "rows": [[2, 5]], "factor": 3.0}, "uniform": {"bound": 0.5}, "orthogonal": {},
+    "hadamard": {}, "givens": {"density": 0.4}, "mirrored": {"inputs": True, "outputs": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("layout", [None, {"out_axis": 1, "in_axis": 0, "tap_axes": [2, 3]}])
+def test_the_fill_of_a_slice_is_the_slice_of_the_fill(fill, layout):
+    arguments = dict(FILLS[fill])
+    if fill not in ("normal", "uniform") and layout is not None:
+        arguments["layout"] = layout
+    whole = fill_(torch.empty(8, 6, 3, 3), fill, arguments, parameter="w", seed=5)
+    for part in ((slice(0, 3), slice(0, 6)), (slice(2, 8), slice(1, 4))):
+        shard = Shard((8, 6, 3, 3), (part[0].start, part[1].start, 0, 0))
+        found = fill_(torch.empty_like(whole[part]), fill, arguments, parameter="w", seed=5, shard=shard)
+        assert torch.equal(found, whole[part])
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_fill_does_not_depend_on_the_number_of_threads(fill):
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(fill_(torch.empty(64, 48), fill, FILLS[fill], parameter="w", seed=5))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_every_fill_has_a_docstring_with_a_source():
+    assert all("Source:" in (fills[name].__doc__ or "") for name in fills)
+    assert all("Source:" in (SCHEMES[name].decide.__doc__ or "") for name in SCHEMES)
+
+
+BAD = {
+    "a density of 0": ("eoi", {"density": 0.0}, "density 0.0; expected a number from"),
+    "a mode that is none": ("kaiming", {"mode": "fan_on"}, "Did you mean fan_in"),
+    "an option of another scheme": ("zero", {"tau": 1.0}, "unknown option 'tau'; it has none"),
+    "a gain in words": ("orthogonal", {"gain": "aut"}, "Did you mean auto"),
+    "a flag that is a number": ("fixup", {"multipliers": 1}, "expected true or false"),
+    "an unknown scheme": ("kaimin", {}, "Did you mean kaiming"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_say_what_is_expected(case):
+    scheme, options, message = BAD[case]
+    net, x = plain_net()
+    with pytest.raises(UsageError, match=message):
+        idfx.init_(net, (x,), scheme=scheme, **options)
+
+
+def test_a_malformed_scalar_of_a_plan_is_named():
+    net, x = plain_net()
+    text = to_json(idfx.plan(idfx.analyze(net, (x,)), "rezero"))
+    for wrong in (text.replace('"value": 0.0', '"value": "x"'), text.replace('"on": [', '"on": [4, ')):
+        with pytest.raises(PlanError, match="scalar 0"):
+            from_json(wrong)
+
+
+def test_scalars_are_of_the_named_parameter():
+    net, x = plain_net()
+    plan = idfx.plan(idfx.analyze(net, (x,)), "rezero")
+    assert plan.scalars[0] == Scalar("1", 0.0, (End("1.fc2.weight"), End("1.fc2.bias")))
+    assert issubclass(PlanError, IdfxError)
