@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from typing import Any
 
@@ -341,3 +342,19 @@ def test_scalars_are_of_the_named_parameter():
     plan = idfx.plan(idfx.analyze(net, (x,)), "rezero")
     assert plan.scalars[0] == Scalar("1", 0.0, (End("1.fc2.weight"), End("1.fc2.bias")))
     assert issubclass(PlanError, IdfxError)
+
+
+def test_options_of_a_scheme_stand_in_brackets_on_the_command_line(run, tmp_path):
+    (tmp_path / "net.py").write_text("import torch\n\ndef make():\n    return torch.nn.Linear(16, 16)\n")
+    command = f"plan {tmp_path / 'net.py'}:make --input-shape 1,16 --json --scheme"
+    code, out, _ = run(f"{command} eoi(density=0.25,gain=2)")
+    entry = json.loads(out)["parameters"]["weight"]
+    assert (code, entry["fill"], entry["arguments"]) == (0, "givens", {"density": 0.25, "gain": 2})
+    for scheme, message in (
+        ("eoi(density=0.25", "expected NAME or NAME"),
+        ("eoi(density)", "expected KEY=VALUE"),
+        ("eoi(denisty=0.25)", "Did you mean density"),
+        ("eio", "Did you mean eoi"),
+    ):
+        code, out, err = run(f"{command} {scheme}")
+        assert code == 2 and message in err and not out
