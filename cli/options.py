@@ -83,8 +83,8 @@ def given_scheme(scheme: str, options: dict[str, Any]) -> tuple[str, dict[str, A
     Raises:
         UsageError: brackets that cannot be read, an option that is given twice, or one that the scheme has not.
     """
-    from idfx.parsing import parse_call
     from idfx.schemes.scheme import SCHEMES
+    from idfx.words import parse_call
 
     name, given = parse_call(scheme, "--scheme")
     for flag in ("tau", "eps", "loosen", "conv_order"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +11,7 @@ from idfx.errors import UsageError
 from idfx.records import Example
 from idfx.registry import did_you_mean
 from idfx.sources import shortened
+from idfx.words import read_value
 
 FLOATS = {
     "float32": torch.float32,
@@ -21,7 +20,6 @@ FLOATS = {
     "bfloat16": torch.bfloat16,
 }
 DTYPES = {**FLOATS, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
-WORDS = {"true": True, "false": False, "none": None}
 
 
 def parse_device(device: str | torch.device) -> torch.device:
@@ -84,52 +82,8 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
             )
         if key in values:
             raise UsageError(f"--model-arg {pair}: {key} is given twice; expected it once. Leave one out.")
-        values[key] = _value(text)
+        values[key] = read_value(text)
     return values
-
-
-def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
-    """Return the name and the arguments of `name` or `name(key=value, ...)`.
-
-    Args:
-        text: what was written; values are Python literals, true, false and none, or plain words.
-        subject: what to call it in errors.
-
-    Raises:
-        UsageError: something else.
-
-    Example:
-        >>> parse_call("eoi(density=0.5)", "--scheme"), parse_call("keep", "--set")
-        (('eoi', {'density': 0.5}), ('keep', {}))
-    """
-    found = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
-    if found is None:
-        raise UsageError(
-            f"{subject} {text!r}: expected NAME or NAME(KEY=VALUE, ...). Write kaiming(mode=fan_out), say."
-        )
-    inside = found[2] or ""
-    pairs, depth, start = [], 0, 0
-    for at, letter in enumerate(f"{inside},"):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and not depth:
-            pairs.append(inside[start:at])
-            start = at + 1
-    values: dict[str, object] = {}
-    for pair in pairs if inside.strip() else ():
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or not key.isidentifier() or not value or key in values:
-            raise UsageError(f"{subject} {text!r}: {pair.strip()!r}; expected KEY=VALUE, each key once. Correct it.")
-        values[key] = _value(value)
-    return found[1], values
-
-
-def _value(text: str) -> object:
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
 
 
 def parse_shapes(texts: Sequence[str], seed: int = 0) -> tuple[Tensor, ...]:
@@ -198,7 +152,7 @@ def parse_inputs(shapes: Sequence[str], inputs: Sequence[str], seed: int = 0) ->
                     f"--input {text}: a file for one argument; expected the file alone, its tensors named as the "
                     f"arguments of the forward. Write --input {word}."
                 )
-            name_it(f"--input {text}", name, _value(word))
+            name_it(f"--input {text}", name, read_value(word))
         else:
             for key, tensor in _tensors_of(text).items():
                 name_it(f"--input {text}", key, tensor)

@@ -1,0 +1,60 @@
+"""Words of the command line → plain values; loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from idfx.errors import UsageError
+
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
+    """Return the name and the arguments of `name` or `name(key=value, ...)`.
+
+    Args:
+        text: what was written; values are Python literals, true, false and none, or plain words.
+        subject: what to call it in errors.
+
+    Raises:
+        UsageError: something else.
+
+    Example:
+        >>> parse_call("eoi(density=0.5)", "--scheme"), parse_call("keep", "--set")
+        (('eoi', {'density': 0.5}), ('keep', {}))
+    """
+    found = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+    if found is None:
+        raise UsageError(
+            f"{subject} {text!r}: expected NAME or NAME(KEY=VALUE, ...). Write kaiming(mode=fan_out), say."
+        )
+    inside = found[2] or ""
+    pairs, depth, start = [], 0, 0
+    for at, letter in enumerate(f"{inside},"):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            pairs.append(inside[start:at])
+            start = at + 1
+    values: dict[str, object] = {}
+    for pair in pairs if inside.strip() else ():
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not key.isidentifier() or not value or key in values:
+            raise UsageError(f"{subject} {text!r}: {pair.strip()!r}; expected KEY=VALUE, each key once. Correct it.")
+        values[key] = read_value(value)
+    return found[1], values
+
+
+def read_value(text: str) -> object:
+    """Return a Python literal, true, false or none; anything else is text.
+
+    Example:
+        >>> read_value("1e-3"), read_value("true"), read_value("fan_out")
+        (0.001, True, 'fan_out')
+    """
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
