@@ -42,7 +42,7 @@ def attentions(flow: Flow) -> Iterator[Attention]:
         flow: the data flow.
     """
     for position, term in enumerate(flow.terms):
-        if term.kind != "product" or len(flow.sources(position)) < 2:
+        if term.kind != "product" or len(flow.sources[position]) < 2:
             continue
         for gate, value in _gated(flow, position):
             scores = _scores(flow, gate)
@@ -87,8 +87,8 @@ def _gated(flow: Flow, position: int) -> Iterator[tuple[int, int]]:
     first, second = flow.terms[position].operands
     for operand, other in ((first, second), (second, first)):
         gate = operand
-        while flow.terms[gate].kind in ("move", "scale") and len(flow.sources(gate)) == 1:
-            gate = flow.sources(gate)[0]
+        while flow.terms[gate].kind in ("move", "scale") and len(flow.sources[gate]) == 1:
+            gate = flow.sources[gate][0]
         if flow.terms[gate].kind == "gate" and flow.terms[other].data:
             yield gate, other
 
@@ -98,7 +98,7 @@ def _scores(flow: Flow, gate: int) -> int | None:
 
     def is_scores(position: int) -> bool:
         term = flow.terms[position]
-        scores = term.kind == "product" and not term.tag and len(flow.sources(position)) == 2
+        scores = term.kind == "product" and not term.tag and len(flow.sources[position]) == 2
         return scores and not any(True for _ in _gated(flow, position))
 
     def leads_on(flow: Flow, position: int) -> bool:
@@ -172,13 +172,13 @@ def _sites_behind(flow: Flow, position: int) -> Iterator[int]:
         seen.add(user)
         if flow.terms[user].kind == "contract":
             yield user
-        elif flow.terms[user].kind in ("move", "scale", "norm", "concat", "product") and len(flow.sources(user)) == 1:
+        elif flow.terms[user].kind in ("move", "scale", "norm", "concat", "product") and len(flow.sources[user]) == 1:
             stack.extend(flow.users.get(user, ()))
 
 
 def _leads_on(flow: Flow, position: int) -> bool:
     """Whether a value only changes its form here: moved, scaled, normalised, mixed with nothing but itself."""
-    single = len(flow.sources(position)) == 1
+    single = len(flow.sources[position]) == 1
     return flow.terms[position].kind in _PASSING or single or divides(flow, position)
 
 

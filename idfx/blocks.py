@@ -138,7 +138,7 @@ class Finder:
         """
         way, here = [side.operand], side.operand
         while here != side.fork:
-            sources = self.flow.sources(here)
+            sources = self.flow.sources[here]
             inner = self.blocks.sides.get(here)
             if inner is None and len(sources) != 1:
                 return False
@@ -179,7 +179,7 @@ class Finder:
         whole = self.terms[way[0]].shape
         for source, user in itertools.pairwise(way):
             term = self.terms[user]
-            if term.kind != "move" or len(self.flow.sources(user)) != 1 or source not in term.operands:
+            if term.kind != "move" or len(self.flow.sources[user]) != 1 or source not in term.operands:
                 return False
             if whole is not None and term.shape is not None and math.prod(term.shape) < math.prod(whole):
                 return True
@@ -188,7 +188,7 @@ class Finder:
     def _selected(self, position: int, user: int, labels: Any) -> Any:
         """The numbers of the entries behind a move that does nothing but select and arrange, else None."""
         term = self.terms[user]
-        if term.kind != "move" or len(self.flow.sources(user)) != 1 or position not in term.operands:
+        if term.kind != "move" or len(self.flow.sources[user]) != 1 or position not in term.operands:
             return None
         try:
             return self.exclusive.moved(position, user, labels)
@@ -212,7 +212,7 @@ class Finder:
         while stack:
             position = stack.pop()
             if position in inside and self.terms[position].tag != "integer":
-                new = [source for source in self.flow.sources(position) if source not in seen]
+                new = [source for source in self.flow.sources[position] if source not in seen]
                 seen.update(new)
                 stack.extend(new)
         return seen
@@ -221,7 +221,7 @@ class Finder:
         """The terms of the branch that depend on the fork."""
         found = {side.fork}
         for position in side.region:
-            if not found.isdisjoint(self.flow.sources(position)):
+            if not found.isdisjoint(self.flow.sources[position]):
                 found.add(position)
         return found
 
@@ -230,8 +230,8 @@ class Finder:
 
     def _is_stream(self, position: int) -> bool:
         """Whether a term is the output of a residual join, moved and resampled at most."""
-        while self.terms[position].kind in ("move", "mix", "pool") and len(self.flow.sources(position)) == 1:
-            position = self.flow.sources(position)[0]
+        while self.terms[position].kind in ("move", "mix", "pool") and len(self.flow.sources[position]) == 1:
+            position = self.flow.sources[position][0]
         return position in self.blocks.sides
 
     def _weighted(self, position: int) -> bool:
@@ -280,7 +280,7 @@ class Finder:
         """The nearest term before one on its most direct path, and the length of the step."""
         if position in self.blocks.sides:
             return self.blocks.sides[position].operand, 0
-        sources = self.flow.sources(position)
+        sources = self.flow.sources[position]
         if len(sources) == 1:
             return sources[0], self.paths.step(sources[0], position)
         dominator = self.paths.dominator.get(position, ROOT)
@@ -288,7 +288,7 @@ class Finder:
 
     def _behind(self, position: int, skip: bool) -> tuple[int, ...]:
         side = self.blocks.sides.get(position)
-        return (side.operand, *side.context) if side is not None and skip else self.flow.sources(position)
+        return (side.operand, *side.context) if side is not None and skip else self.flow.sources[position]
 
     def _context(self, side: Side) -> tuple[int, ...]:
         inside = {side.fork, *side.region}
@@ -332,7 +332,7 @@ class Finder:
                 seen.add(position)
                 yield position
                 inner = self.blocks.sides.get(position)
-                stack.extend(self.flow.sources(position) if inner is None else (inner.operand,))
+                stack.extend(self.flow.sources[position] if inner is None else (inner.operand,))
 
 
 def _joined(labels: Any) -> torch.Tensor:

@@ -22,8 +22,15 @@ _MOST = 16  # ends of which some may turn out not to be needed; more are left as
 Tree = Any
 
 
+def _both(one: Tree, other: Tree) -> Tree:
+    """The leaves of two trees; an empty one adds nothing to walk through."""
+    return (one, other) if one and other else one or other
+
+
 def flatten(tree: Tree) -> list[Any]:
     """Return the leaves of a tree of tuples, in order, each once."""
+    if not tree:
+        return []
     leaves: dict[Any, None] = {}
     stack = [tree]
     while stack:
@@ -78,9 +85,8 @@ def everything(cuts: Iterable[Cut]) -> Cut:
         if cut.obstacle:
             return cut
         gain = None if gain is None or cut.gain is None else max(gain, cut.gain)
-        ends, scales = (ends, cut.ends), (scales, cut.scales)
-        silenced, normalised = (silenced, cut.silenced), normalised or cut.normalised
-        weights = weights and cut.weights
+        ends, scales, silenced = _both(ends, cut.ends), _both(scales, cut.scales), _both(silenced, cut.silenced)
+        normalised, weights = normalised or cut.normalised, weights and cut.weights
     return Cut(ends, scales, silenced, normalised, weights=weights, gain=gain)
 
 
@@ -151,7 +157,7 @@ class Cuts:
         if self._forked is None:
             self._forked = {self._fork}
             for term in self._region:
-                if not self._forked.isdisjoint(self._flow.sources(term)):
+                if not self._forked.isdisjoint(self._flow.sources[term]):
                     self._forked.add(term)
         return position in self._forked
 
@@ -254,7 +260,7 @@ class Cuts:
         added = everything(self._look_up(o) for o in terms[position].operands if not terms[o].data)
         if cut.obstacle or added.obstacle:
             return Cut(obstacle=cut.obstacle or f"{added.obstacle}, and it joins the branch")
-        silenced = (cut.silenced, added.ends)
+        silenced = _both(cut.silenced, added.ends)
         return Cut(cut.ends, cut.scales, silenced, cut.normalised, weights=cut.weights, gain=cut.gain)
 
     def _contract(self, position: int) -> Cut:

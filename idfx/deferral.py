@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from idfx.errors import UsageError
@@ -211,15 +212,22 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _with_pending(self, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator that may touch a pending storage: tape it, drop the tape, or play it first."""
         if kind in ("draw", "overwrite", "change") and (key := _key(args[0])) in self._tapes:
-            others = [_key(tensor) for tensor in _flat_tensors((args[1:], kwargs))]
+            others = [_key(tensor) for tensor in _flat_tensors((args[1:], kwargs)) if not self._is_number(tensor)]
             if kind != "change" and key not in others and _covers(args[0]):
                 del self._tapes[key]
             elif not others and not _has_generator(args, kwargs):
-                self._put_off(func, args[0], args[1:], kwargs, draws=False)
+                with self._silence():
+                    rest, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args[1:], kwargs))
+                self._put_off(func, args[0], rest, kwargs, draws=False)
                 return args[0]
         for tensor in _flat_tensors((args, kwargs)):
             self._read(tensor)
         return func(*args, **kwargs)
+
+    def _is_number(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a single number at hand, which a tape can hold a copy of."""
+        plain = type(tensor) is Tensor and not tensor.dim() and tensor.device.type == "cpu"
+        return plain and not tensor.requires_grad and _key(tensor) not in self._tapes
 
     def _put_off(
         self, function: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], draws: bool

@@ -27,6 +27,7 @@ _INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
 
 
 Readings = tuple[Reading | None, Reading | None]
+_NO_READINGS: Readings = (None, None)
 
 
 class FlowTerm(NamedTuple):
@@ -44,7 +45,7 @@ class FlowTerm(NamedTuple):
     data: bool
     parametric: bool
     tag: str = ""
-    readings: Readings = (None, None)
+    readings: Readings = _NO_READINGS
     axes: tuple[int, ...] | None = None
     factor: float | None = None
     eps: float | None = None
@@ -73,22 +74,19 @@ class Flow:
     def users(self) -> Mapping[int, list[int]]:
         """The terms that read each data term."""
         found: dict[int, list[int]] = {}
-        for position, sources in enumerate(self._sources):
+        for position, sources in enumerate(self.sources):
             for source in sources:
                 found.setdefault(source, []).append(position)
         return found
 
     @functools.cached_property
-    def _sources(self) -> tuple[tuple[int, ...], ...]:
+    def sources(self) -> tuple[tuple[int, ...], ...]:
+        """Of each term the operands and gates that carry data, each once."""
         data = [term.data for term in self.terms]
         return tuple(
             tuple(dict.fromkeys([p for p in term.operands + term.gates if data[p]])) if term.data else ()
             for term in self.terms
         )
-
-    def sources(self, term: int) -> tuple[int, ...]:
-        """Operands and gates of a term that carry data, each once."""
-        return self._sources[term]
 
     def addends(self, term: int) -> tuple[int, ...]:
         """The operands of a sum that carry data, each once."""
@@ -256,13 +254,18 @@ class _Reader:
         if term.arranged is not None:
             parts = [self.terms[self._position(o, node)] for o in term.operands]
             term = term.arranged([2 if part.data else int(part.parametric) for part in parts])
-        shaped_too = shaped and term.kind != "contract"  # what is contracted has another shape than the result
-        operands = tuple(self._position(o, node, shaped_too) for o in term.operands)
-        gates = tuple(self._position(g, node) for g in term.gates)
-        inputs = [self.terms[position] for position in (*operands, *gates)]
-        kind, operands, readings = self._resolved(term, operands)
-        if kind == "mix":  # a contraction with something fixed
-            operands, gates = operands[:1], (*operands[1:], *gates)
+        kind, readings = term.kind, _NO_READINGS
+        shaped_too = shaped and kind != "contract"  # what is contracted has another shape than the result
+        operands = tuple([self._position(o, node, shaped_too) for o in term.operands])
+        gates = tuple([self._position(g, node) for g in term.gates]) if term.gates else ()
+        data = parametric = False
+        for position in operands + gates:
+            part = self.terms[position]
+            data, parametric = data or part.data, parametric or part.parametric
+        if kind == "contract":
+            kind, operands, readings = self._resolved(term, operands)
+            if kind == "mix":  # a contraction with something fixed
+                operands, gates = operands[:1], (*operands[1:], *gates)
         self.terms.append(
             FlowTerm(
                 kind=kind,
@@ -270,8 +273,8 @@ class _Reader:
                 gates=gates,
                 node=node.name,
                 shape=self._shape(term, operands, node) if shaped else None,
-                data=any(t.data for t in inputs),
-                parametric=any(t.parametric for t in inputs),
+                data=data,
+                parametric=parametric,
                 tag=term.tag,
                 readings=readings,
                 axes=term.axes,
@@ -291,8 +294,6 @@ class _Reader:
 
     def _resolved(self, term: Term, operands: tuple[int, ...]) -> tuple[str, tuple[int, ...], Readings]:
         """Say of a contraction whether it is a weight site, and put its data operand first."""
-        if term.kind != "contract":
-            return term.kind, operands, (None, None)
         first, second = (self.terms[operand] for operand in operands)
         if not first.data and not second.data:  # a layer only where the operator says which operand is the weight
             one, other = (reading(x, None, None) if isinstance(x, Layout) else None for x in term.layouts)

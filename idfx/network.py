@@ -135,7 +135,7 @@ class Network:
         found = list(attentions(flow))
 
         def origins(sites: Iterable[int]) -> set[int]:
-            return {source for site in sites for source in flow.sources(site)}
+            return {source for site in sites for source in flow.sources[site]}
 
         crossing = [bool(a.query and a.key) and origins(a.query) != origins(a.key) for a in found]
         leading: set[int] = set()
@@ -143,7 +143,7 @@ class Network:
             leading |= origins(attention.key) if cross else set()
         for position in range(len(flow.terms) - 1, -1, -1):
             if position in leading:
-                leading.update(flow.sources(position))
+                leading.update(flow.sources[position])
         return found, crossing, frozenset(leading)
 
     def encodes(self, parameter: str) -> bool:

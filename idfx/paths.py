@@ -83,7 +83,7 @@ class Paths:
 
     def _dominators(self) -> dict[int, int]:
         terms = self.flow.terms
-        sources = ((p, (ROOT,) if term.kind == "input" else self.flow.sources(p)) for p, term in enumerate(terms))
+        sources = ((p, (ROOT,) if term.kind == "input" else self.flow.sources[p]) for p, term in enumerate(terms))
         return immediate_dominators(sources, ROOT)
 
     def _post_dominators(self) -> dict[int, int]:
@@ -94,11 +94,10 @@ class Paths:
 
     def _lengths(self) -> dict[int, int]:
         length = {ROOT: 0}
-        for position, term in enumerate(self.flow.terms):
+        for position, (term, sources) in enumerate(zip(self.flow.terms, self.flow.sources, strict=True)):
             if term.kind == "input":
                 length[position] = 0
             elif term.data:
-                sources = self.flow.sources(position)
                 length[position] = min([length[source] + self.step(source, position) for source in sources])
         return length
 
@@ -108,7 +107,7 @@ class Paths:
         if source not in term.operands:
             return NONLINEAR
         if term.kind == "product":
-            return NONLINEAR if len(self.flow.sources(position)) > 1 else SCALE
+            return NONLINEAR if len(self.flow.sources[position]) > 1 else SCALE
         if term.kind == "move":
             before = self.flow.terms[source].shape
             if term.shape == before:

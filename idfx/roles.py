@@ -65,7 +65,7 @@ def _behind(flow: Flow, start: set[int]) -> set[int]:
     found: set[int] = set()
     reached = set(start)
     for position in range(len(flow.terms)):
-        if not reached.isdisjoint(flow.sources(position)):
+        if not reached.isdisjoint(flow.sources[position]):
             found.add(position)
             reached.add(position)
     return found
@@ -76,7 +76,7 @@ def _before(flow: Flow, start: set[int]) -> set[int]:
     found: set[int] = set()
     for position in range(len(flow.terms) - 1, -1, -1):
         if position in start or position in found:
-            found.update(flow.sources(position))
+            found.update(flow.sources[position])
     return found
 
 

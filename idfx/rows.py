@@ -62,7 +62,7 @@ class Exclusive:
             users = self._flow.users.get(term, ())
             if len(users) != 1:
                 return True
-            if len(self._flow.sources(users[0])) != 1:
+            if len(self._flow.sources[users[0]]) != 1:
                 return False
             term = users[0]
         return False
@@ -151,7 +151,7 @@ class Exclusive:
             return self._kept(position, user, labels)
         if position not in term.operands:
             return None
-        if len(self._flow.sources(user)) != 1:
+        if len(self._flow.sources[user]) != 1:
             entrywise = term.kind == "product" and term.tag == "scale" and term.shape is not None
             return _broadcast(labels, term.shape) if entrywise else None
         if term.kind == "move":

@@ -55,6 +55,8 @@ class OperatorCalls(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # What an operator is made of need not be seen, and runs faster where Python does not look.
         with torch._C._DisablePythonDispatcher():
+            if func is torch.ops.aten.lift_fresh.default:  # the same tensor; some releases call it on no meta tensor
+                return func(*args)
             calls = single_calls(func, args, kwargs or {})
             if calls is None:
                 return self._on_call(func, args, kwargs or {})
@@ -111,7 +113,6 @@ class FunctionCalls(TorchFunctionMode):
         if isinstance(index, list) and index and all(isinstance(item, int) for item in index):
             with _disable_current_modes():
                 index = torch.tensor(index)
-            index = torch.ops.aten.lift_fresh(index)  # as torch itself does with values at hand
         return self._watcher.on_meta(index) if isinstance(index, torch.Tensor) and not index.is_meta else index
 
 

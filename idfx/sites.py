@@ -108,7 +108,7 @@ def _how(flow: Flow, position: int, operand: int, leaf: int, chain: tuple[int, .
 def _data(flow: Flow, position: int) -> int | None:
     """The only data operand of a term, past moves and scales."""
     while True:
-        sources = flow.sources(position)
+        sources = flow.sources[position]
         if len(sources) != 1:
             return None
         position = sources[0]
@@ -125,7 +125,7 @@ def _scales_norm(flow: Flow, position: int) -> bool:
 def _shifts_norm(flow: Flow, position: int) -> bool:
     """Whether a sum adds to what a normalisation gives, scaled or not."""
     before = _data(flow, position)
-    if before is not None and flow.terms[before].kind == "product" and len(flow.sources(before)) == 1:
+    if before is not None and flow.terms[before].kind == "product" and len(flow.sources[before]) == 1:
         return _scales_norm(flow, before)
     return before is not None and (flow.terms[before].kind == "norm" or divides(flow, before))
 
@@ -135,7 +135,7 @@ def _is_bias(flow: Flow, position: int, operand: int, shape: tuple[int, ...]) ->
     before = [o for o in flow.terms[position].operands if o != operand and flow.terms[o].data]
     while len(before) == 1 and flow.terms[before[0]].kind in ("move", "scale", "mix", "product"):
         term = flow.terms[before[0]]
-        if term.kind == "product" and (term.tag or len(flow.sources(before[0])) != 2):
+        if term.kind == "product" and (term.tag or len(flow.sources[before[0]]) != 2):
             return False
         values = [o for o in term.operands if flow.terms[o].data]
         before = values[-1:] if term.kind == "product" else values
@@ -185,24 +185,28 @@ def find_sites(flow: Flow) -> Sites:
     uses: dict[str, list[Use]] = {}
     at: dict[int, list[Site]] = {}
     counts: Counter[str] = Counter()
-    for position, term in enumerate(flow.terms):
+    terms = flow.terms
+    for position, term in enumerate(terms):
         if not term.data or not term.parametric:
             continue
         for operand in dict.fromkeys(term.operands + term.gates):
-            if flow.terms[operand].data or not flow.terms[operand].parametric:
+            if terms[operand].data or not terms[operand].parametric:
                 continue
-            bare = flow.terms[operand].kind == "parameter"
-            leaves = [(operand, ())] if bare else _values(flow, list(_leaves(flow, operand)))
-            fixed = not bare and any(_is_layer(flow, p) for _, chain in leaves for p in chain)
+            leaves: list[tuple[int, tuple[int, ...]]]
+            if terms[operand].kind == "parameter":
+                leaves, fixed = [(operand, ())], False
+            else:
+                leaves = _values(flow, list(_leaves(flow, operand)))
+                fixed = any(_is_layer(flow, p) for _, chain in leaves for p in chain)
             for leaf, chain in leaves:
-                name = flow.capture.parameters[flow.terms[leaf].node]
+                name = flow.capture.parameters[terms[leaf].node]
                 how = "fixed" if fixed else _how(flow, position, operand, leaf, chain)
                 matrix = _matrix(flow, position, leaf, chain) if how == "weight" else None
                 layout = matrix.layout if matrix is not None else None
                 activation = _activation(flow, position) if how == "weight" else ""
                 rows = matrix.rows if matrix is not None else None
-                axes = sum(size > 1 for size in flow.terms[operand].shape or ())
-                use = Use(name, how, position, layout, activation, rows, _slices(flow, chain), axes)
+                axes = sum(size > 1 for size in terms[operand].shape or ())
+                use = Use(name, how, position, layout, activation, rows, _slices(flow, chain) if chain else None, axes)
                 uses.setdefault(name, []).append(use)
                 if how in ("weight", "table", "recurrent"):
                     module = flow.module(position) or flow.capture.model
@@ -215,7 +219,7 @@ def find_sites(flow: Flow) -> Sites:
                             step=flow.step(position),
                             parameter=name,
                             layout=layout,
-                            shape=flow.terms[leaf].shape or (),
+                            shape=terms[leaf].shape or (),
                         )
                     )
     return Sites({p: tuple(s) for p, s in at.items()}, {n: tuple(u) for n, u in uses.items()})

@@ -87,10 +87,10 @@ class _Assembly:
         }
         reached: set[int] = set()
         for position, term in enumerate(self.flow.terms):
-            through = position not in closed and not reached.isdisjoint(self.flow.sources(position))
+            through = position not in closed and not reached.isdisjoint(self.flow.sources[position])
             if term.kind == "input" or through:
                 reached.add(position)
-        return tuple(replace(join, carries=position in reached) for position, join in positions.items())
+        return tuple(j if position in reached else replace(j, carries=False) for position, j in positions.items())
 
     def _refused_end(self, leaf: Leaf, acting: Mapping[str, set[int]], closed: Mapping[str, set[int]]) -> str:
         """Why a parameter cannot be zeroed although it ends a branch, if so."""

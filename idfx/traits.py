@@ -77,7 +77,7 @@ def layout_traits(layout: Layout | None, slices: int | None, shape: tuple[int, .
 def _gates(flow: Flow, paths: Paths) -> Iterator[int]:
     """The weight sites behind that factor of a product which cannot be zero, or is less direct than the other."""
     for position, term in enumerate(flow.terms):
-        operands = flow.sources(position)
+        operands = flow.sources[position]
         if term.kind != "product" or term.tag == "attention" or len(operands) != 2 or divides(flow, position):
             continue
         open_, bent = [not paths.zeroable[operand] for operand in operands], [False, False]
@@ -95,7 +95,7 @@ def _gates(flow: Flow, paths: Paths) -> Iterator[int]:
 def _origin(flow: Flow, position: int) -> tuple[int, ...] | None:
     """The shape of the value behind the last weight before a term, on its only way."""
     for _ in range(_FURTHEST):
-        sources = flow.sources(position)
+        sources = flow.sources[position]
         if flow.terms[position].kind in ("contract", "sum") or len(sources) != 1:
             break
         position = sources[0]
@@ -105,7 +105,7 @@ def _origin(flow: Flow, position: int) -> tuple[int, ...] | None:
 def _bent(flow: Flow, paths: Paths, position: int) -> bool:
     """Whether a value has gone through a nonlinear function since its last weight."""
     for _ in range(_FURTHEST):
-        sources = flow.sources(position)
+        sources = flow.sources[position]
         if flow.terms[position].kind == "contract" or len(sources) != 1:
             return False
         if paths.step(sources[0], position) >= NONLINEAR:
@@ -154,13 +154,13 @@ def _next_weights(flow: Flow, position: int) -> Iterator[tuple[int, bool]]:
         if term.kind == "contract" and not depthwise:
             yield here[0], bent
         elif depthwise or (term.kind in _HIDDEN and _alone(flow, here[0])):
-            bent = bent or term.kind in ("map", "gate") or (term.kind == "product" and len(flow.sources(here[0])) > 1)
+            bent = bent or term.kind in ("map", "gate") or (term.kind == "product" and len(flow.sources[here[0]]) > 1)
             stack.extend((user, bent) for user in flow.users.get(here[0], ()))
 
 
 def _alone(flow: Flow, position: int) -> bool:
     """Whether a term leads a hidden layer on: a sum of two data tensors ends it, a product (a gate) does not."""
-    return flow.terms[position].kind == "product" or len(flow.sources(position)) == 1
+    return flow.terms[position].kind == "product" or len(flow.sources[position]) == 1
 
 
 def together(parts: Sequence[Traits]) -> Traits:

@@ -120,6 +120,18 @@ def test_values_on_part_of_a_storage():
     assert (weight[4:6][:, [0, 2]] > 90).all() and weight[[0, 1, 3, 6]].abs().max() < 90
 
 
+def test_a_number_in_a_tensor_is_the_one_of_its_time():
+    pending = DeferredDraws()
+    with pending:
+        layer, number = nn.Linear(3, 3, bias=False), torch.tensor(2.0)
+        layer.weight.data[1].fill_(number)
+        layer.weight.data.mul_(number)
+        number.fill_(9.0)
+        assert pending.names(layer) == {"weight"}
+    pending.settle(layer)
+    assert layer.weight[1].tolist() == [4.0] * 3 and layer.weight[0].abs().max() < 2
+
+
 def test_a_draw_on_part_keeps_the_rest():
     pending = DeferredDraws()
     with pending:

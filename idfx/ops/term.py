@@ -24,6 +24,7 @@ structure follows from the answers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -93,6 +94,7 @@ class Term:
     eps: float | None = None
 
 
+@functools.cache
 def operator_name(target: Any) -> str:
     """Return "aten.add" for the overload aten::add.Tensor, by which its meaning is registered."""
     return target._schema.name.replace("::", ".") if hasattr(target, "_schema") else str(target)

@@ -43,7 +43,7 @@ def _arrows(flow: Flow, names: dict[int, str], shortcuts: dict[int, int]) -> dic
     for position, term in enumerate(flow.terms):
         if not term.data:
             continue
-        before: frozenset[int] = frozenset().union(*(nearest[s] for s in flow.sources(position)))
+        before: frozenset[int] = frozenset().union(*(nearest[s] for s in flow.sources[position]))
         if position in names:
             direct = nearest.get(shortcuts.get(position, -1), frozenset())
             arrows.update(((source, position), source in direct) for source in sorted(before))
