@@ -76,7 +76,7 @@ class Network:
         counts: dict[str, int] = {}
         for name, join in self._around.items():
             role = self.structure.roles[name]
-            if role.layout is not None and "steers" not in role.traits:
+            if role.layout is not None and role.name != "recurrent" and "steers" not in role.traits:
                 counts[join.name] = counts.get(join.name, 0) + 1
         return counts
 
@@ -162,8 +162,10 @@ class Network:
         """The attentions, in the order of execution."""
         from idfx.paths import Paths
         from idfx.rows import Exclusive
+        from idfx.sites import find_sites
 
         flow = self._flow
+        uses = find_sites(flow)
         found, crossing, leading = self._attending
         exclusive = Exclusive(flow, Paths(flow))
         weights = []
@@ -174,8 +176,11 @@ class Network:
             rows: dict[tuple[str, str], Ranges | None] = {}
             for part, sites in parts.items():
                 for site in sites:
-                    for name in self._parameters((flow.step(site),)):
-                        rows[part, name] = exclusive.arriving(site, operands[part])
+                    arriving = exclusive.arriving(site, operands[part])
+                    for own in uses.at.get(site, ()):
+                        first, _ = uses.rows(own.parameter, site) or (0, 0)  # where the site's part of the weight lies
+                        found_rows = None if arriving is None else tuple((a + first, b + first) for a, b in arriving)
+                        rows[part, self._canonical[own.parameter]] = found_rows
             weights.append(
                 AttentionWeights(
                     name=attention.where,

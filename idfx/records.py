@@ -169,6 +169,7 @@ class Role:
     """What a parameter is for, and the evidence that it rests on.
 
     `name` is its place; `traits` are what it does beside ("query", "gate", "depthwise", ...), each with its evidence.
+    `gates` are the rows of each gate of a recurrent layer, by the gate's name.
     """
 
     name: str
@@ -178,6 +179,7 @@ class Role:
     sites: tuple[str, ...] = ()
     traits: Mapping[str, str] = field(default_factory=dict)
     activation: str = ""
+    gates: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,18 @@ class Registry(Mapping[str, T], Generic[T]):
         self._group = group
         self._items: dict[str, T] = {}
 
-    def register(self, *names: str) -> Callable[[T], T]:
-        """Register the decorated object under each name; raises ValueError if a name is taken."""
+    def register(self, *names: str, by: str = "") -> Callable[[T], T]:
+        """Register the decorated object under each name; raises ValueError if a name is taken.
+
+        Args:
+            names: of the object.
+            by: the module that registers it; by default the one that the object says it is of.
+        """
 
         def add(item: T) -> T:
+            own = (by or getattr(item, "__module__", "")).startswith(f"{self._package}.")
+            if not own:
+                self._import_own()  # so that the one who comes later is refused, and not idfx itself
             for name in names:
                 if name in self._items:
                     raise ValueError(f"{self.noun} {name!r} is registered twice")
@@ -56,19 +64,25 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return add
 
-    def _discover(self) -> None:
+    def _import_own(self) -> None:
         if self._package is None:
             return
         package, self._package = importlib.import_module(self._package), None
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
-        for point in importlib.metadata.entry_points(group=self._group) if self._group else ():
+
+    def _discover(self) -> None:
+        self._import_own()
+        group, self._group = self._group, ""
+        for point in importlib.metadata.entry_points(group=group) if group else ():
             try:
                 point.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
+                self._group = group  # asked again, it fails again
+                package = point.dist.name if point.dist is not None else "the package that brings it"
                 raise UsageError(
                     f"{self.noun} entry point {point.name} = {point.value}: {type(error).__name__}: {error}; expected "
-                    "a module that registers. Repair or uninstall the package that brings it."
+                    f"a module that registers. Repair or uninstall {package}."
                 ) from error
 
     def __getitem__(self, name: str) -> T:

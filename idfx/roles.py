@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from idfx.flow import Flow
 from idfx.paths import Paths
 from idfx.records import Join, Layout, Role
+from idfx.recurrence import recurrent_role
 from idfx.rows import Ranges, ranges
 from idfx.sites import Sites, Use
 from idfx.traits import Traits, layout_traits, read_traits, together
@@ -82,6 +83,8 @@ def _before(flow: Flow, start: set[int]) -> set[int]:
 
 def _weight_role(use: Use, around: Surroundings) -> tuple[str, str]:
     term = use.term
+    if _is_form(use, around.flow):
+        return "bilinear form", "it multiplies two values with one another, one matrix for each output"
     if use.layout is None:
         return "unresolved", "it is a weight, but not read as a plain matrix"
     if term in around.shortcut:
@@ -98,6 +101,12 @@ def _weight_role(use: Use, around: Surroundings) -> tuple[str, str]:
     if term in around.between:
         return "transition", "it stands in no residual branch, but between residual joins"
     return "main stem", "it stands in no residual branch"
+
+
+def _is_form(use: Use, flow: Flow) -> bool:
+    """Whether a weight, as it is, is that of an operator with two data operands, (out, in1, in2)."""
+    term = flow.terms[use.term]
+    return term.tag == "bilinear" and flow.terms[term.operands[1]].kind == "parameter"
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,8 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, par
         return Role("end" if weights else "end scale", evidence, layout, rows, sites, traits)
     hows = {use.how for use in uses}
     for how in _PLAIN:
+        if how in hows and how == "recurrent":
+            return recurrent_role(uses, shape, sites, traits)
         if how in hows and not (how == "fixed" and weights):
             name, evidence = _plain_role(how, uses, shape, around, parts)
             tied = "; it is also used as a weight" if weights else ""
@@ -169,7 +180,10 @@ def _role(uses: Sequence[Use], shape: tuple[int, ...], around: Surroundings, par
         return Role("unresolved", "it is used as two different matrices", None, None, sites, traits)
     roles = [_weight_role(use, around) for use in weights]
     name, evidence = roles[0]
-    others = sorted({other for other, _ in roles} - {name})
+    found = {other for other, _ in roles}
+    if len(found) > 1 and "bilinear form" in found:
+        return Role("unresolved", "it is used as a bilinear form and otherwise", None, None, sites, traits)
+    others = sorted(found - {name})
     evidence += f"; elsewhere it is {', '.join(others)}" if others else ""
     return Role(name, evidence, layout, None, sites, traits, weights[0].activation)
 

@@ -212,11 +212,20 @@ def _broadcast(labels: Any, shape: tuple[int, ...] | None) -> Any:
 
 
 def _run(node: torch.fx.Node, labels: Any) -> Any:
-    """Run an operator of one tensor on labels."""
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: labels)
-    assert callable(node.target)
-    with torch.no_grad():
-        result = node.target(*args, **kwargs)
+    """Run an operator of one tensor on labels; a view that labels repeated without memory do not allow, on a copy."""
+
+    def run(labels: Any) -> Any:
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: labels)
+        assert callable(node.target)
+        with torch.no_grad():
+            return node.target(*args, **kwargs)
+
+    try:
+        result = run(labels)
+    except RuntimeError:
+        if not isinstance(labels, torch.Tensor) or labels.is_contiguous():
+            raise
+        result = run(labels.contiguous())
     if (
         isinstance(result, torch.Tensor) and result.dtype != torch.int64
     ):  # another type: the entries stay where they are

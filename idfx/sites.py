@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from idfx.flow import Flow, divides
 from idfx.ops.term import operator_name
 from idfx.records import Layout, Site
+from idfx.recurrence import Place, read_parameter, read_places
 from idfx.views import Matrix, follow, read_matrix
 
 
@@ -21,7 +22,8 @@ class Use:
     "norm shift", "scale", "position" (rows looked up by fixed indices), "offset" (added), "token" (put beside the
     data), "fixed" (a layer within an expression that no input enters) or "other". `rows` is the range of
     the outputs of a weight that it takes, None for all; `slices` the axis along which each slice of it is divided by
-    its own norm; `axes` is the number of axes along which what meets the data has more than one entry.
+    its own norm; `axes` is the number of axes along which what meets the data has more than one entry; `places` are
+    those that it has in a recurrent layer, none where they are not read.
     """
 
     parameter: str
@@ -32,6 +34,7 @@ class Use:
     rows: tuple[int, int] | None = None
     slices: int | None = None
     axes: int = 0
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,7 @@ def find_sites(flow: Flow) -> Sites:
     for position, term in enumerate(terms):
         if not term.data or not term.parametric:
             continue
+        given = read_places(flow.nodes[term.node]) if term.kind == "recurrent" else {}
         for operand in dict.fromkeys(term.operands + term.gates):
             if terms[operand].data or not terms[operand].parametric:
                 continue
@@ -203,10 +207,14 @@ def find_sites(flow: Flow) -> Sites:
                 how = "fixed" if fixed else _how(flow, position, operand, leaf, chain)
                 matrix = _matrix(flow, position, leaf, chain) if how == "weight" else None
                 layout = matrix.layout if matrix is not None else None
+                places: tuple[Place, ...] = ()
+                if how == "recurrent":
+                    places, layout = read_parameter(flow, leaf, chain, given.get(terms[operand].node, ()))
                 activation = _activation(flow, position) if how == "weight" else ""
                 rows = matrix.rows if matrix is not None else None
                 axes = sum(size > 1 for size in terms[operand].shape or ())
-                use = Use(name, how, position, layout, activation, rows, _slices(flow, chain) if chain else None, axes)
+                slices = _slices(flow, chain) if chain else None
+                use = Use(name, how, position, layout, activation, rows, slices, axes, places)
                 uses.setdefault(name, []).append(use)
                 if how in ("weight", "table", "recurrent"):
                     module = flow.module(position) or flow.capture.model

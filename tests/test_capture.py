@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -407,13 +407,42 @@ class Tower(nn.Module):
         return x
 
 
+class Counted(tuple[tuple[int, ...], ...]):
+    """The sources of all terms, which count every look at those of one."""
+
+    visits: Visits
+
+    def __new__(cls, values: tuple[tuple[int, ...], ...], visits: Visits) -> Counted:
+        made = super().__new__(cls, values)
+        made.visits = visits
+        return made
+
+    def __getitem__(self, index: Any) -> Any:
+        self.visits.count += 1
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        for value in super().__iter__():
+            self.visits.count += 1
+            yield value
+
+
 class Visits:
     """Counts how often the sources of a term are asked for: the steps that the analysis takes in the graph."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        for name in ("sources", "addends"):
-            monkeypatch.setattr(Flow, name, self._counting(getattr(Flow, name)))
+        made: dict[int, tuple[Flow, Counted]] = {}  # with the flow, whose id no other may take
+
+        own = Flow.__dict__["sources"].func
+
+        def sources(flow: Flow) -> Counted:
+            if id(flow) not in made:
+                made[id(flow)] = flow, Counted(own(flow), self)
+            return made[id(flow)][1]
+
+        monkeypatch.setattr(Flow, "sources", property(sources))
+        monkeypatch.setattr(Flow, "addends", self._counting(Flow.addends))
         monkeypatch.setattr(idfx.cuts.Cuts, "_cut", self._counting(idfx.cuts.Cuts._cut))
 
     def _counting(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -292,6 +292,7 @@ CASES = [
         {"layout": {"out_axis": 1, "out_rest": [3], "in_axis": 0, "in_rest": [2], "groups": 2, "grouped": "in"}},
     ),
     ("constant", {"value": 0.1}),
+    ("stepped", {"rows": [[0, 1], [1, 2]], "inside": 0.3, "value": -0.1, "axis": 3}),
 ]
 
 
@@ -380,6 +381,48 @@ def test_constant():
     assert filled((2, 3), "constant", {"value": -0.5}).eq(-0.5).all()
 
 
+def test_stepped():
+    assert filled((5,), "stepped", {"rows": [[1, 3]], "inside": 1}).tolist() == [0, 1, 1, 0, 0]
+    columns = filled((2, 3), "stepped", {"rows": [[0, 1], [2, 3]], "inside": 2, "value": -1, "axis": 1})
+    assert columns.tolist() == [[2, -1, 2]] * 2
+    assert filled((2,), "stepped", {"rows": [], "inside": 1, "value": 0.5}).tolist() == [0.5, 0.5]
+
+
+def reference_bilinear(outputs, first, second):
+    form = torch.zeros(outputs, first, second, dtype=torch.float64)
+    for m in range(outputs):
+        for i in range(first):
+            for j in range(second):
+                if (m - i) % first == 0 and (m - j) % second == 0:
+                    form[m, i, j] = TAU
+    return form
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.tuples(*[st.integers(0, 5)] * 3), loosen=st.sampled_from(["none", "diagonal", "dense"]), data=st.data())
+def test_bilinear_forms_and_their_shards(sizes, loosen, data):
+    arguments = {"tau": TAU, "loosen": loosen, "eps_tau": 0.1}
+    full, expected = filled(sizes, "bilinear", arguments), reference_bilinear(*sizes)
+    if loosen != "none" and full.numel():
+        noise = torch.tensor([python_normal(0, "w", at) for at in range(full.numel())]).view(sizes) * 0.1
+        expected = expected + (noise if loosen == "dense" else noise * (expected != 0))
+    assert torch.allclose(full, expected, rtol=0, atol=1e-7)
+    starts = [data.draw(st.integers(0, size)) for size in sizes]
+    stops = [data.draw(st.integers(start, size)) for start, size in zip(starts, sizes, strict=True)]
+    part = full[tuple(map(slice, starts, stops))]
+    shard = torch.full_like(part, float("nan"))
+    fill_(shard, "bilinear", arguments, parameter="w", seed=0, shard=Shard(tuple(sizes), tuple(starts)))
+    assert torch.equal(shard, part)
+
+
+def test_bilinear_forms_do_not_show_strides():
+    around = torch.full((5, 4, 6), 7.0)
+    view = around.permute(2, 0, 1)[::2]
+    fill_(view, "bilinear", {"loosen": "dense"}, parameter="w", seed=0)
+    assert torch.equal(view, filled((3, 5, 4), "bilinear", {"loosen": "dense"}, dtype=torch.float32))
+    assert around[..., 1::2].eq(7).all()
+
+
 # What is refused, and that nothing has been written then.
 
 ONES = "expected counts from 1. Write 1 for none."
@@ -426,6 +469,13 @@ ERRORS = [
      "expected divisors. Correct the counts."),
     ("idiz", {"rows": [[2, 1]]}, (2, 2),
      "w: rows [[2, 1]]; expected increasing ranges [start, stop] within [0, 2]. Correct them."),
+    ("stepped", {"rows": [[0, 3]], "inside": 1.0}, (2,),
+     "w: rows [[0, 3]]; expected increasing ranges [start, stop] within [0, 2]. Correct them."),
+    ("stepped", {"rows": [], "inside": 1.0, "axis": 1}, (2,),
+     "w: axis 1 for shape (2,); expected one of its axes. Write 0."),
+    ("bilinear", {}, (2, 2), "w: shape (2, 2); expected (out, in1, in2). Use idi for a matrix."),
+    ("bilinear", {"loosen": "diag"}, (2, 2, 2),
+     "w: loosen 'diag'; expected one of dense, diagonal, none. Did you mean diagonal?"),
 ]  # fmt: skip
 
 

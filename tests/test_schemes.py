@@ -276,6 +276,222 @@ def test_t_fixup_scales_values_outputs_and_mlps_of_an_encoder():
         assert weight.std().item() == pytest.approx(std, rel=0.03)
 
 
+class Translator(nn.Module):
+    """Embeddings, torch's own encoder and decoder of different depths, and a head."""
+
+    def __init__(self, width: int, encoder: int, decoder: int, batch_first: bool) -> None:
+        super().__init__()
+        self.source, self.target = nn.Embedding(300, width), nn.Embedding(200, width)
+        self.stacks = nn.Transformer(width, 4, encoder, decoder, 4 * width, 0.0, batch_first=batch_first)
+        self.head = nn.Linear(width, 200)
+
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stacks(self.source(source), self.target(target)))
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_t_fixup_scales_each_stack_of_an_encoder_decoder_by_its_own_depth(batch_first):
+    """Huang et al.: 0.67 N^(-1/4) in the encoder, (9M)^(-1/4) in the decoder; (9N)^(-1/4), (9M)^(-1/4) before them."""
+    d, n, m = 128, 2, 3
+    net = Translator(d, n, m, batch_first).eval()
+    idfx.init_(net, (torch.randint(300, (5, 6)), torch.randint(200, (5, 6))), scheme="t-fixup")
+    encoder, decoder = 0.67 * n ** (-1 / 4), (9 * m) ** (-1 / 4)
+    square, wide = math.sqrt(2 / (d + d)), math.sqrt(2 / (d + 4 * d))
+
+    def holds(weight: torch.Tensor, std: float) -> None:
+        assert weight.std().item() == pytest.approx(std, rel=0.02)
+
+    for stack, factor, attentions in (
+        (net.stacks.encoder, encoder, ("self_attn",)),
+        (net.stacks.decoder, decoder, ("self_attn", "multihead_attn")),
+    ):
+        for layer in stack.layers:
+            for name in attentions:
+                attention = getattr(layer, name)
+                query, key, value = attention.in_proj_weight.chunk(3)
+                for weight, std in ((query, square), (key, square), (value, square * factor)):
+                    holds(weight, std)
+                holds(attention.out_proj.weight, square * factor)
+            holds(layer.linear1.weight, wide * factor)
+            holds(layer.linear2.weight, wide * factor)
+    holds(net.source.weight, d ** (-1 / 2) * (9 * n) ** (-1 / 4))
+    holds(net.target.weight, d ** (-1 / 2) * (9 * m) ** (-1 / 4))
+    holds(net.head.weight, math.sqrt(2 / (d + 200)))
+
+
+class Attend(nn.Module):
+    """Attention of two heads written by hand: a weight for queries, a fused one for keys and values, one behind."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.memory = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        def heads(z: torch.Tensor) -> torch.Tensor:
+            return z.unflatten(-1, (2, -1)).transpose(1, 2)
+
+        key, value = self.memory(y).chunk(2, -1)
+        q, k, v = heads(self.query(x)), heads(key), heads(value)
+        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Stage(nn.Module):
+    """A layer without normalisation, as the paper has it: attention to itself, perhaps to a memory, an MLP."""
+
+    def __init__(self, width: int, crosses: bool) -> None:
+        super().__init__()
+        self.own, self.cross = Attend(width), Attend(width) if crosses else None
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self.own(x, x)
+        if self.cross is not None:
+            x = x + self.cross(x, memory)
+        return x + self.fc2(self.fc1(x).relu())
+
+
+class HandWritten(nn.Module):
+    """An encoder-decoder with one embedding for both, and for the output; the decoder's layers are named first."""
+
+    def __init__(self, width: int, encoder: int, decoder: int) -> None:
+        super().__init__()
+        self.decoder = nn.ModuleList(Stage(width, True) for _ in range(decoder))
+        self.words = nn.Embedding(300, width)
+        self.encoder = nn.ModuleList(Stage(width, False) for _ in range(encoder))
+
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        memory, x = self.words(source), self.words(target)
+        for stage in self.encoder:
+            memory = stage(memory)
+        for stage in self.decoder:
+            x = stage(x, memory)
+        return x @ self.words.weight.T
+
+
+def test_t_fixup_reads_an_encoder_decoder_written_by_hand():
+    """A shared embedding is scaled once, by the encoder's depth, as in the authors' code."""
+    d, n, m = 128, 4, 1
+    net = HandWritten(d, n, m)
+    idfx.init_(net, (torch.randint(300, (2, 5)), torch.randint(300, (2, 6))), scheme="t-fixup")
+    square, wide = math.sqrt(2 / (d + d)), math.sqrt(2 / (d + 2 * d))
+    found: dict[str, float] = {name: p.std().item() for name, p in net.named_parameters() if p.dim() == 2}
+    wanted = {"words.weight": d ** (-1 / 2) * (9 * n) ** (-1 / 4)}
+    for stack, depth, factor in (("encoder", n, 0.67 * n ** (-1 / 4)), ("decoder", m, (9 * m) ** (-1 / 4))):
+        for i in range(depth):
+            stage = f"{stack}.{i}"
+            for attention in ("own", "cross") if stack == "decoder" else ("own",):
+                key, value = net.get_submodule(f"{stage}.{attention}").memory.weight.chunk(2)
+                assert key.std().item() == pytest.approx(square, rel=0.02)
+                assert value.std().item() == pytest.approx(square * factor, rel=0.02)
+                del found[f"{stage}.{attention}.memory.weight"]
+                wanted |= {f"{stage}.{attention}.query.weight": square}
+                wanted |= {f"{stage}.{attention}.out.weight": square * factor}
+            wanted |= {f"{stage}.fc1.weight": wide * factor, f"{stage}.fc2.weight": wide * factor}
+    assert found == pytest.approx(wanted, rel=0.02)
+
+
+class Mimicked(nn.Module):
+    """x + out(attention(x)) of width 16 with two heads of 8, and one oddity that the method does not speak of."""
+
+    def __init__(self, oddity: str) -> None:
+        super().__init__()
+        self.oddity = oddity
+        inner, groups = (8 if oddity == "narrow" else 16), (1 if oddity == "grouped" else 2)
+        self.query = nn.Linear(16, inner, bias=False)
+        self.key, self.value = (nn.Linear(16, groups * inner // 2, bias=False) for _ in range(2))
+        self.fused = nn.Linear(16, 48, bias=False) if oddity == "interleaved" else None
+        self.experts = nn.Parameter(torch.randn(2, 16, 16)) if oddity == "unread" else None
+        self.out = nn.Identity() if oddity == "no output" else nn.Linear(inner, 16, bias=False)
+        self.out.requires_grad_(oddity != "frozen")
+        self.again = 2 if oddity == "shared" else 1
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.again):
+            x = x + self.attend(x, other if self.oddity == "cross" else x)
+        return x
+
+    def attend(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.fused is not None:  # of each head its query, key and value, then those of the next head
+            q, k, v = self.fused(x).unflatten(-1, (2, 3, 8)).permute(3, 0, 2, 1, 4)
+        else:
+            query = self.query(x) if self.experts is None else x @ self.experts.sum(0)
+            q, k, v = query, self.key(y), self.value(y)
+            q = q.unflatten(-1, (2, -1)).transpose(1, 2)
+            groups = 1 if self.oddity == "grouped" else 2
+            k, v = (z.unflatten(-1, (groups, -1)).transpose(1, 2).expand(-1, 2, -1, -1) for z in (k, v))
+        if self.oddity == "wider heads":  # a ninth entry, the same for all
+            q, k = (torch.cat([z, torch.ones_like(z[..., :1])], -1) for z in (q, k))
+        scores = q @ k.transpose(-1, -2)
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+OF_ATTENTION = ("query.weight", "key.weight", "value.weight", "out.weight")
+NOT_SQUARE = "its 1 part(s) of ({}, 16) are not square"
+REFUSED: dict[str, dict[str, str]] = {
+    "cross": dict.fromkeys(OF_ATTENTION, "attention Mimicked looks at other data than its queries come from"),
+    "shared": dict.fromkeys(OF_ATTENTION, "several attentions share it"),
+    "narrow": {**dict.fromkeys(OF_ATTENTION[:3], NOT_SQUARE.format(8)), "out.weight": "of (16, 8) are not square"},
+    "wider heads": dict.fromkeys(OF_ATTENTION, NOT_SQUARE.format(16)),
+    "grouped": {
+        **dict.fromkeys(("key.weight", "value.weight"), NOT_SQUARE.format(8)),
+        "query.weight": "key.weight, the other weight of its product, is kept: " + NOT_SQUARE.format(8),
+        "out.weight": "value.weight, the other weight of its product, is kept: " + NOT_SQUARE.format(8),
+    },
+    "unread": {
+        "experts": "its matrix is not read",
+        "key.weight": "experts, the other weight of its product, is kept: its matrix is not read",
+    },
+    "interleaved": {
+        "fused.weight": "which of its rows make queries, keys and values is not seen",
+        "out.weight": "fused.weight, the other weight of its product, is kept: which of its rows",
+    },
+    "frozen": {
+        "out.weight": "it is frozen",
+        "value.weight": "out.weight, the other weight of its product, is kept: it is frozen",
+    },
+    "no output": {"value.weight": "attention Mimicked has no output weight to make a product with"},
+}
+# The product that the oddity leaves whole.
+WRITTEN = {
+    "unread": {"value.weight", "out.weight"},
+    "frozen": {"query.weight", "key.weight"},
+    "no output": {"query.weight", "key.weight"},
+}
+
+
+@pytest.mark.parametrize("oddity", REFUSED)
+def test_mimetic_keeps_what_the_method_does_not_speak_of(oddity):
+    torch.manual_seed(0)
+    net = Mimicked(oddity)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    plan = idfx.init_(net, (torch.randn(2, 5, 16), torch.randn(2, 7, 16)), scheme="mimetic").plan
+    for name, reason in REFUSED[oddity].items():
+        assert reason in plan.kept[name]
+        assert torch.equal(net.state_dict()[name], before[name])
+    written = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert written == set(plan.decisions) == WRITTEN.get(oddity, set())
+
+
+def test_mimetic_writes_the_attention_that_the_oddities_start_from():
+    torch.manual_seed(0)
+    net = Mimicked("none")
+    inputs = (torch.randn(2, 5, 16), torch.randn(2, 7, 16))
+    assert set(idfx.init_(net, inputs, scheme="mimetic").plan.decisions) == set(OF_ATTENTION)
+
+
+@pytest.mark.parametrize("model", ["plain", "transformer"])
+def test_mimetic_keeps_what_is_no_weight_of_attention(model):
+    net, x = MODELS[model]()
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    plan = idfx.init_(net, (x,), scheme="mimetic").plan
+    others = {name for name in before if not name.endswith(("in_proj_weight", "out_proj.weight"))}
+    assert {name for name, reason in plan.kept.items() if "it is no weight of attention" in reason} == others
+    assert all(torch.equal(value, before[name]) for name, value in net.named_parameters() if name in others)
+
+
 FILLS: dict[str, dict[str, Any]] = {
     "normal": {"std": 0.5, "rows": [[2, 5]], "factor": 3.0}, "uniform": {"bound": 0.5}, "orthogonal": {},
     "hadamard": {}, "givens": {"density": 0.4}, "mirrored": {"inputs": True, "outputs": True},

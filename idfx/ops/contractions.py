@@ -126,8 +126,8 @@ def convolution(input: Any, weight: Any, bias: Any, stride: Any, padding: Any, d
 @operator("aten.bilinear")
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Term:
     """y_o = x1 · W_o · x2 + b, weight (out, in1, in2)."""
-    product = Term("product", (input1, input2))
-    return contract(product, weight, None, None, bias)
+    result = Term("contract", (Term("product", (input1, input2)), weight), tag="bilinear")
+    return result if bias is None else Term("sum", (result, bias), tag="bias")
 
 
 @operator("aten.cdist", "aten._cdist_forward", "aten.pairwise_distance", "aten.cosine_similarity")

@@ -171,7 +171,7 @@ def _weights_table(found: Structure) -> Table:
     rows = []
     for name, info in found.parameters.items():
         role = found.roles[name]
-        if role.layout is None and role.name not in ("unresolved", "embedding", "recurrent", "end"):
+        if role.layout is None and role.name not in ("unresolved", "embedding", "recurrent", "bilinear form", "end"):
             continue
         matrix = " × ".join(map(str, role.layout.matrix(info.shape))) if role.layout else "-"
         groups = f" × {role.layout.groups} groups" if role.layout and role.layout.groups > 1 else ""

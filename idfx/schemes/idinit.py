@@ -7,7 +7,7 @@ gives the reasons.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from idfx.errors import UsageError
@@ -31,7 +31,6 @@ _KEEP = {
     "offset": "what is added to the data, a position say, is no layer; the author's values stay (ours)",
     "token": "a token beside the data is no layer; the author's values stay (ours)",
     "scale": "a scale that ends no residual branch keeps the author's value (ours)",
-    "recurrent": "gates of a recurrent layer are not decided yet; the author's values stay (ours)",
     "position": "a position is no layer; the author's values stay (ours)",
     "attention bias": "what is added to attention scores is no layer; the author's values stay (ours)",
     "fixed": "it makes a value that no input changes, a learned query or a position; the author's values stay (ours)",
@@ -83,6 +82,14 @@ def _order(role: Role, options: Options) -> tuple[str, str]:
     return "centre", "; outside of branches a kernel is read from its centre, which shifts nothing (ours)"
 
 
+def _identity(role: Role, options: Options) -> tuple[dict[str, Any], str]:
+    """The arguments of an identity, and why where the user's word does not settle them."""
+    gain = GAINS.get(role.activation.removeprefix("aten."), 1.0)
+    tau = gain if options.tau == "gain" else options.tau
+    why = f"; tau is the gain of {role.activation or 'no activation'}" if options.tau == "gain" else ""
+    return {"tau": tau, "loosen": options.loosen, "eps_tau": options.eps_tau}, why
+
+
 def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, reason: str) -> Decision:
     assert role.layout is not None
     kernel = bool(role.layout.tap_axes)
@@ -93,12 +100,9 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
         arguments["rows"] = [list(rows) for rows in role.rows]
         reason += ", its other rows as the identity (ours)"
     if not zero or role.rows is not None:
-        gain = GAINS.get(role.activation.removeprefix("aten."), 1.0)
-        arguments["tau"] = gain if options.tau == "gain" else options.tau
-        if options.tau == "gain":
-            reason += f"; tau is the gain of {role.activation or 'no activation'}"
-        arguments["loosen"] = options.loosen
-        arguments["eps_tau"] = options.eps_tau
+        identity, why = _identity(role, options)
+        arguments |= identity
+        reason += why
     if kernel:
         arguments["order"], why = _order(role, options)
         reason += why
@@ -107,13 +111,38 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
     return Decision(parameter.name, fill, arguments, reason, role.evidence)
 
 
+def _recurrent(parameter: ParameterInfo, role: Role, options: Options) -> Decision | Keep:
+    """A recurrent layer: the candidate an identity, the gates the same for every input, the forget gate near open.
+
+    Source: ours. Le, Jaitly and Hinton, "A simple way to initialize recurrent networks of rectified linear units",
+    2015, arXiv 1504.00941, for identities; Gers, Schmidhuber and Cummins, "Learning to forget", 2000, and Jozefowicz,
+    Zaremba and Sutskever, "An empirical exploration of recurrent network architectures", 2015, for the forget bias.
+    """
+    gates = {name: rows for name, rows in role.gates.items() if name != "candidate"}
+    if role.layout is not None and gates:
+        reason = f"the {', '.join(gates)} gates start at almost zero, the same for every input (ours)"
+        return _weight(parameter, replace(role, rows=tuple(gates.values())), options, True, reason)
+    if role.layout is not None:
+        reason = "a weight of a recurrent layer starts as the identity (ours, after Le et al., 2015)"
+        return _weight(parameter, role, options, False, reason)
+    if "forget" in gates and "input bias" in role.traits:
+        arguments = {"rows": [list(gates["forget"])], "inside": 1.0, "value": 0.0}
+        reason = "the forget gate starts near open, by a 1 in one of its two biases (ours, after Gers et al., 2000)"
+        return Decision(parameter.name, "stepped", arguments, reason, role.evidence)
+    if role.gates:
+        reason = "a bias at 0 adds nothing to the identity (ours)"
+        return Decision(parameter.name, "constant", {"value": 0.0}, reason, role.evidence)
+    return Keep(f"{role.evidence}; the author's values stay (ours)")
+
+
 @scheme("idinit", Options)
 def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
     """IDInit: identity everywhere, almost zero at the end of every residual branch (Pan et al., ICLR 2025).
 
     Source: arXiv 2503.04626. Paper: main-stem weights and inner weights of branches IDI/IDIC, last weight of a
     branch IDIZ/IDIZC. Ours: biases and shifts 0, norm and branch scales 1, a scale at the end of a branch eps,
-    projection shortcuts and the head as main stem, all else kept.
+    projection shortcuts and the head as main stem, recurrent layers gate by gate, bilinear forms as products, all else
+    kept.
     """
 
     def constant(value: float, reason: str) -> Decision:
@@ -145,4 +174,10 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
         return constant(1.0, f"a {role.name} at 1 leaves the identity, or the zero before it, as it is (ours)")
     if role.name in ("bias", "norm shift", "branch shift"):
         return constant(0.0, f"a {role.name} at 0 adds nothing to the identity (ours)")
+    if role.name == "recurrent":
+        return _recurrent(parameter, role, options)
+    if role.name == "bilinear form":
+        identity, why = _identity(role, options)
+        reason = f"a bilinear form starts as the identity in each argument while the other is ones (ours){why}"
+        return Decision(parameter.name, "bilinear", identity, reason, role.evidence)
     return Keep(_KEEP[role.name])

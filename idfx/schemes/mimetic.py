@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from idfx.network import AttentionWeights, Network
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.records import Decision, ParameterInfo, Role, untouchable
 from idfx.schemes.scheme import Keep, check_number, scheme, with_layout
 
 
@@ -23,22 +23,27 @@ class Options:
             check_number(name, getattr(self, name), such_as="0.7")
 
 
+# The two weights of a product.
+_PARTNERS = {"query": "key", "key": "query", "value": "output", "output": "value"}
+
+
 @scheme("mimetic", Options)
 def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
     """Mimetic: products of attention weights near multiples of the identity (Trockman and Kolter, 2023), the rest kept.
 
     Source: Trockman and Kolter, "Mimetic initialization of self-attention layers", ICML 2023, arXiv 2305.09828. The
-    defaults are those for vision transformers. Deviation: positions stay as the author made them.
+    defaults are those for vision transformers. Deviation: positions stay as the author made them. Ours: a product is
+    written whole or not at all, so a weight is kept with the one that it is multiplied by.
     """
-    found = [a for a in network.attentions if parameter.name in (*sum(a.parts.values(), ()), *a.output)]
+    found = _attentions(network, parameter.name)
     if not found:
         return Keep("it is no weight of attention; the author's values stay")
     attention = found[0]
-    why = _unfit(attention, parameter, role) if len(found) == 1 else "several attentions share it"
-    parts = [] if why else _parts(attention, parameter)
-    if not parts:
-        return Keep(f"{why or 'which of its rows make queries, keys and values is not seen'}; the author's values stay")
+    why = _unfit(network, parameter.name) or _alone(attention, parameter, network)
+    if why:
+        return Keep(f"{why}; the author's values stay")
     assert attention.head_width is not None and role.layout is not None
+    parts = _parts(attention, parameter)
     width = role.layout.matrix(parameter.shape)[1]
     arguments = {
         "pair": attention.name,
@@ -51,19 +56,40 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
     return Decision(parameter.name, "mimetic", with_layout(arguments, role), reason, role.evidence)
 
 
-def _unfit(attention: AttentionWeights, parameter: ParameterInfo, role: Role) -> str:
-    """Why the method does not speak of a weight, if so."""
+def _attentions(network: Network, name: str) -> list[AttentionWeights]:
+    return [a for a in network.attentions if name in (*sum(a.parts.values(), ()), *a.output)]
+
+
+def _unfit(network: Network, name: str) -> str:
+    """Why the method does not speak of a weight of attention, if so."""
+    parameter, role = network.structure.parameters[name], network.structure.roles[name]
+    attention, *others = _attentions(network, name)
+    if reason := untouchable(parameter):
+        return reason
+    if others:
+        return "several attentions share it"
     if attention.cross:
         return f"attention {attention.name} looks at other data than its queries come from"
     if role.layout is None or attention.head_width is None:
         return "its matrix is not read"
     rows, columns = role.layout.matrix(parameter.shape)
     rows *= role.layout.parts
-    count = (
-        1 if parameter.name in attention.output else sum(parameter.name in names for names in attention.parts.values())
-    )
+    count = 1 if name in attention.output else sum(name in names for names in attention.parts.values())
     if rows != columns * count or columns % attention.head_width:
         return f"its {count} part(s) of ({rows // count}, {columns}) are not square"
+    return "" if _parts(attention, parameter) else "which of its rows make queries, keys and values is not seen"
+
+
+def _alone(attention: AttentionWeights, parameter: ParameterInfo, network: Network) -> str:
+    """Why a weight has nothing to make a product with, if so."""
+    for part in _parts(attention, parameter):
+        partner = _PARTNERS[part]
+        names = attention.output if partner == "output" else attention.parts[partner]
+        if not names:
+            return f"attention {attention.name} has no {partner} weight to make a product with"
+        for name in names:
+            if name != parameter.name and (why := _unfit(network, name)):
+                return f"{name}, the other weight of its product, is kept: {why}"
     return ""
 
 

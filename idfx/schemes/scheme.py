@@ -76,7 +76,7 @@ def scheme(
     """Register the decorated function as the decision of a scheme."""
 
     def add(decide: Decide) -> Decide:
-        SCHEMES.register(name)(Scheme(name, options, decide, nearest, scalars))
+        SCHEMES.register(name, by=decide.__module__)(Scheme(name, options, decide, nearest, scalars))
         return decide
 
     return add

@@ -19,28 +19,31 @@ def _depth(network: Network, encoder: bool) -> int:
     return sum(a.cross and not a.encodes for a in network.attentions)
 
 
-def _factor(parameter: ParameterInfo, network: Network) -> tuple[float, str]:
+def _factor(parameter: ParameterInfo, network: Network, embedding: bool = False) -> tuple[float, str]:
     encoder = network.encodes(parameter.name)
     depth = _depth(network, encoder)
     if not depth:
         return 1.0, ""
-    if encoder:
-        return 0.67 * depth**-0.25, f" times 0.67 · {depth}^(−1/4), an encoder of {depth} layers"
-    return (9 * depth) ** -0.25, f" times (9 · {depth})^(−1/4), a decoder of {depth} layers"
+    stack = f"{'an encoder' if encoder else 'a decoder'} of {depth} layers"
+    if encoder and not embedding:
+        return 0.67 * depth**-0.25, f" times 0.67 · {depth}^(−1/4), {stack}"
+    return (9 * depth) ** -0.25, f" times (9 · {depth})^(−1/4), {stack}"
 
 
 @scheme("t-fixup", NoOptions)
 def decide(parameter: ParameterInfo, role: Role, network: Network, options: NoOptions) -> Decision | Keep:
     """T-Fixup: Xavier; values, attention outputs, MLPs and embeddings scaled by the depth (Huang et al., 2020).
 
-    Encoder of N layers: 0.67 · N^(−1/4). Decoder, with cross-attention: (9 · N)^(−1/4).
+    Encoder of N layers: 0.67 · N^(−1/4). Decoder, with cross-attention: (9 · N)^(−1/4). Embeddings of either: d^(−1/2)
+    times (9 · N)^(−1/4), N the layers of their own stack.
 
     Source: Huang, Perez, Ba and Volkovs, "Improving transformer optimization through better initialization", ICML
-    2020. The normalisation that the paper leaves out is the model's own affair. Ours: stacks without cross-attention
-    count as encoders; of a fused weight, the rows that make values are scaled.
+    2020, and its code, github.com/layer6ai-labs/T-Fixup. The normalisation that the paper leaves out is the model's own
+    affair. Ours: stacks without cross-attention count as encoders; of a fused weight, the rows that make values are
+    scaled.
     """
     if role.name == "embedding":
-        factor, why = _factor(parameter, network)
+        factor, why = _factor(parameter, network, embedding=True)
         std = parameter.shape[-1] ** -0.5
         reason = f"an embedding has the standard deviation 1 / √{parameter.shape[-1]}{why}"
         return Decision(parameter.name, "normal", {"std": std * factor}, reason, role.evidence)

@@ -55,7 +55,7 @@ def source(
     """Return a decorator that registers a `build` function as the source of this prefix."""
 
     def add(build: Builder) -> Builder:
-        SOURCES.register(prefix)(Source(prefix, build, names, claims))
+        SOURCES.register(prefix, by=build.__module__)(Source(prefix, build, names, claims))
         return build
 
     return add
