@@ -7,7 +7,14 @@ from typing import Any
 import click
 
 from .limits import limited
-from .options import given_scheme, model_options, output_options, scheme_options
+from .options import (
+    given_scheme,
+    given_steering,
+    model_options,
+    output_options,
+    scheme_options,
+    steering_options,
+)
 from .session import Progress, build_and_read
 
 
@@ -15,6 +22,7 @@ from .session import Progress, build_and_read
 @model_options
 @click.argument("parameter")
 @scheme_options
+@steering_options
 @output_options
 def command(parameter: str, scheme: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show the role of a parameter, its sites, the decision with its reason, and the first rows of its matrix.
@@ -26,9 +34,10 @@ def command(parameter: str, scheme: str, as_json: bool, quiet: bool, **options: 
     from idfx.planning import make_plan
 
     scheme, given = given_scheme(scheme, options)
+    words = given_steering(options)
     with Progress(quiet).shown() as progress, limited(progress, options):
-        _, structure = build_and_read(progress, **options)
-    plan = make_plan(structure, scheme, options["seed"], **given)
+        built, structure = build_and_read(progress, **options)
+    plan, _ = words.on(make_plan(structure, scheme, options["seed"], **given), structure, built.model)
     from idfx.explain import explain
     from idfx.report import json as json_report
     from idfx.report import terminal

@@ -7,7 +7,15 @@ from typing import Any
 import click
 
 from .limits import Clock, limited
-from .options import given_scheme, model_options, output_options, scheme_options
+from .options import (
+    Words,
+    given_scheme,
+    given_steering,
+    model_options,
+    output_options,
+    scheme_options,
+    steering_options,
+)
 from .session import Progress, build_and_read
 
 
@@ -15,6 +23,7 @@ from .session import Progress, build_and_read
 @model_options
 @click.option("-o", "--output", required=True, metavar="FILE", help="Where to write: .pt, .pth or .safetensors.")
 @scheme_options
+@steering_options
 @click.option("--plan", "plan_file", default=None, metavar="FILE", help="Apply this plan instead of a scheme.")
 @click.option("--no-certify", is_flag=True, help="Do not run the initialised model.")
 @click.option("--keep-going", is_flag=True, help="Write the file even if the certificate fails.")
@@ -36,6 +45,7 @@ def command(
     from idfx.export import check_path
 
     scheme, scheme_given = given_scheme(scheme, options)
+    words = given_steering(options)
     if plan_file is not None:
         named = [name for name in ("scheme", "seed") if ctx.get_parameter_source(name).name == "COMMANDLINE"]  # type: ignore[union-attr]
         if contradicting := [*named, *scheme_given, *(["role"] if options["roles"] else [])]:
@@ -48,7 +58,7 @@ def command(
     check_path(output)
     with Progress(quiet).shown() as progress, limited(progress, options) as clock:
         report, saved = _initialise(
-            progress, clock, output, scheme, scheme_given, plan_file, no_certify, keep_going, options
+            progress, clock, output, scheme, scheme_given, plan_file, words, no_certify, keep_going, options
         )
     for note in report.plan.notes:
         progress.remark(note)
@@ -70,7 +80,7 @@ def command(
 
 def _initialise(
     progress: Progress, clock: Clock, output: str, scheme: str, scheme_given: dict[str, Any], plan_file: str | None,
-    no_certify: bool, keep_going: bool, options: dict[str, Any],
+    words: Words, no_certify: bool, keep_going: bool, options: dict[str, Any],
 ) -> tuple[Any, Any]:  # fmt: skip
     progress.step("load libraries")
     from idfx.api import failure_text, prove, read_plan
@@ -89,15 +99,16 @@ def _initialise(
         structure = overrule(structure, plan.roles)
     else:
         plan = make_plan(structure, scheme, options["seed"], **scheme_given)
-    check(built.model, plan)
+    plan, checkpoint = words.on(plan, structure, built.model, again=plan_file is not None)
+    check(built.model, plan, checkpoint)
     progress.step(f"fill {len(plan.decisions)} parameters")
-    built.pending.discard(built.model, plan.decisions)
+    built.pending.discard(built.model, [*plan.decisions, *plan.loaded])
     built.pending.settle(built.model)
-    apply_(built.model, plan)
+    apply_(built.model, plan, checkpoint)
     certificate = None
     if not no_certify:
         progress.step(f"certify {len(structure.joins)} joins")
-        certificate = prove(built.model, structure, plan)
+        certificate = prove(built.model, structure, plan, checkpoint)
         if not certificate.passed and not keep_going:
             raise CertificateError(
                 f"{failure_text(certificate, options['spec'])} Nothing was written; --keep-going writes the file."

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from .limits import parse_seconds, parse_size
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from idfx.checkpoints import Checkpoint
+    from idfx.records import Plan, Structure
+    from idfx.steering import Steering
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +80,61 @@ def scheme_options(function: F) -> F:
             "--conv-order", default=None, metavar="auto|channel|tap|centre", help="How a kernel is read [auto]."
         ),
     )(function)  # fmt: skip
+
+
+def steering_options(function: F) -> F:
+    """What a person says about single parameters, and the checkpoint to begin with."""
+    return _chain(
+        click.option(
+            "--set", "sets", multiple=True, metavar="PATTERN=FILL(...)|FILE.toml",
+            help="What parameters get instead: 'head.weight=idiz(eps=1e-4)', 'blocks.*.attn.qkv=keep'; repeatable, the "
+            "last one counts; or a file of such words.",
+        ),
+        click.option("--only", multiple=True, metavar="PATTERN", help="Write nothing else; repeatable."),
+        click.option("--keep", multiple=True, metavar="PATTERN", help="Leave these as they are; repeatable."),
+        click.option(
+            "--from", "checkpoint", default=None, metavar="CHECKPOINT",
+            help="Load what fits from this file, and initialise only the rest.",
+        ),
+    )(function)  # fmt: skip
+
+
+def given_steering(options: dict[str, Any]) -> Words:
+    """Return what was said about single parameters; the options are taken out, roles in files join the others.
+
+    Raises:
+        UsageError: a word or a file that cannot be read.
+    """
+    from idfx.steering import read_steering
+
+    steering, roles = read_steering(options.pop("sets"), options.pop("only"), options.pop("keep"))
+    options["roles"] = (*(f"{name}={role}" for name, role in roles.items()), *options["roles"])
+    source = options.pop("checkpoint")
+    if source is None:
+        return Words(steering, None)
+    from idfx.checkpoints import read_checkpoint
+
+    return Words(steering, read_checkpoint(source))
+
+
+class Words(NamedTuple):
+    """What a person says about a plan."""
+
+    steering: Steering
+    checkpoint: Checkpoint | None
+
+    def on(
+        self, plan: Plan, structure: Structure, model: nn.Module, again: bool = False
+    ) -> tuple[Plan, Checkpoint | None]:
+        """Return the plan as it is meant, and the checkpoint under the model's names."""
+        from idfx.steering import steer
+
+        checkpoint = self.checkpoint
+        if checkpoint is not None:
+            from idfx.checkpoints import resume, shapes
+
+            plan, checkpoint = resume(plan, structure, checkpoint, shapes(model), again)
+        return steer(plan, structure, self.steering), checkpoint
 
 
 def given_scheme(scheme: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -8,13 +8,21 @@ from typing import Any
 import click
 
 from .limits import limited
-from .options import given_scheme, model_options, output_options, scheme_options
+from .options import (
+    given_scheme,
+    given_steering,
+    model_options,
+    output_options,
+    scheme_options,
+    steering_options,
+)
 from .session import Progress, build_and_read
 
 
 @click.command("plan")
 @model_options
 @scheme_options
+@steering_options
 @click.option("-o", "--output", default=None, metavar="FILE", help="Write the plan as JSON, to be edited.")
 @output_options
 def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -25,14 +33,16 @@ def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **optio
       idfx plan timm:resnet50 -o plan.json
     """
     from idfx.files import check_writable, write_text
-    from idfx.planning import make_plan, to_json
+    from idfx.plan_file import to_json
+    from idfx.planning import make_plan
 
     scheme, given = given_scheme(scheme, options)
     if output is not None:
         check_writable(Path(output))
+    words = given_steering(options)
     with Progress(quiet).shown() as progress, limited(progress, options):
-        _, structure = build_and_read(progress, **options)
-    plan = make_plan(structure, scheme, options["seed"], **given)
+        built, structure = build_and_read(progress, **options)
+    plan, _ = words.on(make_plan(structure, scheme, options["seed"], **given), structure, built.model)
     for note in plan.notes:
         progress.remark(note)
     if output is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ from torch import nn
 from idfx.apply import apply_
 from idfx.capture import capture
 from idfx.certification import certify
+from idfx.checkpoints import Checkpoint, read_checkpoint, resume, shapes
 from idfx.claims import claims
 from idfx.errors import CertificateError, PlanError
+from idfx.growth import growth
 from idfx.inputs import check as check_inputs
 from idfx.inputs import no_example, takes_nothing
 from idfx.overrule import overrule
-from idfx.planning import from_json, make_plan
+from idfx.plan_file import from_json
+from idfx.planning import make_plan
 from idfx.records import Certificate, Example, Plan, Report, Structure
 from idfx.running import unwrap
+from idfx.steering import Steering, Word, steer
 from idfx.structure import analyse
 
 
@@ -101,19 +106,41 @@ def analyze(
     return overrule(analyse(capture(model, example)), roles or {})
 
 
-def plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **options: Any) -> Plan:
+def plan(
+    structure: Structure,
+    scheme: str = "idinit",
+    seed: int = 0,
+    *,
+    only: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    set: Mapping[str, Word] | None = None,
+    **options: Any,
+) -> Plan:
     """Return what a scheme writes into each parameter and why; touches no tensor.
 
     Args:
         structure: what `analyze` returned.
         scheme: a name from `idfx list schemes`.
         seed: of every random number; any integer.
+        only: patterns of parameters or modules; nothing else is written.
+        keep: patterns of what is left as it is.
+        set: by pattern what is written instead: "keep", a fill as in "idiz(eps=1e-4)", or a number; it has the last
+            word.
         options: the scheme's own, for idinit `tau`, `eps`, `loosen`, `eps_tau` and `conv_order`.
 
     Raises:
-        UsageError: an unknown scheme or option, or a value out of range.
+        UsageError: an unknown scheme, option or fill, a value out of range, or a pattern that means nothing.
+        PlanError: a fill that a parameter does not take.
+
+    Example:
+        >>> import torch
+        >>> structure = analyze(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+        >>> made = plan(structure, keep=["bias"], set={"weight": "idi(tau=2)"})
+        >>> list(made.decisions), made.kept
+        (['weight'], {'bias': 'by your word: keep bias'})
     """
-    return make_plan(structure, scheme, seed, **options)
+    made = make_plan(structure, scheme, seed, **options)
+    return steer(made, structure, Steering(tuple(only), tuple(keep), set or {}))
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -142,6 +169,10 @@ def init_(
     certify: bool = True,
     plan: Plan | None = None,
     roles: Mapping[str, str] | None = None,
+    checkpoint: str | Path | Mapping[str, torch.Tensor] | None = None,
+    only: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    set: Mapping[str, Word] | None = None,
     **options: Any,
 ) -> Report:
     """Initialise a model in place and prove it: analyze, plan, apply_ and certify in one.
@@ -151,9 +182,11 @@ def init_(
 
     Args:
         model, example_inputs, example_kwargs, roles: as in `analyze`.
-        scheme, seed, options: as in `plan`.
+        scheme, seed, only, keep, set, options: as in `plan`.
         certify: run the initialised model and compare every join with its shortcut.
-        plan: apply this plan instead of making one.
+        plan: apply this plan instead of making one; `only`, `keep` and `set` change it.
+        checkpoint: a file or a state dict. What fits is loaded from it, and only the rest is initialised; the
+            certificate's `growth` says whether the model computes what the checkpoint's model did.
 
     Returns:
         The structure, the plan and the certificate.
@@ -169,12 +202,16 @@ def init_(
         >>> model[2].weight.tolist()
         [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
     """
+    source = read_checkpoint(checkpoint) if checkpoint is not None else None
     structure = analyze(model, example_inputs, example_kwargs, plan.roles if plan is not None else roles)
     made = plan if plan is not None else make_plan(structure, scheme, seed, **options)
-    apply_(model, made)
+    if source is not None:
+        made, source = resume(made, structure, source, shapes(model), again=plan is not None)
+    made = steer(made, structure, Steering(tuple(only), tuple(keep), set or {}))
+    apply_(model, made, source)
     if not certify:
         return Report(structure, made, None)
-    certificate = prove(model, structure, made)
+    certificate = prove(model, structure, made, source)
     report = Report(structure, made, certificate)
     if not certificate.passed:
         error = CertificateError(failure_text(certificate, structure.model))
@@ -183,12 +220,20 @@ def init_(
     return report
 
 
-def prove(model: nn.Module, structure: Structure, plan: Plan) -> Certificate:
+def prove(model: nn.Module, structure: Structure, plan: Plan, checkpoint: Checkpoint | None = None) -> Certificate:
     """Return the certificate of a model to which a plan has been applied: it is held to what the plan claims."""
     if plan.scalars:  # the model has other parameters now
         structure = analyse(capture(model, structure.capture.example))
-    claimed = claims(structure, plan)
-    return certify(model, claimed.structure, eps=claimed.entries)
+    claimed = claims(structure, plan, unwrap(model))
+    found = certify(model, claimed.structure, eps=claimed.entries)
+    if checkpoint is None:
+        return found
+    state = shapes(model)
+    fits = {name for name, shape in state.items() if checkpoint.lookup((name,), shape) is not None}
+    written = {*plan.decisions, *plan.kept}
+    loaded = {*plan.loaded, *(name for name in fits if name not in written)}
+    closed = [check.join for check in found.checks if check.status == "identity"]
+    return dataclasses.replace(found, growth=growth(model, claimed.structure, closed, loaded))
 
 
 def masks(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
+from idfx.checkpoints import Checkpoint, fitting, load_
 from idfx.errors import PlanError
 from idfx.estimates import refresh_
-from idfx.fills import fill_
-from idfx.matrices import Shard
+from idfx.fills import check_fill, fill_
 from idfx.records import Plan
 from idfx.running import unwrap
 from idfx.scalars import add_scalars_, check_scalars
 
 
-def check(model: nn.Module, plan: Plan) -> None:
+def check(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -> None:
     """Return if the plan can be applied to the model as a whole.
 
     Args:
         model: any module; wrappers are looked through.
         plan: made for this model.
+        checkpoint: what the plan loads from, if it does.
 
     Raises:
-        PlanError: parameters that only one of the two has, other shapes, unknown fills or arguments.
+        PlanError: parameters that only one of the two has, other shapes, unknown fills or arguments; or the checkpoint
+            is missing or does not have what the plan loads.
         UsageError: a parameter that cannot be written.
     """
     parameters = dict(unwrap(model).named_parameters())
-    planned = {*plan.decisions, *plan.kept}
+    planned = {*plan.decisions, *plan.kept, *plan.loaded}
     missing = [name for name in planned if name not in parameters]
     extra = [name for name in parameters if name not in planned]
     changed = [
@@ -50,20 +51,20 @@ def check(model: nn.Module, plan: Plan) -> None:
         )
     for name, decision in plan.decisions.items():
         tensor = parameters[name]
-        scratch = torch.empty((0,) * tensor.dim(), dtype=tensor.dtype)  # none of it, or a single entry
-        place = Shard(tuple(tensor.shape), (0,) * tensor.dim())
         if tensor.is_meta:
             raise PlanError(
                 f"{name}: on the meta device; expected memory to write to. Call model.to_empty(device=...) first."
             )
-        fill_(scratch, decision.fill, decision.arguments, parameter=name, seed=plan.seed, shard=place)
+        check_fill(decision, tuple(tensor.shape), tensor.dtype, plan.seed)
+    fitting(model, checkpoint, plan.loaded)
     check_scalars(unwrap(model), plan.scalars)
 
 
-def apply_(model: nn.Module, plan: Plan) -> nn.Module:
+def apply_(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -> nn.Module:
     """Return the model with the plan's decisions written into its parameters.
 
-    Everything is checked before anything is written. Parameters keep their identity, device, dtype,
+    What the plan loads is copied from the checkpoint, and with it the buffers that the checkpoint has in the same
+    shape. Everything is checked before anything is written. Parameters keep their identity, device, dtype,
     requires_grad, gradients and hooks; those that the plan keeps are not touched. Of the buffers, those in which a
     spectral norm remembers a weight follow it. Learned scalars of the plan are added through
     torch.nn.utils.parametrize; `fold_` multiplies them in again.
@@ -71,14 +72,17 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
     Args:
         model: any module; wrappers are looked through.
         plan: made for this model.
+        checkpoint: as `idfx.read_checkpoint` gives it, if the plan loads from one.
 
     Raises:
         PlanError, UsageError: as in `check`; the model is as it was.
     """
-    check(model, plan)
+    check(model, plan, checkpoint)
     parameters = dict(unwrap(model).named_parameters())
     for name, decision in plan.decisions.items():
         fill_(parameters[name], decision.fill, decision.arguments, parameter=name, seed=plan.seed)
+    if checkpoint is not None:
+        load_(model, checkpoint, plan.loaded)
     refresh_(unwrap(model), plan.decisions)
     axes = {name: decision.arguments.get("layout", {}).get("out_axis", 0) for name, decision in plan.decisions.items()}
     add_scalars_(model, plan.scalars, axes)

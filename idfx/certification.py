@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,16 +62,21 @@ class _Observer:
             self.inputs[step] = max((_size(tensor) for tensor in tensors_in((args, kwargs))), default=0.0)
         if join is None:
             return func(*args, **kwargs)
-        shortcut = args[join.operand]
-        if join.part is not None:
-            shortcut = func(_alone(shortcut, *join.part), *args[1:], **kwargs)
-        elif func._schema.is_mutable:
-            shortcut = shortcut.clone()
+        shortcut = shortcut_of(join, func, args, kwargs)
         result = func(*args, **kwargs)
         rounding = torch.finfo(result.dtype).eps if result.is_floating_point() or result.is_complex() else 0.0
         self.deviations[join.name] = _Seen(_deviation(result, shortcut), _size(shortcut), rounding)
         self.sums[join.name] = _fingerprint(result)
         return result
+
+
+def shortcut_of(join: Join, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Return the shortcut of a join, given the call of its sum, before the call is made."""
+    shortcut: torch.Tensor = args[join.operand]
+    if join.part is not None:
+        alone: torch.Tensor = func(_alone(shortcut, *join.part), *args[1:], **kwargs)
+        return alone
+    return shortcut.clone() if func._schema.is_mutable else shortcut
 
 
 def _alone(stack: torch.Tensor, axis: int, indices: Sequence[int]) -> torch.Tensor:
@@ -143,8 +148,10 @@ def another(example: Example, whole: bool = True) -> Example | None:
     return None if same else Example(args, kwargs)
 
 
-def _run(model: nn.Module, example: Example, observer: _Observer, grad: bool) -> list[torch.Tensor]:
-    """Run once, on copies of buffers and inputs, and return the floating outputs."""
+def run_once(
+    model: nn.Module, example: Example, on_call: Callable[[Any, Sequence[Any], dict[str, Any]], Any], grad: bool
+) -> list[torch.Tensor]:
+    """Return the floating outputs of one run, on copies of buffers and inputs, with every operator call handed over."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     copies: dict[int, torch.Tensor] = {}  # one of each buffer, whatever names it has
     buffers = {
@@ -154,7 +161,7 @@ def _run(model: nn.Module, example: Example, observer: _Observer, grad: bool) ->
     args, kwargs = pytree.tree_map_only(
         torch.Tensor, lambda tensor: tensor.detach().clone().to(device), (example.args, dict(example.kwargs))
     )
-    result = run(model, buffers, args, kwargs, observer.on_call, ModulePath(model), grad)
+    result = run(model, buffers, args, kwargs, on_call, ModulePath(model), grad)
     return [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
 
 
@@ -217,7 +224,7 @@ def _observed(
     calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
     names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
     observer = _Observer(watched, ends, names, strict)
-    outputs = _run(model, example or capture.example, observer, capture.grad)
+    outputs = run_once(model, example or capture.example, observer.on_call, capture.grad)
     if strict and observer.calls != capture.calls:
         raise _OtherPathError
     return outputs, observer

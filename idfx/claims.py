@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from idfx.planning import nearest
 from idfx.records import Join, Plan, Structure
 from idfx.scalars import scalar_values, source_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LARGEST = 1e-2  # of a scale that is called almost zero
 
@@ -20,16 +24,18 @@ class Claims:
     entries: Mapping[str, float]
 
 
-def claims(structure: Structure, plan: Plan) -> Claims:
+def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> Claims:
     """Return which blocks a plan says start closed.
 
     A fill with an argument `eps` says so of an end, and so does a constant 0, or a scale of at most `LARGEST`. An end
     that is kept or filled otherwise claims nothing, and neither does a block with such an end, unless it is closed
-    nearer to its join: by a norm scale at 0, say.
+    nearer to its join: by a norm scale at 0, say. What is added behind an end has to be 0 too: a bias that the plan
+    does not write may be anything else, as the model shows.
 
     Args:
         structure: of the model.
         plan: for it.
+        model: to which it was applied; without one, what the plan does not write counts as 0 behind an end.
 
     Example:
         >>> import torch, idfx
@@ -44,16 +50,39 @@ def claims(structure: Structure, plan: Plan) -> Claims:
         {'fc.weight': 1e-06}
     """
     names = _canonical(structure)
-    entries = _entries(structure, plan)
+    added = _added(structure, plan, model)
+    entries = _open(structure, added, names, _entries(structure, plan))
     if all(_claimed(join, names, entries) for join in structure.joins if join.zeroable):
         return Claims(structure, entries)
     other = nearest(structure)
-    closer = _entries(other, plan)
+    closer = _open(other, added, names, _entries(other, plan))
     joins = tuple(
         near if not _claimed(join, names, entries) and near.zeroable and _claimed(near, names, closer) else join
         for join, near in zip(structure.joins, other.joins, strict=True)
     )
     return Claims(replace(structure, joins=joins), {**closer, **entries})
+
+
+def _added(structure: Structure, plan: Plan, model: nn.Module | None) -> set[str]:
+    """The parameters that are not 0 because the plan says otherwise, or says nothing and the model shows it."""
+    values = dict(model.named_parameters()) if model is not None else {}
+
+    def is_zero(name: str) -> bool:
+        decision = plan.decisions.get(name)
+        if decision is not None:
+            return decision.fill == "constant" and not decision.arguments.get("value")
+        return name not in values or values[name].is_meta or not bool(values[name].detach().any())
+
+    behind = {name for join in structure.joins for name in join.silenced if source_of(name) == name}
+    return {name for name in behind if not is_zero(_canonical(structure)[name])}
+
+
+def _open(
+    structure: Structure, added: Collection[str], canonical: Mapping[str, str], entries: Mapping[str, float]
+) -> dict[str, float]:
+    """Leave out the ends behind which something is added."""
+    reached = {canonical[end.parameter] for join in structure.joins for end in join.ends if {*join.silenced} & {*added}}
+    return {name: entry for name, entry in entries.items() if name not in reached}
 
 
 def _canonical(structure: Structure) -> dict[str, str]:

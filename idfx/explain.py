@@ -54,7 +54,7 @@ def explain(structure: Structure, plan: Plan, name: str) -> Explanation:
         role=structure.roles[info.name],
         sites=tuple(site for site in structure.sites if site.parameter in names),
         decision=decision,
-        kept=plan.kept.get(info.name, ""),
+        kept=f"loaded from {plan.loaded[info.name]}" if info.name in plan.loaded else plan.kept.get(info.name, ""),
         size=size,
         matrix=matrix,
     )

@@ -5,11 +5,11 @@ The certificate is made from the structure that results, so it checks the person
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from idfx.errors import UsageError
+from idfx.patterns import matching
 from idfx.records import End, Join, Role, Structure
 from idfx.registry import did_you_mean
 
@@ -83,7 +83,6 @@ def overrule(structure: Structure, words: Mapping[str, str]) -> Structure:
 
 def _expanded(structure: Structure, words: Mapping[str, str]) -> dict[str, str]:
     """The role of each parameter that is meant."""
-    aliases = {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
     found: dict[str, str] = {}
     for pattern, role in words.items():
         if role not in (*WEIGHTS, *OTHERS):
@@ -91,14 +90,7 @@ def _expanded(structure: Structure, words: Mapping[str, str]) -> dict[str, str]:
                 f"role {role!r} of {pattern}: unknown; expected one of {', '.join((*WEIGHTS, *OTHERS))}."
                 f"{did_you_mean(role, (*WEIGHTS, *OTHERS))}"
             )
-        names = [aliases[pattern]] if pattern in aliases else sorted(fnmatch.filter(structure.parameters, pattern))
-        if not names:
-            raise UsageError(
-                f"role of {pattern}: {structure.model} has no such parameter; expected one of its "
-                f"{len(structure.parameters)}, or a pattern.{did_you_mean(pattern, aliases)} "
-                "`idfx plan` lists them all."
-            )
-        for name in names:
+        for name in matching(pattern, structure.parameters, "role of"):
             _check(structure.roles[name], name, role)
             found[name] = role
     return found

@@ -279,8 +279,8 @@ class Scalar:
 class Plan:
     """A decision for each parameter that is written, a reason for each one that is kept.
 
-    `roles` are those that a person has given; the certificate holds the model to them. `scalars` are added to the
-    model.
+    `loaded` are the parameters that are taken from a checkpoint, each with the name of its file. `roles` are those that
+    a person has given; the certificate holds the model to them. `scalars` are added to the model.
     """
 
     model: str
@@ -293,6 +293,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
     scalars: tuple[Scalar, ...] = ()
+    loaded: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -313,19 +314,35 @@ class JoinCheck:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """What a run showed of a model into which a checkpoint was loaded.
+
+    `blocks` are the joins that the plan closes, those of added blocks. `fresh` are the parameters and buffers outside
+    of them that have a say in the outputs and do not come from the checkpoint. Where there are none, the model with
+    every such block left out is the checkpoint's own, and `difference` is max|output − its output| / max|its output|;
+    None where that was not or could not be measured.
+    """
+
+    blocks: tuple[str, ...]
+    fresh: tuple[str, ...]
+    difference: float | None
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What two runs of the initialised model showed: `finite` outputs, and `distinct` ones for distinct inputs.
 
     `distinct` is None where the features at the joins are told apart but the outputs are not: a class token that is
     reached only through branches that start at zero does that, and so does a head of zeros. It is None too where the
     example has no other values to take (a single token). `failures` says in words
-    what is not as it should be.
+    what is not as it should be. `growth` is there where a checkpoint was loaded.
     """
 
     checks: tuple[JoinCheck, ...]
     finite: bool
     distinct: bool | None
     failures: tuple[str, ...]
+    growth: Growth | None = None
 
     @property
     def passed(self) -> bool:

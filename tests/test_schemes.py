@@ -15,7 +15,7 @@ import idfx
 from idfx.errors import IdfxError, PlanError, UsageError
 from idfx.fills import fill_, fills
 from idfx.matrices import Shard
-from idfx.planning import from_json, to_json
+from idfx.plan_file import from_json, to_json
 from idfx.records import End, Scalar
 from idfx.scalars import fold_
 from idfx.schemes.scheme import SCHEMES

@@ -8,7 +8,7 @@ themselves.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,30 @@ from torch import Tensor
 from idfx.errors import PlanError, UsageError
 from idfx.matrices import Shard, Target, check_name
 from idfx.noise import key
+from idfx.records import Decision
 from idfx.registry import Registry
 
 fills: Registry[Callable[..., None]] = Registry("fill", "idfx.fills", "idfx.schemes")  # a scheme may bring its own
+
+
+def check_fill(decision: Decision, shape: Sequence[int], dtype: str | torch.dtype, seed: int) -> None:
+    """Return if a decision can be written into a parameter; none of it is, and no memory of its size is needed.
+
+    Args:
+        decision: about the parameter.
+        shape, dtype: of the parameter.
+        seed: of the plan.
+
+    Raises:
+        UsageError, PlanError: as in `fill_`.
+
+    Example:
+        >>> check_fill(Decision("w", "idiz", {"eps": 0.5}, ""), (10**6, 10**6), "float32", 0)
+    """
+    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    scratch = torch.empty((0,) * len(shape), dtype=kind)  # none of it, or a single entry
+    place = Shard(tuple(shape), (0,) * len(shape))
+    fill_(scratch, decision.fill, decision.arguments, parameter=decision.parameter, seed=seed, shard=place)
 
 
 @torch.no_grad()

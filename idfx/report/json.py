@@ -63,7 +63,7 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
             "seed": made.seed,
             "options": dict(made.options),
             "plan_sha256": digest(made),
-            "parameters": {"written": len(made.decisions), "kept": len(made.kept)},
+            "parameters": {"written": len(made.decisions), "kept": len(made.kept), "loaded": len(made.loaded)},
             "notes": list(made.notes),
             "unknown": _plain(report.structure.unknown),
             "certificate": certificate(report.certificate),

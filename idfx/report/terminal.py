@@ -13,7 +13,7 @@ from rich.table import Table
 
 from idfx.explain import Explanation
 from idfx.export import SavedFile
-from idfx.records import Certificate, Decision, Join, Plan, Report, Structure
+from idfx.records import Certificate, Decision, Growth, Join, Plan, Report, Structure
 
 
 def _text(*parts: Any) -> str:
@@ -76,6 +76,8 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
         ("scheme", _scheme(made)),
         ("written", f"{_count(len(made.decisions), 'tensor')}{written}"),
     ]
+    for source, count in Counter(made.loaded.values()).most_common():
+        rows.append(("loaded", f"{_count(count, 'tensor')} from {source}"))
     for reason, count in Counter(made.kept.values()).most_common():
         rows.append(("kept", f"{_count(count, 'tensor')}: {reason}"))
     if made.scalars:
@@ -113,11 +115,30 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
         names = ", ".join(unseen[:3]) + (" ..." if len(unseen) > 3 else "")
         why = "their shortcut exists only inside an operator"
         rows.append(("unseen", f"{_count(len(unseen), 'join')} cannot be compared, {why}: {names}"))
+    if found.growth is not None:
+        rows.append(("growth", _growth(found.growth)))
     if found.passed:
         told = "different outputs" if found.distinct else _SAME_OUTPUT
         rows.append(("signal", f"finite; two different inputs give {told}"))
     rows += [("failed", failure) for failure in found.failures]
     return rows
+
+
+def _growth(found: Growth) -> str:
+    """Say how a model relates to the one whose checkpoint was loaded into it."""
+    start = "starts as its" if len(found.blocks) == 1 else "start as their"
+    added = f"{_count(len(found.blocks), 'added block')} {start} shortcut"
+    if found.fresh:
+        names = ", ".join(found.fresh[:3]) + (f" and {len(found.fresh) - 3} more" if len(found.fresh) > 3 else "")
+        lead = f"{added}, but" if found.blocks else "no block was added, and"
+        which = "lie outside of added blocks and did not come from it"
+        return f"{lead} the outputs are not those of the loaded model: {names} {which}"
+    if found.difference is None:
+        return f"{added}; the outputs could not be compared, the run takes another path without them"
+    lead = f"{added}, and " if found.blocks else "everything was loaded: "
+    if not found.difference:
+        return f"{lead}the outputs are exactly those of the loaded model"
+    return f"{lead}the outputs differ from those of the loaded model by {found.difference:.2g} of the largest"
 
 
 def structure(found: Structure, spec: str) -> str:
@@ -184,10 +205,11 @@ def plan(made: Plan, spec: str) -> str:
     rows = []
     for name, shape in made.shapes.items():
         decision = made.decisions.get(name)
-        what = _fill(decision) if decision else "keep"
-        reason = decision.reason if decision else made.kept[name]
+        what = _fill(decision) if decision else "load" if name in made.loaded else "keep"
+        reason = decision.reason if decision else made.kept.get(name) or f"from {made.loaded[name]}"
         rows.append((name, str(list(shape)), what, reason))
-    head = f"{spec}: {_scheme(made)}; {len(made.decisions)} written, {len(made.kept)} kept"
+    loaded = f", {len(made.loaded)} loaded" if made.loaded else ""
+    head = f"{spec}: {_scheme(made)}; {len(made.decisions)} written, {len(made.kept)} kept{loaded}"
     return _text(head, "", _table(("parameter", "shape", "fill", "because"), rows))
 
 

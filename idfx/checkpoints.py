@@ -1,0 +1,274 @@
+"""Checkpoint × plan → plan: what fits is loaded, and only the rest is initialised. Nothing is ever unpickled.
+
+The parameters of a checkpoint are found by name; a name that has another shape counts as missing.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idfx.errors import PlanError, UsageError
+from idfx.records import Plan, Structure
+from idfx.registry import did_you_mean
+from idfx.running import unwrap
+
+_NESTED = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "model_ema", "params")
+_WRAPPERS = ("module.", "_orig_mod.")
+_CONVERT = "Where you trust it, load it yourself and save its state dict: torch.save(model.state_dict(), 'plain.pt')."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file by name, and what to call it."""
+
+    name: str
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def lookup(self, names: Collection[str], shape: tuple[int, ...]) -> Tensor | None:
+        """Return the tensor that has one of some names and a shape, None if there is none."""
+        own = (self.tensors.get(name) for name in names)
+        return next((tensor for tensor in own if tensor is not None and tuple(tensor.shape) == shape), None)
+
+
+def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Checkpoint:
+    """Return the tensors of a checkpoint; a pickle is read with weights_only, and refused if that does not do.
+
+    A state dict may stand under a usual word (state_dict, model, ...); the prefixes of DataParallel and torch.compile
+    are taken off.
+
+    Args:
+        source: a .safetensors file, a file that torch.save wrote, or a state dict.
+
+    Raises:
+        UsageError: no such file, another format, Python objects in it, or not one state dict.
+
+    Example:
+        >>> read_checkpoint({"module.weight": torch.ones(2)}).tensors
+        {'weight': tensor([1., 1.])}
+    """
+    if isinstance(source, Mapping):
+        return Checkpoint("the state dict", _state("the state dict", source))
+    path = Path(source)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {found}; expected a checkpoint, .safetensors or of torch.save. Give its path.")
+    return Checkpoint(path.name, _state(str(path), _safetensors(path) if _is_safetensors(path) else _torch(path)))
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UsageError(f"{path}: {error}; expected a safetensors file. Is it complete?") from error
+
+
+def _torch(path: Path) -> Any:
+    def load(mapped: bool) -> Any:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+    try:
+        try:
+            return load(True)
+        except RuntimeError as error:  # the form of before torch 1.6 cannot be mapped
+            if "mmap" not in str(error):
+                raise
+            return load(False)
+    except pickle.UnpicklingError as error:
+        objects = (
+            "it holds more than tensors" if "GLOBAL" in str(error) or "Unsupported" in str(error) else "no tensors"
+        )
+        raise UsageError(
+            f"{path}: {objects} ({_first(error)}); expected a plain state dict, and nothing else is unpickled. "
+            f"{_CONVERT}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{path}: {_first(error)}; expected a file of torch.save or .safetensors. Is it complete?"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    """What an error says, in one sentence."""
+    text = " ".join(str(error).split())
+    unsafe = text.partition("WeightsUnpickler error:")[2].strip() or text
+    return re.split(r"\. | Check the documentation| was not an allowed", unsafe)[0].rstrip(".") or type(error).__name__
+
+
+def _state(subject: str, document: Any) -> dict[str, Tensor]:
+    """The state dict in what a file holds."""
+    if not isinstance(document, Mapping):
+        raise UsageError(f"{subject}: it holds a {type(document).__name__}; expected a state dict. {_CONVERT}")
+    found = _tensors(document)
+    if not found:
+        nested = {key: own for key in _NESTED if (own := _tensors(document.get(key)))}
+        if len(nested) != 1:
+            what = f"{len(nested)} state dicts ({', '.join(nested)})" if nested else "no tensors by name"
+            raise UsageError(f"{subject}: {what}; expected one state dict. Save the one that you mean on its own.")
+        (found,) = nested.values()
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+def _tensors(value: Any) -> dict[str, Tensor]:
+    """The tensors of a mapping by name; what is no tensor beside them (extra state) is left out."""
+    items = value.items() if isinstance(value, Mapping) else ()
+    return {name: tensor for name, tensor in items if isinstance(name, str) and isinstance(tensor, Tensor)}
+
+
+def resume(
+    plan: Plan,
+    structure: Structure,
+    checkpoint: Checkpoint,
+    state: Mapping[str, tuple[int, ...]],
+    again: bool = False,
+) -> tuple[Plan, Checkpoint]:
+    """Return the plan that loads what fits, and the checkpoint under the model's names.
+
+    A parameter fits if the checkpoint has a tensor of its name and shape; it is loaded even where it is frozen. A
+    learned scalar is not put on what is loaded.
+
+    Args:
+        plan: made for this structure.
+        structure: of the model.
+        checkpoint: read from a file.
+        state: the shapes of the model's state dict by name, buffers included.
+        again: the plan says itself what it loads; it stays as it is.
+
+    Raises:
+        UsageError: nothing fits, or the plan loads nothing.
+    """
+    checkpoint, renamed = _named_alike(checkpoint, state)
+    if again and not plan.loaded:
+        raise UsageError(
+            f"{checkpoint.name}: the plan for {plan.model} loads nothing from a checkpoint; expected one that does. "
+            "Make it with `idfx plan --from`, or leave one of the two out."
+        )
+    if again:
+        return plan, checkpoint
+    loaded = {
+        name: checkpoint.name
+        for name, info in structure.parameters.items()
+        if checkpoint.lookup((name, *info.aliases), info.shape) is not None
+    }
+    if not loaded:
+        names = ", ".join(list(checkpoint.tensors)[:3])
+        near = did_you_mean(next(iter(structure.parameters), ""), checkpoint.tensors)
+        raise UsageError(
+            f"{checkpoint.name}: none of its {len(checkpoint.tensors)} tensors ({names}, ...) has the name and shape "
+            f"of a parameter of {structure.model}; expected a checkpoint of this model or of a part of it.{near} "
+            "Rename its entries."
+        )
+    return replace(
+        plan,
+        decisions={name: decision for name, decision in plan.decisions.items() if name not in loaded},
+        kept={name: reason for name, reason in plan.kept.items() if name not in loaded},
+        loaded=loaded,
+        notes=(*plan.notes, *renamed, *_mismatches(checkpoint, state)),
+        scalars=tuple(s for s in plan.scalars if loaded.keys().isdisjoint(end.parameter for end in s.on)),
+    ), checkpoint
+
+
+def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Checkpoint, list[str]]:
+    """Take the first part off all names, that of a model inside another, where only then they are the model's."""
+    own = checkpoint.tensors
+    if not state.keys().isdisjoint(own):
+        return checkpoint, []
+    prefixes = {name.partition(".")[0] for name in own}
+    inner = {name.partition(".")[2]: tensor for name, tensor in own.items()}
+    if len(prefixes) != 1 or state.keys().isdisjoint(inner):
+        return checkpoint, []
+    note = f"{checkpoint.name}: its names are read without their first part, {prefixes.pop()!r}"
+    return Checkpoint(checkpoint.name, inner), [note]
+
+
+def _mismatches(checkpoint: Checkpoint, state: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What of a checkpoint is not loaded, in words."""
+    notes = []
+    for name, shape in state.items():
+        tensor = checkpoint.tensors.get(name)
+        if tensor is not None and tuple(tensor.shape) != shape:
+            there = list(tensor.shape)
+            notes.append(f"{checkpoint.name}: {name} is {list(shape)} in the model and {there} there: not loaded")
+    if unused := [name for name in checkpoint.tensors if name not in state]:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        notes.append(
+            f"{checkpoint.name}: {len(unused)} of its tensors have no place in the model: {', '.join(unused[:3])}{more}"
+        )
+    return notes
+
+
+def fitting(model: nn.Module, checkpoint: Checkpoint | None, loaded: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint for what a plan loads.
+
+    Args:
+        model: any module; wrappers are looked through.
+        checkpoint: under the model's names.
+        loaded: parameters of the model, each with the name of the checkpoint that it comes from.
+
+    Raises:
+        PlanError: there is no checkpoint, or it has not what the plan loads.
+    """
+    names: dict[int, list[str]] = {}
+    parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), []).append(name)
+    found = {}
+    for name, source in loaded.items():
+        if checkpoint is None:
+            raise PlanError(
+                f"{name}: the plan loads it from {source}; expected that checkpoint. Give it (--from, checkpoint=)."
+            )
+        shape = tuple(parameters[name].shape)
+        tensor = checkpoint.lookup((name, *names[id(parameters[name])]), shape)
+        if tensor is None:
+            raise PlanError(
+                f"{name}: {checkpoint.name} has no tensor of shape {list(shape)} for it; expected what the plan loads. "
+                "Make the plan anew with this checkpoint."
+            )
+        found[name] = tensor
+    return found
+
+
+def load_(model: nn.Module, checkpoint: Checkpoint, loaded: Mapping[str, str]) -> None:
+    """Copy parameters, and every buffer that the checkpoint has in the same shape, into a model.
+
+    Args:
+        model, checkpoint, loaded: as in `fitting`, which says what is raised.
+    """
+    parameters = dict(unwrap(model).named_parameters())
+    with torch.no_grad():
+        for name, tensor in fitting(model, checkpoint, loaded).items():
+            parameters[name].copy_(tensor)
+        for name, buffer in unwrap(model).named_buffers():
+            own = checkpoint.lookup((name,), tuple(buffer.shape))
+            if own is not None:
+                buffer.copy_(own)
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's state dict by name.
+
+    Example:
+        >>> shapes(nn.Linear(2, 1))
+        {'weight': (1, 2), 'bias': (1,)}
+    """
+    state = unwrap(model).state_dict(keep_vars=True)
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}

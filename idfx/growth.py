@@ -1,0 +1,104 @@
+"""Loaded weights × structure → what was added: does the model still compute what the checkpoint's model did?
+
+With every added block left out, what remains is the model of the checkpoint, if all that remains was loaded. So the
+two are run and their outputs compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import nn
+
+from idfx.certification import run_once, shortcut_of
+from idfx.ops.term import operator_name
+from idfx.records import Growth, Join, Structure
+from idfx.running import unwrap
+from idfx.scalars import source_of
+
+
+class _OtherCallError(Exception):
+    """The run makes another call than the captured one."""
+
+
+class _Without:
+    """Runs a model without the branches of some joins: each gives its shortcut."""
+
+    def __init__(self, joins: Mapping[int, Join], expected: Mapping[int, str]) -> None:
+        self._joins, self._expected, self._calls = joins, expected, 0
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        step, self._calls = self._calls, self._calls + 1
+        join = self._joins.get(step)
+        if join is None:
+            return func(*args, **kwargs)
+        if operator_name(func) != self._expected[step]:
+            raise _OtherCallError
+        shortcut = shortcut_of(join, func, args, kwargs)
+        return func(*args, **kwargs).copy_(shortcut)
+
+
+def growth(model: nn.Module, structure: Structure, closed: Collection[str], loaded: Collection[str]) -> Growth:
+    """Return how a model relates to the one whose checkpoint was loaded into it.
+
+    Args:
+        model: initialised, on any device.
+        structure: of this model.
+        closed: the joins that start as their shortcut because their ends were initialised, not loaded.
+        loaded: parameters and buffers that come from the checkpoint, under any of their names.
+    """
+    model = unwrap(model)
+    joins = {join.step: join for join in structure.joins if join.name in closed and join.operand >= 0}
+    blocks = tuple(join.name for join in joins.values())
+    state = {*model.state_dict(), *(name for name, _ in model.named_parameters(remove_duplicate=False))}
+    used = (name for name in _outside(structure, joins) if name in state)  # what no file holds follows from the code
+    fresh = tuple(dict.fromkeys(source_of(name) for name in used if source_of(name) not in loaded))
+    if fresh:
+        return Growth(blocks, fresh, None)
+    capture = structure.capture
+    calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
+    names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
+    whole = run_once(model, capture.example, lambda func, args, kwargs: func(*args, **kwargs), capture.grad)
+    try:
+        before = run_once(model, capture.example, _Without(joins, names).on_call, capture.grad)
+    except _OtherCallError:
+        return Growth(blocks, fresh, None)
+    return Growth(blocks, fresh, _difference(whole, before))
+
+
+def _difference(whole: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float:
+    """max|output − output before| / max|output before| over all outputs, the largest; 0 if they are the same."""
+    largest = 0.0
+    for now, then in zip(whole, before, strict=True):
+        if now.numel() and not torch.equal(now, then):
+            size = float(then.abs().max())
+            largest = max(largest, float((now - then).abs().max()) / size if size else float("inf"))
+    return largest
+
+
+def _outside(structure: Structure, joins: Mapping[int, Join]) -> list[str]:
+    """The parameters and buffers that reach the outputs although the branches of some joins are left out."""
+    capture = structure.capture
+    stack: list[torch.fx.Node] = [capture.graph.output_node()]
+    seen: set[torch.fx.Node] = set()
+    found: dict[str, None] = {}
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "get_attr" and node.name not in capture.constants:
+            found.setdefault(capture.parameters.get(node.name, str(node.target)))
+        join = joins.get(capture.steps.get(node.name, -1)) if node.op == "call_function" else None
+        kept = _shortcut(node, join) if join is not None else node.all_input_nodes
+        stack.extend(kept)
+    return sorted(found)
+
+
+def _shortcut(node: torch.fx.Node, join: Join) -> list[torch.fx.Node]:
+    """What the shortcut of a join is made of; a sum over values side by side is followed as a whole."""
+    operand = node.args[join.operand] if join.operand < len(node.args) else None
+    return [operand] if isinstance(operand, torch.fx.Node) else list(node.all_input_nodes)

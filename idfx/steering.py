@@ -1,0 +1,218 @@
+"""Plan × a person's word → plan: what is written, kept or filled otherwise than the scheme decides."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from idfx.errors import PlanError, UsageError
+from idfx.patterns import matching
+from idfx.records import Decision, ParameterInfo, Plan, Role, Structure, untouchable
+from idfx.registry import did_you_mean
+from idfx.words import parse_call, read_value
+
+_WORDS = ("only", "keep", "set", "roles")
+Word = str | float | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What a person says of a plan, by patterns of parameters (`idfx.patterns`).
+
+    `only`: nothing else is written. `keep`: these are left as they are. `set`: what these get instead, the last word
+    that fits: "keep", a fill as in "idiz(eps=1e-4)", a number, or a fill and its arguments as a mapping.
+    """
+
+    only: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    set: Mapping[str, Word] = field(default_factory=dict)
+
+
+def read_steering(
+    sets: Iterable[str] = (), only: Iterable[str] = (), keep: Iterable[str] = ()
+) -> tuple[Steering, dict[str, str]]:
+    """Return what the words of a command line say of a plan, and the roles that its files give.
+
+    Args:
+        sets: PATTERN=FILL(KEY=VALUE, ...), PATTERN=NUMBER, PATTERN=keep, or a .toml file.
+        only, keep: patterns.
+
+    Raises:
+        UsageError: a word or a file that cannot be read.
+
+    Example:
+        >>> read_steering(["head.*=keep", "fc.weight=idiz(eps=1e-4)"])[0].set
+        {'head.*': 'keep', 'fc.weight': 'idiz(eps=1e-4)'}
+    """
+    words: dict[str, Word] = {}
+    roles: dict[str, str] = {}
+    only, keep = list(only), list(keep)
+    for text in sets:
+        pattern, equals, value = text.partition("=")
+        if equals and pattern.strip() and value.strip():
+            words[pattern.strip()] = value.strip()
+        elif text.endswith(".toml"):
+            found = _read_file(text)
+            words |= found["set"]
+            roles |= found["roles"]
+            only += found["only"]
+            keep += found["keep"]
+        else:
+            raise UsageError(
+                f"--set {text!r}: expected PATTERN=FILL(KEY=VALUE, ...), PATTERN=keep or a .toml file. "
+                "Write 'head.weight=idiz(eps=1e-4)', say."
+            )
+    return Steering(tuple(only), tuple(keep), words), roles
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    """Read the words of a .toml file."""
+    try:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{path}: {reason}; expected a TOML file. Give it a table [set].") from error
+    forms: dict[str, type] = {"only": list, "keep": list, "set": dict, "roles": dict}
+    for name, value in document.items():
+        if name not in forms:
+            near = did_you_mean(name, _WORDS)
+            raise UsageError(f"{path}: unknown word {name!r}; expected {', '.join(_WORDS)}.{near}")
+        entries = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+        texts = name == "set" or all(isinstance(entry, str) for entry in entries)
+        if not isinstance(value, forms[name]) or not texts:
+            form = "a list of patterns" if forms[name] is list else "a table of patterns"
+            raise UsageError(f"{path}: {name} is {value!r}; expected {form}. Correct it.")
+    return {name: document.get(name, form()) for name, form in forms.items()}
+
+
+def steer(plan: Plan, structure: Structure, steering: Steering) -> Plan:
+    """Return the plan as a person wants it: `only` and `keep` first, then `set`, which has the last word.
+
+    The layout of a matrix and the order of a kernel are those that idfx has read and planned, where a fill takes them
+    and the word does not give them.
+
+    Args:
+        plan: made for this structure.
+        structure: of the model.
+        steering: the person's words.
+
+    Raises:
+        UsageError: a pattern that means nothing, an unknown fill, or a parameter that is never written.
+        PlanError: a fill that the parameter, or arguments that the fill, does not take.
+
+    Example:
+        >>> import torch, idfx
+        >>> structure = idfx.analyze(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+        >>> made = steer(idfx.plan(structure), structure, Steering(keep=("bias",), set={"weight": "idi(tau=2)"}))
+        >>> made.kept, made.decisions["weight"].arguments
+        ({'bias': 'by your word: keep bias'}, {'tau': 2})
+    """
+    decisions, kept, loaded = dict(plan.decisions), dict(plan.kept), dict(plan.loaded)
+    held = _held(structure, steering)
+    for name, reason in held.items():
+        if decisions.pop(name, None) is not None:
+            kept[name] = reason
+    for pattern, word in steering.set.items():
+        names = matching(pattern, structure.parameters, "set")
+        barred = [name for name in names if untouchable(structure.parameters[name])]
+        if len(barred) == len(names) and word != "keep":
+            raise UsageError(
+                f"set {pattern}: {barred[0]} is never written, {untouchable(structure.parameters[barred[0]])}; "
+                "expected a parameter that can be. Leave it out."
+            )
+        for name in names:
+            if name in barred:
+                continue
+            found = _decision(structure.parameters[name], structure.roles[name], plan, pattern, word)
+            for place in (decisions, kept, loaded):
+                place.pop(name, None)
+            if found is None:
+                kept[name] = held[name] = f"by your word: {pattern} = keep"
+            else:
+                held.pop(name, None)
+                decisions[name] = found
+    from idfx.planning import notes
+
+    own = notes(structure, plan.decisions)
+    return replace(
+        plan,
+        decisions={name: decisions[name] for name in plan.shapes if name in decisions},
+        kept={name: kept[name] for name in plan.shapes if name in kept},
+        loaded={name: loaded[name] for name in plan.shapes if name in loaded},
+        notes=(*notes(structure, decisions), *(note for note in plan.notes if note not in own)),
+        scalars=tuple(s for s in plan.scalars if held.keys().isdisjoint(end.parameter for end in s.on)),
+    )
+
+
+def _held(structure: Structure, steering: Steering) -> dict[str, str]:
+    """What is not to be written, and by which word."""
+    held: dict[str, str] = {}
+    if steering.only:
+        named = {name for pattern in steering.only for name in matching(pattern, structure.parameters, "only")}
+        reason = f"by your word: only {', '.join(steering.only)}"
+        held = {name: reason for name in structure.parameters if name not in named}
+    for pattern in steering.keep:
+        for name in matching(pattern, structure.parameters, "keep"):
+            held.setdefault(name, f"by your word: keep {pattern}")
+    return held
+
+
+def _decision(info: ParameterInfo, role: Role, plan: Plan, pattern: str, word: Word) -> Decision | None:
+    """What a word says of one parameter; None to keep it."""
+    subject = f"set {pattern}"
+    fill, arguments = _read_word(subject, word)
+    if fill == "keep" and not arguments:
+        return None
+    from idfx.fills import check_fill, fills
+    from idfx.schemes.scheme import layout_fields
+
+    known = inspect.signature(fills.find(fill)).parameters
+    layout = layout_fields(role.layout)
+    if "layout" in known and len(info.shape) < 2:
+        raise PlanError(
+            f"{subject}: {info.name} has the shape {list(info.shape)}; fill {fill!r} expects a weight, two axes or more. "
+            "Name the weights alone, as in 'head.weight', or give this one a number."
+        )
+    if "layout" in known and "layout" not in arguments and layout:
+        arguments["layout"] = layout
+    before = plan.decisions.get(info.name)
+    if "order" in known and "order" not in arguments and before is not None and "order" in before.arguments:
+        arguments["order"] = before.arguments["order"]
+    made = Decision(info.name, fill, arguments, f"by your word: {pattern} = {_written(word)}", role.evidence)
+    try:
+        check_fill(made, info.shape, info.dtype, plan.seed)
+    except PlanError as error:
+        raise PlanError(f"{subject}: {error}") from error
+    return made
+
+
+def _read_word(subject: str, word: Word) -> tuple[str, dict[str, Any]]:
+    """Read a fill and its arguments."""
+    if isinstance(word, str):
+        number = read_value(word)
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            word = float(number)
+        else:
+            return parse_call(word, subject)
+    if isinstance(word, Mapping):
+        arguments = dict(word)
+        fill = arguments.pop("fill", None)
+        if not isinstance(fill, str):
+            raise UsageError(f"{subject}: {dict(word)}; expected a fill. Write fill = 'idiz' and its arguments.")
+        return fill, arguments
+    if isinstance(word, bool) or not isinstance(word, (int, float)) or not math.isfinite(word):
+        raise UsageError(f"{subject}: {word!r}; expected a fill, keep or a finite number. Write 'idiz(eps=1e-4)'.")
+    return "constant", {"value": float(word)}
+
+
+def _written(word: Word) -> str:
+    """A word as it would stand on the command line."""
+    if isinstance(word, Mapping):
+        inside = ", ".join(f"{name}={value}" for name, value in word.items() if name != "fill")
+        return f"{word['fill']}({inside})"
+    return str(word)
