@@ -37,10 +37,10 @@ def output_options(function: F) -> F:
     )(function)
 
 
-def model_options(function: F) -> F:
+def _model_options(required: bool) -> Callable[[F], F]:
     """SPEC and what belongs to building a model."""
     return _chain(
-        click.argument("spec"),
+        click.argument("spec", required=required),
         click.option(
             "--model-arg", "model_args", multiple=True, metavar="KEY=VALUE",
             help="Keyword argument for the model; repeatable.",
@@ -63,7 +63,11 @@ def model_options(function: F) -> F:
         click.option("--strict", is_flag=True, help="Fail if an operator is unknown."),
         click.option("--timeout", type=parse_seconds, metavar="SECONDS", help="Stop a model that takes longer."),
         click.option("--max-memory", type=parse_size, metavar="SIZE", help="Allocate no more, e.g. 4GiB (Linux)."),
-    )(function)  # fmt: skip
+    )  # fmt: skip
+
+
+model_options = _model_options(required=True)
+optional_model_options = _model_options(required=False)
 
 
 def scheme_options(function: F) -> F:

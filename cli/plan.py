@@ -19,11 +19,27 @@ from .options import (
 from .session import Progress, build_and_read
 
 
+def _show_schema(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        from idfx.plan_file import SCHEMA
+
+        click.echo(SCHEMA.read_text(encoding="utf-8"), nl=False)
+        ctx.exit()
+
+
 @click.command("plan")
 @model_options
 @scheme_options
 @steering_options
 @click.option("-o", "--output", default=None, metavar="FILE", help="Write the plan as JSON, to be edited.")
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_schema,
+    help="Print the JSON Schema of plans and exit.",
+)
 @output_options
 def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show what would be written into each parameter and why; no weight is touched.

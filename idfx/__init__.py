@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from idfx.apply import apply_
     from idfx.building import load
     from idfx.certification import certify
+    from idfx.checkpoints import read_checkpoint
+    from idfx.difference import diff
     from idfx.errors import IdfxError
     from idfx.export import save
     from idfx.ops.term import operator
@@ -30,12 +32,14 @@ _HOMES = {
     "analyze": "idfx.api",
     "apply_": "idfx.apply",
     "certify": "idfx.certification",
+    "diff": "idfx.difference",
     "fold_": "idfx.scalars",
     "init_": "idfx.api",
     "load": "idfx.building",
     "masks": "idfx.api",
     "operator": "idfx.ops.term",
     "plan": "idfx.api",
+    "read_checkpoint": "idfx.checkpoints",
     "read_plan": "idfx.api",
     "save": "idfx.export",
 }
@@ -50,12 +54,14 @@ __all__ = [
     "analyze",
     "apply_",
     "certify",
+    "diff",
     "fold_",
     "init_",
     "load",
     "masks",
     "operator",
     "plan",
+    "read_checkpoint",
     "read_plan",
     "save",
 ]

@@ -29,13 +29,13 @@ def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> 
 
     A fill with an argument `eps` says so of an end, and so does a constant 0, or a scale of at most `LARGEST`. An end
     that is kept or filled otherwise claims nothing, and neither does a block with such an end, unless it is closed
-    nearer to its join: by a norm scale at 0, say. What is added behind an end has to be 0 too: a bias that the plan
-    does not write may be anything else, as the model shows.
+    nearer to its join: by a norm scale at 0, say. Neither does a block with a bias behind its end that was loaded and
+    is not 0.
 
     Args:
         structure: of the model.
         plan: for it.
-        model: to which it was applied; without one, what the plan does not write counts as 0 behind an end.
+        model: to which it was applied, for what was loaded.
 
     Example:
         >>> import torch, idfx
@@ -64,17 +64,12 @@ def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> 
 
 
 def _added(structure: Structure, plan: Plan, model: nn.Module | None) -> set[str]:
-    """The parameters that are not 0 because the plan says otherwise, or says nothing and the model shows it."""
+    """What was loaded and is added behind an end, and is not 0."""
     values = dict(model.named_parameters()) if model is not None else {}
-
-    def is_zero(name: str) -> bool:
-        decision = plan.decisions.get(name)
-        if decision is not None:
-            return decision.fill == "constant" and not decision.arguments.get("value")
-        return name not in values or values[name].is_meta or not bool(values[name].detach().any())
-
-    behind = {name for join in structure.joins for name in join.silenced if source_of(name) == name}
-    return {name for name in behind if not is_zero(_canonical(structure)[name])}
+    canonical = _canonical(structure)
+    behind = {name for join in structure.joins for name in join.silenced}
+    loaded = {name: values[canonical[name]] for name in behind if canonical[name] in plan.loaded and values}
+    return {name for name, value in loaded.items() if bool(value.detach().any())}
 
 
 def _open(

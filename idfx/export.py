@@ -130,7 +130,7 @@ def _json(value: Any) -> str:
     def plain(value: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            return {name: held for name, held in fields.items() if name not in ("roles", "scalars") or held}
+            return {name: held for name, held in fields.items() if name not in ("roles", "scalars", "loaded") or held}
         return dict(value)  # any mapping
 
     return json.dumps(value, default=plain, sort_keys=True, separators=(",", ":"))

@@ -113,7 +113,7 @@ def _document(text: str, subject: str) -> dict[str, Any]:
         if not math.isfinite(number):
             where = f"{subject}: {path}" if path else subject
             raise PlanError(
-                f"{where} is {number}, not a number that a weight can have; expected a finite one. Edit it."
+                f"{where} is {number}, which no weight can hold; expected a finite number. Correct it."
             )
     if not isinstance(document, dict) or document.get("idfx_plan") != FORMAT:
         version = document.get("idfx_plan") if isinstance(document, dict) else None

@@ -112,6 +112,13 @@ def steer(plan: Plan, structure: Structure, steering: Steering) -> Plan:
         >>> made.kept, made.decisions["weight"].arguments
         ({'bias': 'by your word: keep bias'}, {'tau': 2})
     """
+    if steering == Steering():
+        return plan
+    if plan.shapes.keys() != structure.parameters.keys():
+        raise PlanError(
+            f"plan for {plan.model}: made for another model than {structure.model}; expected its parameters. "
+            "Make a plan for this one with `idfx plan`."
+        )
     decisions, kept, loaded = dict(plan.decisions), dict(plan.kept), dict(plan.loaded)
     held = _held(structure, steering)
     for name, reason in held.items():
@@ -175,7 +182,7 @@ def _decision(info: ParameterInfo, role: Role, plan: Plan, pattern: str, word: W
     layout = layout_fields(role.layout)
     if "layout" in known and len(info.shape) < 2:
         raise PlanError(
-            f"{subject}: {info.name} has the shape {list(info.shape)}; fill {fill!r} expects a weight, two axes or more. "
+            f"{subject}: {info.name} has the shape {list(info.shape)}; fill {fill!r} expects two axes or more. "
             "Name the weights alone, as in 'head.weight', or give this one a number."
         )
     if "layout" in known and "layout" not in arguments and layout:

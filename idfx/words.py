@@ -14,7 +14,7 @@ def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
     """Return the name and the arguments of `name` or `name(key=value, ...)`.
 
     Args:
-        text: what was written; values are Python literals, true, false and none, or plain words.
+        text: what was written; values are Python literals, true and false, or plain words, "none" among them.
         subject: what to call it in errors.
 
     Raises:
@@ -41,7 +41,7 @@ def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not key.isidentifier() or not value or key in values:
             raise UsageError(f"{subject} {text!r}: {pair.strip()!r}; expected KEY=VALUE, each key once. Correct it.")
-        values[key] = read_value(value)
+        values[key] = value if value == "none" else read_value(value)
     return found[1], values
 
 
@@ -58,3 +58,13 @@ def read_value(text: str) -> object:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def is_file_name(text: str) -> bool:
+    """Return whether a word names a plan or a checkpoint, by its suffix.
+
+    Example:
+        >>> is_file_name("plan.json"), is_file_name("idinit(eps=1e-4)")
+        (True, False)
+    """
+    return text.endswith((".json", ".pt", ".pth", ".bin", ".ckpt", ".safetensors"))

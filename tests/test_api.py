@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import math
 import random
 import sys
 import warnings
@@ -960,7 +961,7 @@ def test_init_takes_a_plan():
     other = BatchNormNet()
     report = idfx.init_(other, (_image(),), plan=plan)
     idfx.apply_(model, plan)
-    assert report.plan is plan
+    assert report.plan == plan
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
@@ -972,7 +973,26 @@ def _edit(change: Any) -> str:
 
 MALFORMED = {
     "no JSON": (lambda: "{", r"plan: Expecting .*expected JSON"),
-    "NaN": (lambda: '{"idfx_plan": NaN}', r"NaN is not a number that a weight can have"),
+    "NaN": (lambda: '{"idfx_plan": NaN}', r"plan: idfx_plan is nan, which no weight can hold"),
+    "NaN in an entry": (
+        lambda: _edit(lambda d: d["parameters"]["conv2.weight"]["arguments"].update(eps=math.nan)),
+        r"plan: parameters → conv2.weight → arguments → eps is nan",
+    ),
+    "too large a number": (
+        lambda: _edit(lambda d: d["parameters"]["head.bias"]["arguments"].update(value=12345)).replace(
+            "12345", "1e999"
+        ),
+        r"parameters → head.bias → arguments → value is inf",
+    ),
+    "twice": (lambda: _edit(lambda d: None)[:-1] + ', "seed": 1}', r"the entry 'seed' stands there twice"),
+    "sizes": (
+        lambda: _edit(lambda d: d["parameters"]["head.bias"].update(shape=["5"])),
+        r"parameter 'head.bias': shape \['5'\]; expected whole numbers",
+    ),
+    "a misspelt word": (
+        lambda: _edit(lambda d: d["parameters"]["head.bias"].update(argument={})),
+        r"parameter 'head.bias': unknown word 'argument' beside fill. Did you mean arguments",
+    ),
     "no object": (lambda: "[]", r"plan version None; expected 1"),
     "version": (lambda: _edit(lambda d: d.update(idfx_plan=2)), r"plan version 2; expected 1"),
     "no parameters": (lambda: _edit(lambda d: d.pop("parameters")), r"parameters is nothing; expected a dict"),
@@ -982,8 +1002,14 @@ MALFORMED = {
         lambda: _edit(lambda d: d["parameters"]["head.bias"].pop("shape")),
         r"parameter 'head.bias': shape is nothing; expected a list",
     ),
-    "neither": (lambda: _edit(lambda d: d["parameters"]["head.bias"].pop("fill")), r"expected either fill or keep"),
-    "both": (lambda: _edit(lambda d: d["parameters"]["head.bias"].update(keep="")), r"expected either fill or keep"),
+    "neither": (
+        lambda: _edit(lambda d: d["parameters"]["head.bias"].pop("fill")),
+        r"expected one of fill, keep and load",
+    ),
+    "both": (
+        lambda: _edit(lambda d: d["parameters"]["head.bias"].update(keep="")),
+        r"'head.bias': fill, keep; expected one of",
+    ),
     "fill": (lambda: _edit(lambda d: d["parameters"]["head.bias"].update(fill=1)), r"fill is 1; expected a str"),
     "arguments": (
         lambda: _edit(lambda d: d["parameters"]["head.bias"].update(arguments=[1])),

@@ -23,7 +23,7 @@ import idfx
 
 MAIN = "init timm:test_resnet -o weights.safetensors"
 SLOW = "init net.py:slow --input-shape 2,4 -o weights.pt"
-COMMANDS = ("analyze", "explain", "init", "list", "plan")
+COMMANDS = ("analyze", "diff", "explain", "init", "list", "plan")
 
 FILE = '''
 import os
@@ -187,7 +187,7 @@ def test_the_program_has_the_commands_and_options_of_the_issue(run):
     _, out, _ = run("init --help")
     wanted = (
         "-o, --output --scheme --seed --device --dtype --tau --eps --loosen --conv-order --model-arg --input-shape"
-        " --plan --strict --no-certify --keep-going --debug"
+        " --plan --strict --no-certify --keep-going --debug --set --only --keep --from"
     )
     assert [option for option in wanted.split() if option not in out] == []
     assert "--dot" in run("analyze --help")[1]

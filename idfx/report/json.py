@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from idfx._version import __version__
+from idfx.difference import Difference
 from idfx.explain import Explanation
 from idfx.export import SavedFile, digest
 from idfx.records import Certificate, Report, Structure
@@ -70,6 +72,11 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
             "file": {"path": str(saved.path), "bytes": saved.bytes, "tensors": saved.tensors},
         }
     )
+
+
+def differences(found: Sequence[Difference]) -> str:
+    """Return what differs between two sides as JSON."""
+    return _text({"same": all(one.status == "same" for one in found), "parameters": list(found)})
 
 
 def explanation(found: Explanation) -> str:

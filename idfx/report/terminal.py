@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from idfx.difference import Difference
 from idfx.explain import Explanation
 from idfx.export import SavedFile
 from idfx.records import Certificate, Decision, Growth, Join, Plan, Report, Structure
@@ -211,6 +212,24 @@ def plan(made: Plan, spec: str) -> str:
     loaded = f", {len(made.loaded)} loaded" if made.loaded else ""
     head = f"{spec}: {_scheme(made)}; {len(made.decisions)} written, {len(made.kept)} kept{loaded}"
     return _text(head, "", _table(("parameter", "shape", "fill", "because"), rows))
+
+
+def differences(found: Sequence[Difference], left: str, right: str, every: bool = False) -> str:
+    """Return what differs between two sides, one line per parameter."""
+    counts = Counter(one.status for one in found)
+    shown = [one for one in found if every or one.status != "same"]
+    rows = [
+        (one.parameter, one.status, one.left, one.right, "" if one.largest is None else _number(one.largest))
+        for one in shown
+    ]
+    plural = {"differs": "differ"}
+    told = ", ".join(
+        f"{count} {plural.get(status, status) if count > 1 else status}" for status, count in counts.items()
+    )
+    head = f"{left} and {right}: {_count(len(found), 'tensor')}: {told}"
+    columns = ("parameter", "", left, right, "largest difference")
+    width = 5 if any(row[4] for row in rows) else 4
+    return _text(head, *(("", _table(columns[:width], [row[:width] for row in rows])) if rows else ()))
 
 
 def explanation(found: Explanation) -> str:
