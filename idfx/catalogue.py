@@ -10,10 +10,10 @@ def _first_line(item: object) -> str:
 
 
 def catalogue(what: str) -> list[tuple[str, str]]:
-    """Return the names and summaries of the registered schemes, sources or operators.
+    """Return the names and summaries of the registered schemes, fills, sources or operators.
 
     Args:
-        what: "schemes", "sources" or "operators".
+        what: "schemes", "fills", "sources" or "operators".
 
     Example:
         >>> "idinit" in [name for name, _ in catalogue("schemes")]
@@ -23,6 +23,10 @@ def catalogue(what: str) -> list[tuple[str, str]]:
         from idfx.schemes.scheme import SCHEMES
 
         return [(name, SCHEMES[name].summary) for name in SCHEMES]
+    if what == "fills":
+        from idfx.fills import fills
+
+        return [(name, _first_line(fills[name])) for name in fills]
     if what == "sources":
         from idfx.sources import SOURCES
 
