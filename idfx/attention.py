@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from idfx.flow import Flow, divides
+from idfx.paths import ROOT, Paths
 from idfx.views import blank, moved, strides_of
 
 PARTS = ("query", "key", "value", "attention output")
@@ -23,7 +24,7 @@ class Attention:
     """One attention: the weight sites, by term, that make queries, keys and values, and those that read its output.
 
     `where` is the module in whose forward the scores weigh the values; `scores` are the two factors of the scores,
-    query and key, and `weighed` is what they weigh.
+    query and key, `weighed` is what they weigh, and `term` is the product of the two.
     """
 
     where: str
@@ -33,6 +34,7 @@ class Attention:
     output: tuple[int, ...]
     scores: tuple[int, int]
     weighed: int
+    term: int
 
 
 def attentions(flow: Flow) -> Iterator[Attention]:
@@ -58,7 +60,56 @@ def attentions(flow: Flow) -> Iterator[Attention]:
                 output=tuple(_sites_behind(flow, position)),
                 scores=(query, key),
                 weighed=value,
+                term=position,
             )
+
+
+def crossing(flow: Flow, paths: Paths, found: Sequence[Attention]) -> list[bool]:
+    """Return of each attention whether its queries and keys are made of different data.
+
+    They are made of the same data if there is a term through which every way to both runs, and no attention between it
+    and them: pooled keys and latent queries belong to the same data, those of a decoder and of a Perceiver do not.
+
+    Args:
+        flow, paths: what was read from the graph.
+        found: the attentions, in the order of execution.
+    """
+    products = {attention.term for attention in found}
+    return [bool(attention.query and attention.key) and _apart(flow, paths, attention, products) for attention in found]
+
+
+def origins(flow: Flow, sites: Sequence[int]) -> set[int]:
+    """Return the terms that some weight sites read.
+
+    Args:
+        flow: the data flow.
+        sites: by term.
+    """
+    return {source for site in sites for source in flow.sources[site]}
+
+
+def _apart(flow: Flow, paths: Paths, attention: Attention, products: set[int]) -> bool:
+    ends = origins(flow, attention.query), origins(flow, attention.key)
+    if ends[0] == ends[1]:
+        return False
+    common, *others = ends[0] | ends[1]
+    for other in others:
+        while common != other:  # each term stands behind its dominator
+            if common > other:
+                common = paths.dominator[common]
+            else:
+                other = paths.dominator[other]
+    if common == ROOT:
+        return True
+    waiting, seen = list(ends[0] | ends[1]), {common}
+    while waiting:
+        position = waiting.pop()
+        if position in products:
+            return True
+        if position not in seen:
+            seen.add(position)
+            waiting.extend(flow.sources[position])
+    return False
 
 
 def attention_parts(flow: Flow) -> Mapping[int, dict[str, str]]:

@@ -129,22 +129,19 @@ class Network:
     @functools.cached_property
     def _attending(self) -> tuple[list[Attention], list[bool], frozenset[int]]:
         """The attentions, which of them cross from other data, and the terms that lead to the keys of those."""
-        from idfx.attention import attentions
+        from idfx.attention import attentions, crossing, origins
+        from idfx.paths import Paths
 
         flow = self._flow
         found = list(attentions(flow))
-
-        def origins(sites: Iterable[int]) -> set[int]:
-            return {source for site in sites for source in flow.sources[site]}
-
-        crossing = [bool(a.query and a.key) and origins(a.query) != origins(a.key) for a in found]
+        cross = crossing(flow, Paths(flow), found)
         leading: set[int] = set()
-        for attention, cross in zip(found, crossing, strict=True):
-            leading |= origins(attention.key) if cross else set()
+        for attention, apart in zip(found, cross, strict=True):
+            leading |= origins(flow, attention.key) if apart else set()
         for position in range(len(flow.terms) - 1, -1, -1):
             if position in leading:
                 leading.update(flow.sources[position])
-        return found, crossing, frozenset(leading)
+        return found, cross, frozenset(leading)
 
     def encodes(self, parameter: str) -> bool:
         """Return whether a weight stands before the keys of a cross-attention, or there is none at all."""

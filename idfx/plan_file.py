@@ -112,9 +112,7 @@ def _document(text: str, subject: str) -> dict[str, Any]:
     for path, number in _numbers(document):
         if not math.isfinite(number):
             where = f"{subject}: {path}" if path else subject
-            raise PlanError(
-                f"{where} is {number}, which no weight can hold; expected a finite number. Correct it."
-            )
+            raise PlanError(f"{where} is {number}, which no weight can hold; expected a finite number. Correct it.")
     if not isinstance(document, dict) or document.get("idfx_plan") != FORMAT:
         version = document.get("idfx_plan") if isinstance(document, dict) else None
         raise PlanError(f"{subject}: plan version {version!r}; expected {FORMAT}. Make it anew with `idfx plan`.")

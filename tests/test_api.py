@@ -896,6 +896,23 @@ def test_certify_leaves_everything_alone():
     _same(around, _surroundings())
 
 
+def test_an_example_of_zeros_proves_nothing_so_another_one_is_run():
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.fc2(self.fc1(x))
+
+    model = Plain()
+    report = idfx.init_(model, (torch.zeros(2, WIDTH),))
+    assert report.certificate.certified == 1 and report.certificate.checks[0].deviation > 0
+    with torch.no_grad():
+        model.fc2.weight.add_(1.0)
+    assert idfx.certify(model, report.structure).checks[0].status == "deviates"
+
+
 def test_an_open_join_is_neither_certified_nor_a_failure():
     class Open(nn.Module):
         def __init__(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import idfx
+from idfx.network import Network
 
 
 class ByHand(nn.Module):
@@ -114,3 +115,51 @@ def test_cross_attention_takes_key_and_value_from_the_context() -> None:
     assert ["query" in traits["first.weight"], "key" in traits["second.weight"], "value" in traits["third.weight"]] == [
         True
     ] * 3
+
+
+class Attending(nn.Module):
+    """Queries of one value, keys and values of another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(4, 4, bias=False) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        scores = (self.q(x) @ self.k(y).transpose(-1, -2)).softmax(-1)
+        return self.out(scores @ self.v(y))
+
+
+class Streams(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.one, self.two, self.pool = way, Attending(), Attending(), nn.AvgPool1d(2)
+        self.reduce, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        if self.way == "pooled":
+            return x + self.one(x, self.norm(self.reduce(self.pool(x.transpose(1, 2)).transpose(1, 2))))
+        if self.way == "latent":
+            return x + self.one(self.norm(self.reduce(x)), self.norm(x))
+        if self.way == "class":
+            return x[:, :1] + self.one(x[:, :1], x)
+        if self.way == "decoder":
+            x = x + self.one(x, x)
+            return x + self.two(x, memory)
+        latents = self.reduce(x[:, :2]) + self.one(self.reduce(x[:, :2]), x)  # reads the input again, as a Perceiver
+        return latents + self.two(latents, x)
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        ("pooled", [False]),
+        ("latent", [False]),
+        ("class", [False]),
+        ("decoder", [False, True]),
+        ("perceiver", [False, True]),
+    ],
+)
+def test_which_attention_crosses(way, expected):
+    x, memory = torch.randn(2, 6, 4), torch.randn(2, 3, 4)
+    structure = idfx.analyze(Streams(way), (x, memory))
+    assert [attention.cross for attention in Network(structure).attentions] == expected

@@ -16,11 +16,13 @@ from idfx.explain import Explanation
 from idfx.export import SavedFile
 from idfx.records import Certificate, Decision, Growth, Join, Plan, Report, Structure
 
+_WIDEST = 10_000  # of a line; a terminal wraps what is too wide, and a pipe gets all of it
+
 
 def _text(*parts: Any) -> str:
     """Render without colour at a fixed width, so that what is piped is what is shown; tables may be wider."""
     file = io.StringIO()
-    console = Console(file=file, width=240, no_color=True, highlight=False, markup=False, emoji=False)
+    console = Console(file=file, width=_WIDEST, no_color=True, highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
