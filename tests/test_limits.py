@@ -367,7 +367,7 @@ def test_memory_that_runs_out_is_not_blamed_on_the_inputs_and_not_tried_again(er
 def test_memory_that_runs_out_elsewhere_is_one_line(run, monkeypatch):
     import idfx.apply
 
-    def fails(model, plan):
+    def fails(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     monkeypatch.setattr(idfx.apply, "apply_", fails)
