@@ -26,31 +26,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from idfx.effects import effect
 from idfx.errors import UsageError
 from idfx.registry import did_you_mean
 from idfx.tape import Step, Tape, View
 
-# In-place draws: each overwrites its whole tensor without reading it.
-DRAWS = frozenset(
-    f"aten::{name}_"
-    for name in (
-        "normal",
-        "uniform",
-        "random",
-        "exponential",
-        "bernoulli",
-        "cauchy",
-        "log_normal",
-        "geometric",
-    )
-)
-OVERWRITES = frozenset({"aten::zero_", "aten::fill_", "aten::copy_"})
-# Operators that take shape, dtype and device from a tensor, and nothing from its values.
-SHAPE_READERS = frozenset(
-    {f"aten::{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")}
-    | {f"aten::new_{name}" for name in ("empty", "empty_strided", "zeros", "ones", "full")}
-    | {"aten::_unsafe_view"}
-)
 # Initialisations of torch.nn.init that look at what they have drawn: whole functions go on the tape. From
 # torch 2.13 on, trunc_normal_ draws again until every value is inside the bounds.
 COMPOSITES = ("_no_grad_trunc_normal_", "orthogonal_")
@@ -201,7 +181,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._quiet:
             return func(*args, **kwargs)
-        kind = _KINDS.get(func) or _KINDS.setdefault(func, _kind(func))
+        kind = effect(func)
         if kind == "draw" and _deferrable(*args, **kwargs):
             self._put_off(func, args[0], args[1:], kwargs, draws=True)
             return args[0]
@@ -320,30 +300,6 @@ class _Undispatched(TorchFunctionMode):
         if func in UNDISPATCHED and draws._tapes and not draws._quiet:
             draws._read(args[0])
         return func(*args, **(kwargs or {}))
-
-
-_KINDS: dict[Any, str] = {}
-
-
-def _kind(func: Any) -> str:
-    """Sort an operator by its schema: draw, overwrite, change, view (reads no value) or read."""
-    schema = func._schema
-    if schema.name in SHAPE_READERS:
-        return "view"
-    # Under inference_mode composite operators arrive whole, and may copy what their schema says they view.
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-        return "read"
-    aliases = [result.alias_info for result in schema.returns]
-    if aliases and all(alias is not None and not alias.is_write for alias in aliases):
-        return "view"
-    first = schema.arguments[0].alias_info if schema.arguments else None
-    if first is None or not first.is_write or len(aliases) != 1:
-        return "read"
-    if torch.Tag.inplace_view in func.tags:
-        return "read" if schema.name in ("aten::resize_", "aten::resize_as_") else "view"
-    if schema.name in DRAWS:
-        return "draw"
-    return "overwrite" if schema.name in OVERWRITES else "change"
 
 
 def _deferrable(tensor: Any, *args: Any, **kwargs: Any) -> bool:

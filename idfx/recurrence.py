@@ -6,8 +6,7 @@ Both follow from the order of the operator's own arguments, never from names tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.fx
 
@@ -15,10 +14,8 @@ from idfx.flow import Flow
 from idfx.ops.term import operator_name, tensors
 from idfx.records import Layout, Role
 from idfx.traits import Traits, layout_traits
+from idfx.uses import Place, Use
 from idfx.views import follow, read_matrix, strides_of
-
-if TYPE_CHECKING:
-    from idfx.sites import Use
 
 # The rows of a weight, as torch stacks them; a layer without gates has the candidate alone.
 GATES = {
@@ -39,18 +36,6 @@ _BIASES = {
 _READ = {"input": "it is what enters", "initial state": "it is the state that begins"}
 _DOES = _WEIGHTS | _BIASES | _READ
 _GATED = ("input weight", "hidden weight", "input bias", "hidden bias")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What a parameter is in a recurrent layer, and the gates that its rows belong to, equally many each.
-
-    `part` is "input weight", "hidden weight", "input bias", "hidden bias", "projection", "initial state" or "input".
-    """
-
-    part: str
-    gates: tuple[str, ...] = ()
-    where: str = field(default="", compare=False)
 
 
 def read_places(node: torch.fx.Node) -> Mapping[str, tuple[Place, ...]]:

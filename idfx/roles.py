@@ -15,8 +15,9 @@ from idfx.paths import Paths
 from idfx.records import Join, Layout, Role
 from idfx.recurrence import recurrent_role
 from idfx.rows import Ranges, ranges
-from idfx.sites import Sites, Use
+from idfx.sites import Sites
 from idfx.traits import Traits, layout_traits, read_traits, together
+from idfx.uses import Use
 
 # The role of a parameter that is no weight follows from how it is used; the first that applies.
 _PLAIN = {

@@ -9,32 +9,10 @@ from dataclasses import dataclass
 
 from idfx.flow import Flow, divides
 from idfx.ops.term import operator_name
-from idfx.records import Layout, Site
-from idfx.recurrence import Place, read_parameter, read_places
+from idfx.records import Site
+from idfx.recurrence import read_parameter, read_places
+from idfx.uses import Place, Use
 from idfx.views import Matrix, follow, read_matrix
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One way in which a parameter enters the data: `how` it acts, and at which term.
-
-    `how` is "weight", "gain" (a factor inside a weight expression), "table", "recurrent", "bias", "norm scale",
-    "norm shift", "scale", "position" (rows looked up by fixed indices), "offset" (added), "token" (put beside the
-    data), "fixed" (a layer within an expression that no input enters) or "other". `rows` is the range of
-    the outputs of a weight that it takes, None for all; `slices` the axis along which each slice of it is divided by
-    its own norm; `axes` is the number of axes along which what meets the data has more than one entry; `places` are
-    those that it has in a recurrent layer, none where they are not read.
-    """
-
-    parameter: str
-    how: str
-    term: int
-    layout: Layout | None = None
-    activation: str = ""
-    rows: tuple[int, int] | None = None
-    slices: int | None = None
-    axes: int = 0
-    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from idfx.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
 from idfx.records import Capture, End, Join, Structure, untouchable
 from idfx.roles import assign_roles
 from idfx.rows import Exclusive, Ranges
-from idfx.sites import Sites, Use, find_sites
+from idfx.sites import Sites, find_sites
 from idfx.stacks import stacked
+from idfx.uses import Use
 
 
 def _kind(length: int) -> str:
