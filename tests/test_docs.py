@@ -94,3 +94,12 @@ def test_readme_opens_with_the_two_commands_and_lists_every_command() -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert "://" in target or (path.parent / target).exists(), target
+
+
+def test_the_map_of_the_files_is_complete() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    own = [path.name for path in (ROOT / "idfx").glob("*.py")]
+    own += [f"{path.name}/" for path in (ROOT / "idfx").iterdir() if (path / "__init__.py").exists()]
+    assert [name for name in own if f"`{name}`" not in text] == []
+    named = re.findall(r"`(\w+\.py)`", text.partition("Tests mirror")[0])
+    assert [name for name in named if name not in own] == []
