@@ -319,8 +319,8 @@ class Growth:
 
     `blocks` are the joins that the plan closes, those of added blocks. `fresh` are the parameters and buffers outside
     of them that have a say in the outputs and do not come from the checkpoint. Where there are none, the model with
-    every such block left out is the checkpoint's own (as far as the code is the same), and `difference` is max|output − its output| / max|its output|;
-    None where that was not or could not be measured.
+    every such block left out is the checkpoint's own, as far as the code is the same, and `difference` is
+    max|output − its output| / max|its output|; None where that was not or could not be measured.
     """
 
     blocks: tuple[str, ...]
