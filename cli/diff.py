@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("right", metavar="B")
 @optional_model_options
 @click.option("--all", "every", is_flag=True, help="Show what is the same, too.")
-@click.option("--exit-code", is_flag=True, help="Exit with 1 if anything differs.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 if anything differs, or is on one side only.")
 @output_options
 def command(
     left: str, right: str, every: bool, exit_code: bool, as_json: bool, quiet: bool, **options: Any
@@ -55,7 +55,7 @@ def command(
     from idfx.report import terminal
 
     click.echo(json_report.differences(found) if as_json else terminal.differences(found, left, right, every))
-    return int(exit_code and any(one.status != "same" for one in found))
+    return int(exit_code and any(one.status not in ("same", "not compared") for one in found))
 
 
 def _side(text: str, structure: Structure | None, seed: int) -> Side:

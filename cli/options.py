@@ -135,9 +135,9 @@ class Words(NamedTuple):
 
         checkpoint = self.checkpoint
         if checkpoint is not None:
-            from idfx.checkpoints import resume, shapes
+            from idfx.checkpoints import resume, state_of
 
-            plan, checkpoint = resume(plan, structure, checkpoint, shapes(model), again)
+            plan, checkpoint = resume(plan, structure, checkpoint, state_of(model), again)
         return steer(plan, structure, self.steering), checkpoint
 
 

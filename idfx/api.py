@@ -13,9 +13,9 @@ from torch import nn
 from idfx.apply import apply_
 from idfx.capture import capture
 from idfx.certification import certify
-from idfx.checkpoints import Checkpoint, read_checkpoint, resume, shapes
+from idfx.checkpoints import Checkpoint, read_checkpoint, resume, state_of, unplaced
 from idfx.claims import claims
-from idfx.errors import CertificateError, PlanError
+from idfx.errors import CertificateError, PlanError, UsageError
 from idfx.growth import growth
 from idfx.inputs import check as check_inputs
 from idfx.inputs import no_example, takes_nothing
@@ -24,7 +24,7 @@ from idfx.plan_file import from_json
 from idfx.planning import make_plan
 from idfx.records import Certificate, Example, Plan, Report, Structure
 from idfx.running import unwrap
-from idfx.steering import Steering, Word, steer
+from idfx.steering import Word, steer, steering
 from idfx.structure import analyse
 
 
@@ -140,7 +140,7 @@ def plan(
         (['weight'], {'bias': 'by your word: keep bias'})
     """
     made = make_plan(structure, scheme, seed, **options)
-    return steer(made, structure, Steering(tuple(only), tuple(keep), set or {}))
+    return steer(made, structure, steering(only, keep, set))
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -169,7 +169,7 @@ def init_(
     certify: bool = True,
     plan: Plan | None = None,
     roles: Mapping[str, str] | None = None,
-    checkpoint: str | Path | Mapping[str, torch.Tensor] | None = None,
+    checkpoint: str | Path | Mapping[str, torch.Tensor] | Checkpoint | None = None,
     only: Sequence[str] = (),
     keep: Sequence[str] = (),
     set: Mapping[str, Word] | None = None,
@@ -202,12 +202,18 @@ def init_(
         >>> model[2].weight.tolist()
         [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
     """
+    words = steering(only, keep, set)
     source = read_checkpoint(checkpoint) if checkpoint is not None else None
+    if plan is not None and (given := [*options, *(["roles"] if roles else [])]):
+        raise UsageError(
+            f"init_: {given[0]} is given together with a plan; expected one of the two. The plan holds the scheme, its "
+            "options, the seed and the roles: edit it, or leave it out."
+        )
     structure = analyze(model, example_inputs, example_kwargs, plan.roles if plan is not None else roles)
     made = plan if plan is not None else make_plan(structure, scheme, seed, **options)
     if source is not None:
-        made, source = resume(made, structure, source, shapes(model), again=plan is not None)
-    made = steer(made, structure, Steering(tuple(only), tuple(keep), set or {}))
+        made, source = resume(made, structure, source, state_of(model), again=plan is not None)
+    made = steer(made, structure, words)
     apply_(model, made, source)
     if not certify:
         return Report(structure, made, None)
@@ -228,12 +234,13 @@ def prove(model: nn.Module, structure: Structure, plan: Plan, checkpoint: Checkp
     found = certify(model, claimed.structure, eps=claimed.entries)
     if checkpoint is None:
         return found
-    state = shapes(model)
-    fits = {name for name, shape in state.items() if checkpoint.lookup((name,), shape) is not None}
+    state = state_of(model)
+    fits = {name for name, tensor in state.items() if checkpoint.lookup((name,), tensor) is not None}
     written = {*plan.decisions, *plan.kept}
     loaded = {*plan.loaded, *(name for name in fits if name not in written)}
     closed = [check.join for check in found.checks if check.status == "identity"]
-    return dataclasses.replace(found, growth=growth(model, claimed.structure, closed, loaded))
+    grown = growth(model, claimed.structure, closed, loaded, unplaced(checkpoint, state))
+    return dataclasses.replace(found, growth=grown)
 
 
 def masks(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:

@@ -84,6 +84,8 @@ def apply_(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -
     if checkpoint is not None:
         load_(model, checkpoint, plan.loaded)
     refresh_(unwrap(model), plan.decisions)
-    axes = {name: decision.arguments.get("layout", {}).get("out_axis", 0) for name, decision in plan.decisions.items()}
+    axes = {
+        name: (decision.arguments.get("layout") or {}).get("out_axis", 0) for name, decision in plan.decisions.items()
+    }
     add_scalars_(model, plan.scalars, axes)
     return model

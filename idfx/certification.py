@@ -192,7 +192,7 @@ def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, fl
     try:
         first, seen = _observed(model, structure)
     except _OtherPathError:  # values, a cache or the device decided otherwise: read the path that this run takes
-        structure = _read_again(model, structure)
+        structure = read_again(model, structure)
         first, seen = _observed(model, structure)
     again = _second(model, structure)
     verdict = _Verdict(model, structure, seen if again is None else _telling(seen, again[1]), eps)
@@ -236,8 +236,12 @@ def _observed(
     return outputs, observer
 
 
-def _read_again(model: nn.Module, structure: Structure) -> Structure:
-    """Read the structure from a capture on real tensors; it must say the same of every join."""
+def read_again(model: nn.Module, structure: Structure) -> Structure:
+    """Return the structure read from a capture on real tensors; it must say the same of every join.
+
+    Raises:
+        CertificateError: it does not.
+    """
     again = analyse(record(model, structure.capture.example, "real", structure.capture.grad))
 
     def claims(found: Structure) -> list[tuple[str, object, bool]]:

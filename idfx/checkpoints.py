@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from idfx.errors import PlanError, UsageError
 from idfx.records import Plan, Structure
-from idfx.registry import did_you_mean
 from idfx.running import unwrap
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "model_ema", "params")
@@ -33,13 +32,21 @@ class Checkpoint:
     name: str
     tensors: Mapping[str, Tensor] = field(repr=False)
 
-    def lookup(self, names: Collection[str], shape: tuple[int, ...]) -> Tensor | None:
-        """Return the tensor that has one of some names and a shape, None if there is none."""
+    def lookup(self, names: Collection[str], like: Tensor) -> Tensor | None:
+        """Return the tensor that has one of some names and can be copied into another one, None if there is none.
+
+        It has the same shape, and the same dtype unless both are floating.
+        """
         own = (self.tensors.get(name) for name in names)
-        return next((tensor for tensor in own if tensor is not None and tuple(tensor.shape) == shape), None)
+        return next((tensor for tensor in own if tensor is not None and _fits(tensor, like)), None)
 
 
-def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Checkpoint:
+def _fits(tensor: Tensor, like: Tensor) -> bool:
+    same = tensor.dtype == like.dtype or (tensor.is_floating_point() and like.is_floating_point())
+    return same and tensor.shape == like.shape
+
+
+def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
     """Return the tensors of a checkpoint; a pickle is read with weights_only, and refused if that does not do.
 
     A state dict may stand under a usual word (state_dict, model, ...); the prefixes of DataParallel and torch.compile
@@ -55,8 +62,12 @@ def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Ch
         >>> read_checkpoint({"module.weight": torch.ones(2)}).tensors
         {'weight': tensor([1., 1.])}
     """
+    if isinstance(source, Checkpoint):
+        return source
     if isinstance(source, Mapping):
         return Checkpoint("the state dict", _state("the state dict", source))
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(f"checkpoint: a {type(source).__name__}; expected a path or a state dict. Give one of them.")
     path = Path(source)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
@@ -107,6 +118,8 @@ def _first(error: Exception) -> str:
     """What an error says, in one sentence."""
     text = " ".join(str(error).split())
     unsafe = text.partition("WeightsUnpickler error:")[2].strip() or text
+    if isinstance(error, (KeyError, EOFError)):
+        return "it cannot be read"
     return re.split(r"\. | Check the documentation| was not an allowed", unsafe)[0].rstrip(".") or type(error).__name__
 
 
@@ -115,8 +128,8 @@ def _state(subject: str, document: Any) -> dict[str, Tensor]:
     if not isinstance(document, Mapping):
         raise UsageError(f"{subject}: it holds a {type(document).__name__}; expected a state dict. {_CONVERT}")
     found = _tensors(document)
-    if not found:
-        nested = {key: own for key in _NESTED if (own := _tensors(document.get(key)))}
+    nested = {key: own for key in _NESTED if (own := _tensors(document.get(key)))}
+    if (nested and len(found) < max(map(len, nested.values()))) or not found:
         if len(nested) != 1:
             what = f"{len(nested)} state dicts ({', '.join(nested)})" if nested else "no tensors by name"
             raise UsageError(f"{subject}: {what}; expected one state dict. Save the one that you mean on its own.")
@@ -124,6 +137,12 @@ def _state(subject: str, document: Any) -> dict[str, Tensor]:
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    for name, tensor in found.items():
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse or nested"
+            raise UsageError(
+                f"{subject}: {name} is a {kind} tensor; expected plain ones. Save it as such: dense, with values."
+            )
     return found
 
 
@@ -137,7 +156,7 @@ def resume(
     plan: Plan,
     structure: Structure,
     checkpoint: Checkpoint,
-    state: Mapping[str, tuple[int, ...]],
+    state: Mapping[str, Tensor],
     again: bool = False,
 ) -> tuple[Plan, Checkpoint]:
     """Return the plan that loads what fits, and the checkpoint under the model's names.
@@ -149,7 +168,7 @@ def resume(
         plan: made for this structure.
         structure: of the model.
         checkpoint: read from a file.
-        state: the shapes of the model's state dict by name, buffers included.
+        state: the model's state dict, of which shapes and dtypes are looked at.
         again: the plan says itself what it loads; it stays as it is.
 
     Raises:
@@ -162,18 +181,19 @@ def resume(
             "Make it with `idfx plan --from`, or leave one of the two out."
         )
     if again:
-        return plan, checkpoint
+        others = sorted({*plan.loaded.values()} - {checkpoint.name})
+        named = [f"the plan loads from {', '.join(others)}; it is given {checkpoint.name}"] if others else []
+        return replace(plan, notes=(*plan.notes, *named)), checkpoint
     loaded = {
         name: checkpoint.name
         for name, info in structure.parameters.items()
-        if checkpoint.lookup((name, *info.aliases), info.shape) is not None
+        if checkpoint.lookup((name, *info.aliases), state[name]) is not None
     }
     if not loaded:
         names = ", ".join(list(checkpoint.tensors)[:3])
-        near = did_you_mean(next(iter(structure.parameters), ""), checkpoint.tensors)
         raise UsageError(
             f"{checkpoint.name}: none of its {len(checkpoint.tensors)} tensors ({names}, ...) has the name and shape "
-            f"of a parameter of {structure.model}; expected a checkpoint of this model or of a part of it.{near} "
+            f"of a parameter of {structure.model}; expected a checkpoint of this model or of a part of it. "
             "Rename its entries."
         )
     return replace(
@@ -181,7 +201,7 @@ def resume(
         decisions={name: decision for name, decision in plan.decisions.items() if name not in loaded},
         kept={name: reason for name, reason in plan.kept.items() if name not in loaded},
         loaded=loaded,
-        notes=(*plan.notes, *renamed, *_mismatches(checkpoint, state)),
+        notes=(*plan.notes, *renamed, *_mismatches(checkpoint, state), *_unsound(checkpoint, loaded)),
         scalars=tuple(s for s in plan.scalars if loaded.keys().isdisjoint(end.parameter for end in s.on)),
     ), checkpoint
 
@@ -199,20 +219,51 @@ def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Chec
     return Checkpoint(checkpoint.name, inner), [note]
 
 
-def _mismatches(checkpoint: Checkpoint, state: Mapping[str, tuple[int, ...]]) -> list[str]:
+def unplaced(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return what of a checkpoint a model cannot take, each with the reason; {} if it takes all of it.
+
+    Args:
+        checkpoint: under the model's names.
+        state: the model's state dict.
+
+    Example:
+        >>> unplaced(Checkpoint("f", {"weight": torch.ones(3), "x": torch.ones(1)}), {"weight": torch.ones(2)})
+        {'weight': 'is [2] in the model and [3] there', 'x': ''}
+    """
+    found = {}
+    first: dict[int, str] = {}
+    for name, tensor in checkpoint.tensors.items():
+        own = state.get(name)
+        if own is None:
+            found[name] = ""
+        elif tensor.shape != own.shape:
+            found[name] = f"is {list(own.shape)} in the model and {list(tensor.shape)} there"
+        elif not _fits(tensor, own):
+            found[name] = f"is {str(own.dtype)[6:]} in the model and {str(tensor.dtype)[6:]} there"
+        elif not torch.equal(tensor, checkpoint.tensors[first.setdefault(id(own), name)]):
+            found[name] = f"is tied to {first[id(own)]} in the model and has other values there"
+    return found
+
+
+def _mismatches(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> list[str]:
     """What of a checkpoint is not loaded, in words."""
-    notes = []
-    for name, shape in state.items():
-        tensor = checkpoint.tensors.get(name)
-        if tensor is not None and tuple(tensor.shape) != shape:
-            there = list(tensor.shape)
-            notes.append(f"{checkpoint.name}: {name} is {list(shape)} in the model and {there} there: not loaded")
-    if unused := [name for name in checkpoint.tensors if name not in state]:
+    found = unplaced(checkpoint, state)
+    notes = [f"{checkpoint.name}: {name} {reason}: not loaded" for name, reason in found.items() if reason]
+    if unused := [name for name, reason in found.items() if not reason]:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         notes.append(
             f"{checkpoint.name}: {len(unused)} of its tensors have no place in the model: {', '.join(unused[:3])}{more}"
         )
     return notes
+
+
+def _unsound(checkpoint: Checkpoint, loaded: Mapping[str, str]) -> list[str]:
+    """Say of a checkpoint that it holds numbers that are none."""
+    bad = [
+        name for name in loaded if name in checkpoint.tensors and not bool(checkpoint.tensors[name].isfinite().all())
+    ]
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return [f"{checkpoint.name}: {bad[0]}{more} holds NaN or Inf"] if bad else []
 
 
 def fitting(model: nn.Module, checkpoint: Checkpoint | None, loaded: Mapping[str, str]) -> dict[str, Tensor]:
@@ -236,11 +287,12 @@ def fitting(model: nn.Module, checkpoint: Checkpoint | None, loaded: Mapping[str
             raise PlanError(
                 f"{name}: the plan loads it from {source}; expected that checkpoint. Give it (--from, checkpoint=)."
             )
-        shape = tuple(parameters[name].shape)
-        tensor = checkpoint.lookup((name, *names[id(parameters[name])]), shape)
+        like = parameters[name]
+        tensor = checkpoint.lookup((name, *names[id(like)]), like)
         if tensor is None:
+            shape = list(like.shape)
             raise PlanError(
-                f"{name}: {checkpoint.name} has no tensor of shape {list(shape)} for it; expected what the plan loads. "
+                f"{name}: {checkpoint.name} has no tensor of shape {shape} for it; expected what the plan loads. "
                 "Make the plan anew with this checkpoint."
             )
         found[name] = tensor
@@ -258,17 +310,17 @@ def load_(model: nn.Module, checkpoint: Checkpoint, loaded: Mapping[str, str]) -
         for name, tensor in fitting(model, checkpoint, loaded).items():
             parameters[name].copy_(tensor)
         for name, buffer in unwrap(model).named_buffers():
-            own = checkpoint.lookup((name,), tuple(buffer.shape))
+            own = checkpoint.lookup((name,), buffer)
             if own is not None:
                 buffer.copy_(own)
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's state dict by name.
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a model's state dict by name, ties as one tensor.
 
     Example:
-        >>> shapes(nn.Linear(2, 1))
-        {'weight': (1, 2), 'bias': (1,)}
+        >>> {name: list(tensor.shape) for name, tensor in state_of(nn.Linear(2, 1)).items()}
+        {'weight': [1, 2], 'bias': [1]}
     """
     state = unwrap(model).state_dict(keep_vars=True)
-    return {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

@@ -13,7 +13,7 @@ from idfx.scalars import scalar_values, source_of
 if TYPE_CHECKING:
     from torch import nn
 
-LARGEST = 1e-2  # of a scale that is called almost zero
+LARGEST = 1e-2  # of an entry or a scale that is called almost zero
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Claims:
 def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> Claims:
     """Return which blocks a plan says start closed.
 
-    A fill with an argument `eps` says so of an end, and so does a constant 0, or a scale of at most `LARGEST`. An end
+    A fill with an `eps` of at most `LARGEST` says so of an end, and so does a constant 0, or a scale that small. An end
     that is kept or filled otherwise claims nothing, and neither does a block with such an end, unless it is closed
     nearer to its join: by a norm scale at 0, say. Neither does a block with a bias behind its end that was loaded and
     is not 0.
@@ -102,7 +102,8 @@ def _entry(name: str, structure: Structure, plan: Plan, scalars: Mapping[str, fl
     if decision is None:
         return None
     if "eps" in decision.arguments:
-        return abs(float(decision.arguments["eps"]))
+        eps = abs(float(decision.arguments["eps"]))
+        return eps if eps <= LARGEST else None
     if decision.fill != "constant":
         return None
     value = abs(float(decision.arguments["value"]))

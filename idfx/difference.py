@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ def diff(left: Side, right: Side) -> tuple[Difference, ...]:
     """Return each parameter of two sides, with whether they say the same of it.
 
     Two plans are compared by what they write: fill, arguments, seed. A checkpoint is compared by values: those that a
-    plan would write are the same if they are so bit for bit, in the checkpoint's dtype.
+    plan would write are the same if they are so entry by entry, in the checkpoint's dtype.
 
     Args:
         left, right: plans or checkpoints.
@@ -51,7 +51,7 @@ def diff(left: Side, right: Side) -> tuple[Difference, ...]:
     """
     names = _names(left, right)
     if isinstance(left, Plan) and isinstance(right, Plan):
-        return tuple(_of_plans(left, right, name) for name in names)
+        return (*(_of_plans(left, right, name) for name in names), *_of_scalars(left, right))
     return tuple(_of_values(left, right, name) for name in names)
 
 
@@ -85,6 +85,18 @@ def _of_plans(left: Plan, right: Plan, name: str) -> Difference:
         if same and left.seed != right.seed and _draws(one, left, right):
             said, same = (f"{said[0]}, seed {left.seed}", f"{said[1]}, seed {right.seed}"), False
     return Difference(name, "same" if same else "differs", *said)
+
+
+def _of_scalars(left: Plan, right: Plan) -> Iterator[Difference]:
+    """The learned scalars of two plans, each under the name of the block whose branch it multiplies."""
+    sides = [{scalar.join: scalar for scalar in side.scalars} for side in (left, right)]
+    for name in dict.fromkeys([*sides[0], *sides[1]]):
+        one, other = (side.get(name) for side in sides)
+        said = tuple("" if scalar is None else f"scalar {scalar.value:g}" for scalar in (one, other))
+        status = (
+            "only right" if one is None else "only left" if other is None else "differs" if one != other else "same"
+        )
+        yield Difference(f"scalar of {name}", status, said[0], said[1])
 
 
 def _draws(decision: Decision, left: Plan, right: Plan) -> bool:
@@ -132,10 +144,12 @@ def _of_values(left: Side, right: Side, name: str) -> Difference:
         return Difference(name, "differs", f"{said[0]} {list(here)}", f"{said[1]} {list(there)}")
     dtype = next(side.tensors[name].dtype for side in (left, right) if isinstance(side, Checkpoint))
     one, other = (_values(side, name, dtype) for side in (left, right))
-    if one.dtype == other.dtype and torch.equal(one, other):
-        return Difference(name, "same", *said, 0.0)
-    largest = float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
-    return Difference(name, "differs" if largest or one.dtype != other.dtype else "same", *said, largest)
+    same = (one == other) | ((one != one) & (other != other))  # NaN is the same as NaN
+    wide = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
+    apart = torch.where(same, 0.0, (one.to(wide) - other.to(wide)).abs())
+    largest = float(apart.max()) if one.numel() else 0.0
+    status = "same" if one.dtype == other.dtype and bool(same.all()) else "differs"
+    return Difference(name, status, *said, largest)
 
 
 def _has_values(side: Side, name: str) -> bool:

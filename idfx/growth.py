@@ -1,37 +1,39 @@
-"""Loaded weights × structure → what was added: does the model still compute what the checkpoint's model did?
+"""Loaded weights × structure → what was added: do the outputs change by it?
 
-With every added block left out, what remains is the model of the checkpoint, if all that remains was loaded. So the
-two are run and their outputs compared.
+Without the branches of added blocks, what remains is the model of the checkpoint as far as weights can tell: if all
+that remains was loaded, and all that was to be loaded found its place. So both are run and their outputs compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx
 from torch import nn
 
-from idfx.certification import run_once, shortcut_of
+from idfx.certification import read_again, run_once, shortcut_of
+from idfx.errors import CertificateError
 from idfx.ops.term import operator_name
 from idfx.records import Growth, Join, Structure
 from idfx.running import unwrap
 from idfx.scalars import source_of
 
 
-class _OtherCallError(Exception):
-    """The run makes another call than the captured one."""
+class _OtherCallError(CertificateError):
+    """The run makes other calls than the captured one."""
 
 
 class _Without:
     """Runs a model without the branches of some joins: each gives its shortcut."""
 
     def __init__(self, joins: Mapping[int, Join], expected: Mapping[int, str]) -> None:
-        self._joins, self._expected, self._calls = joins, expected, 0
+        self._joins, self._expected, self.calls = joins, expected, 0
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        step, self._calls = self._calls, self._calls + 1
+        step, self.calls = self.calls, self.calls + 1
         join = self._joins.get(step)
         if join is None:
             return func(*args, **kwargs)
@@ -41,7 +43,13 @@ class _Without:
         return func(*args, **kwargs).copy_(shortcut)
 
 
-def growth(model: nn.Module, structure: Structure, closed: Collection[str], loaded: Collection[str]) -> Growth:
+def growth(
+    model: nn.Module,
+    structure: Structure,
+    closed: Collection[str],
+    loaded: Collection[str],
+    unplaced: Collection[str] = (),
+) -> Growth:
     """Return how a model relates to the one whose checkpoint was loaded into it.
 
     Args:
@@ -49,6 +57,7 @@ def growth(model: nn.Module, structure: Structure, closed: Collection[str], load
         structure: of this model.
         closed: the joins that start as their shortcut because their ends were initialised, not loaded.
         loaded: parameters and buffers that come from the checkpoint, under any of their names.
+        unplaced: tensors of the checkpoint that the model does not take.
     """
     model = unwrap(model)
     joins = {join.step: join for join in structure.joins if join.name in closed and join.operand >= 0}
@@ -56,27 +65,47 @@ def growth(model: nn.Module, structure: Structure, closed: Collection[str], load
     state = {*model.state_dict(), *(name for name, _ in model.named_parameters(remove_duplicate=False))}
     used = (name for name in _outside(structure, joins) if name in state)  # what no file holds follows from the code
     fresh = tuple(dict.fromkeys(source_of(name) for name in used if source_of(name) not in loaded))
-    if fresh:
-        return Growth(blocks, fresh, None)
+    altered = tuple(join.name for join in joins.values() if join.kind != "identity")
+    found = Growth(blocks, fresh, None, tuple(unplaced), altered)
+    if fresh or unplaced or altered:
+        return found
+    try:
+        return replace(found, difference=_compared(model, structure, joins))
+    except (
+        _OtherCallError
+    ):  # values or a cache decide otherwise than on meta tensors: read the path that this run takes
+        again = read_again(model, structure)
+        joins = {join.step: join for join in again.joins if join.name in closed and join.operand >= 0}
+        try:
+            return replace(found, difference=_compared(model, again, joins))
+        except _OtherCallError:
+            return found
+
+
+def _compared(model: nn.Module, structure: Structure, joins: Mapping[int, Join]) -> float | None:
+    """How far the outputs are from those without the branches of some joins."""
     capture = structure.capture
     calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
     names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
+    without = _Without(joins, names)
+    before = run_once(model, capture.example, without.on_call, capture.grad)
+    if without.calls != capture.calls:
+        raise _OtherCallError
     whole = run_once(model, capture.example, lambda func, args, kwargs: func(*args, **kwargs), capture.grad)
-    try:
-        before = run_once(model, capture.example, _Without(joins, names).on_call, capture.grad)
-    except _OtherCallError:
-        return Growth(blocks, fresh, None)
-    return Growth(blocks, fresh, _difference(whole, before))
+    return _difference(whole, before)
 
 
-def _difference(whole: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float:
-    """max|output − output before| / max|output before| over all outputs, the largest; 0 if they are the same."""
+def _difference(whole: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float | None:
+    """max|output − output before| / max|output before| over all outputs, the largest; None if nothing is to compare."""
+    compared = [(now, then) for now, then in zip(whole, before, strict=True) if now.numel()]
     largest = 0.0
-    for now, then in zip(whole, before, strict=True):
-        if now.numel() and not torch.equal(now, then):
+    for now, then in compared:
+        if not bool(now.isfinite().all()) or not bool(then.isfinite().all()):
+            return None
+        if not torch.equal(now, then):
             size = float(then.abs().max())
             largest = max(largest, float((now - then).abs().max()) / size if size else float("inf"))
-    return largest
+    return largest if compared else None
 
 
 def _outside(structure: Structure, joins: Mapping[int, Join]) -> list[str]:

@@ -74,10 +74,24 @@ def check_name(subject: str, name: object, known: Sequence[str]) -> None:
         raise PlanError(f"{subject} {name!r}; expected one of {', '.join(known)}.{hint}")
 
 
+def as_float(value: float) -> float:
+    """Return a number as a float, infinity for a whole number that no float holds.
+
+    Example:
+        >>> as_float(10**400)
+        inf
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def check_number(target: Target, name: str, value: object) -> float:
     """Return a number of which something is left in the dtype of the target."""
-    subject = f"{target.parameter}: {name} {value!r}"
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    shown = repr(value)
+    subject = f"{target.parameter}: {name} {shown if len(shown) < 60 else shown[:50] + '...'}"
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(as_float(value)):
         raise PlanError(f"{subject}; expected a finite number. Write one such as 1.0.")
     dtype = target.tensor.dtype
     rounded = torch.tensor(float(value), dtype=torch.float64).to(dtype).item()

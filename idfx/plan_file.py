@@ -120,9 +120,11 @@ def _document(text: str, subject: str) -> dict[str, Any]:
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of a document that has a point, with the way to it."""
+    """Every number of a document, with the way to it; a whole number that no float holds is infinite."""
     if isinstance(value, float):
         yield path, value
+    elif isinstance(value, int) and value.bit_length() > 1000:
+        yield path, math.inf
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield from _numbers(item, f"{path} → {key}" if path else str(key))

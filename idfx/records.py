@@ -318,14 +318,18 @@ class Growth:
     """What a run showed of a model into which a checkpoint was loaded.
 
     `blocks` are the joins that the plan closes, those of added blocks. `fresh` are the parameters and buffers outside
-    of them that have a say in the outputs and do not come from the checkpoint. Where there are none, the model with
-    every such block left out is the checkpoint's own, as far as the code is the same, and `difference` is
-    max|output − its output| / max|its output|; None where that was not or could not be measured.
+    of them that have a say in the outputs and do not come from the checkpoint; `unplaced` are tensors of the checkpoint
+    that the model does not take; `altered` are those of the blocks whose shortcut does more than pass its value on.
+    Where there is nothing of the three, the model without the branches of these blocks is the checkpoint's own as far
+    as weights can tell, and `difference` is max|output − its output| / max|its output|; None where that was not or
+    could not be measured. What the code does otherwise, no weight tells: a factor behind a sum, or one of the depth.
     """
 
     blocks: tuple[str, ...]
     fresh: tuple[str, ...]
     difference: float | None
+    unplaced: tuple[str, ...] = ()
+    altered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,13 @@ def check_scalars(model: nn.Module, scalars: Sequence[Scalar]) -> None:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
+    taken: set[str] = set()
     for scalar in scalars:
         for end in scalar.on:
             subject = f"scalar of {scalar.join} on {end.parameter}"
+            if end.parameter in taken:
+                raise PlanError(f"{subject}: it has one already; expected one on each parameter. Leave this one out.")
+            taken.add(end.parameter)
             try:
                 module, name = _owner(model, end)
             except AttributeError:

@@ -55,10 +55,11 @@ def read_steering(
     for text in sets:
         pattern, equals, value = text.partition("=")
         if equals and pattern.strip() and value.strip():
+            words.pop(pattern.strip(), None)  # the last word stands last
             words[pattern.strip()] = value.strip()
         elif text.endswith(".toml"):
             found = _read_file(text)
-            words |= found["set"]
+            words = {name: word for name, word in words.items() if name not in found["set"]} | found["set"]
             roles |= found["roles"]
             only += found["only"]
             keep += found["keep"]
@@ -178,7 +179,10 @@ def _decision(info: ParameterInfo, role: Role, plan: Plan, pattern: str, word: W
     from idfx.fills import check_fill, fills
     from idfx.schemes.scheme import layout_fields
 
-    known = inspect.signature(fills.find(fill)).parameters
+    try:
+        known = inspect.signature(fills.find(fill)).parameters
+    except UsageError as error:
+        raise UsageError(f"{subject}: {error}") from error
     layout = layout_fields(role.layout)
     if "layout" in known and len(info.shape) < 2:
         raise PlanError(
@@ -202,19 +206,55 @@ def _read_word(subject: str, word: Word) -> tuple[str, dict[str, Any]]:
     """Read a fill and its arguments."""
     if isinstance(word, str):
         number = read_value(word)
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            word = float(number)
-        else:
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
             return parse_call(word, subject)
+        word = as_number(number)
     if isinstance(word, Mapping):
         arguments = dict(word)
         fill = arguments.pop("fill", None)
         if not isinstance(fill, str):
-            raise UsageError(f"{subject}: {dict(word)}; expected a fill. Write fill = 'idiz' and its arguments.")
+            raise UsageError(
+                f"{subject}: {dict(word)}; expected a fill and its arguments. Write fill = 'idiz'; in a file a "
+                "pattern with a dot needs quotes."
+            )
         return fill, arguments
-    if isinstance(word, bool) or not isinstance(word, (int, float)) or not math.isfinite(word):
+    number = as_number(word)
+    if not math.isfinite(number):
         raise UsageError(f"{subject}: {word!r}; expected a fill, keep or a finite number. Write 'idiz(eps=1e-4)'.")
-    return "constant", {"value": float(word)}
+    return "constant", {"value": number}
+
+
+def as_number(value: object) -> float:
+    """Return a number as a float; NaN for what is none, infinity for a whole number that no float holds.
+
+    Example:
+        >>> as_number(10**400), as_number(True)
+        (inf, nan)
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    from idfx.matrices import as_float
+
+    return as_float(value)
+
+
+def steering(only: object = (), keep: object = (), set: object = None) -> Steering:
+    """Return what a script says of a plan; a single pattern stands for itself.
+
+    Raises:
+        UsageError: patterns that are no texts, or words that are no mapping.
+    """
+
+    def patterns(subject: str, given: object) -> tuple[str, ...]:
+        several = (given,) if isinstance(given, str) else given
+        if not isinstance(several, (list, tuple)) or not all(isinstance(pattern, str) for pattern in several):
+            raise UsageError(f"{subject}: {given!r}; expected a list of patterns. Write {subject}=['head'].")
+        return tuple(several)
+
+    words = {} if set is None else set
+    if not isinstance(words, Mapping) or not all(isinstance(pattern, str) for pattern in words):
+        raise UsageError(f"set: {set!r}; expected a mapping of patterns. Write set={{'head.weight': 'keep'}}.")
+    return Steering(patterns("only", only), patterns("keep", keep), words)
 
 
 def _written(word: Word) -> str:

@@ -286,3 +286,97 @@ def test_a_new_block_behind_which_a_value_was_kept_still_fails():
         net.blocks[2].fc2.bias.fill_(1.0)
     with pytest.raises(CertificateError, match=r"blocks.2 deviates"):
         idfx.init_(net, (rows(),), checkpoint=trained().state_dict(), keep=["blocks.2.fc2.bias"])
+
+
+def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace("blocks.", "layers."): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        (lambda: Net(depth=1), dict),  # fewer blocks
+        (lambda: Net(hidden=32), dict),  # other widths
+        (lambda: Net(depth=4), _renamed),  # other names
+        (lambda: Net(depth=4), lambda state: {**state, "last.weight": torch.ones(3, 3)}),  # a layer more
+        (lambda: Net(depth=4), lambda state: {**state, "head.weight": state["head.weight"].to(torch.int8)}),
+    ],
+)
+def test_what_a_checkpoint_has_beside_forbids_the_claim(model, change):
+    report = idfx.init_(model(), (rows(),), checkpoint=change(trained().state_dict()))
+    growth = report.certificate.growth
+    assert growth.unplaced and growth.difference is None and report.plan.notes
+
+
+class Changed(Net):
+    """Its blocks do more than add, in the same weights."""
+
+    def __init__(self, way: str, depth: int) -> None:
+        super().__init__(depth)
+        self.way = way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            inside = block.fc2(torch.tanh(block.fc1(block.norm(x))))
+            x = {"halved": 0.5 * x, "pooled": nn.functional.avg_pool1d(x, 3, 1, 1)}[self.way] + inside
+        return self.head(x)
+
+
+@pytest.mark.parametrize("way", ["halved", "pooled"])
+def test_a_shortcut_that_is_no_identity_forbids_the_claim(way):
+    old, new = Changed(way, 2), Changed(way, 4)
+    growth = idfx.init_(new, (rows(),), checkpoint=old.state_dict()).certificate.growth
+    assert growth.altered == growth.blocks and len(growth.altered) == 2 and growth.difference is None
+
+
+def test_tied_weights_that_differ_in_the_file_are_told():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, WIDTH), nn.Linear(WIDTH, 9, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.embed(x))
+
+    state = {"embed.weight": torch.randn(9, WIDTH), "head.weight": torch.randn(9, WIDTH)}
+    report = idfx.init_(Tied(), (torch.tensor([[1, 2, 3]]),), checkpoint=state)
+    assert report.certificate.growth.unplaced == ("head.weight",)
+    assert any("head.weight is tied to embed.weight" in note for note in report.plan.notes)
+
+
+def test_outputs_that_are_no_numbers_prove_nothing():
+    state = trained().state_dict()
+    state["head.bias"][0] = torch.nan
+    with pytest.raises(CertificateError) as caught:
+        idfx.init_(Net(depth=3), (rows(),), checkpoint=state)
+    assert caught.value.report.certificate.growth.difference is None
+    assert any("head.bias holds NaN" in note for note in caught.value.report.plan.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.to_sparse(),
+        lambda t: t.to("meta"),
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        lambda t: torch.nested.nested_tensor([t]),
+    ],
+)
+def test_tensors_that_cannot_be_copied_are_refused(change):
+    state = {**trained().state_dict(), "head.weight": change(torch.ones(3, WIDTH))}
+    with pytest.raises(UsageError, match=r"head.weight is a \w+( or nested)? tensor; expected plain ones"):
+        idfx.init_(Net(), (rows(),), checkpoint=state)
+
+
+def test_a_run_that_takes_another_path_than_on_meta_tensors_is_read_again():
+    class Looking(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not x.is_meta:
+                x = x + 0.0  # more calls than on the meta device
+            return super().forward(x)
+
+    old, new = Looking(2), Looking(3)
+    growth = idfx.init_(new, (rows(),), checkpoint=old.state_dict(), eps=0.0).certificate.growth
+    assert growth.blocks == ("blocks.2",) and growth.difference == 0

@@ -141,3 +141,32 @@ def test_on_the_command_line(run):
 def test_bad_input_is_one_line(run, words, message):
     code, out, err = run("diff", *words)
     assert (code, out, err.count("\n")) == (2, "", 1) and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "status", "largest"),
+    [
+        (torch.tensor([1 + 2j]), torch.tensor([1 + 3j]), "differs", 1.0),
+        (torch.tensor([2**53]), torch.tensor([2**53 + 1]), "differs", None),
+        (torch.tensor([torch.nan, 1.0]), torch.tensor([torch.nan, 1.0]), "same", 0.0),
+        (torch.tensor([torch.inf, 1.0]), torch.tensor([torch.inf, 2.0]), "differs", 1.0),
+    ],
+)
+def test_odd_numbers(one, other, status, largest):
+    (found,) = idfx.diff(idfx.read_checkpoint({"a": one}), idfx.read_checkpoint({"a": other}))
+    assert found.status == status and (largest is None or found.largest == largest)
+
+
+def test_learned_scalars_are_compared():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.fc(x)
+
+    structure = idfx.analyze(Block(), (X,))
+    plans = [idfx.plan(structure, "rezero", start=start) for start in (0.0, 0.5)]
+    assert [d.status for d in idfx.diff(*plans) if d.parameter.startswith("scalar")] == ["differs"]
+    assert {d.status for d in idfx.diff(plans[0], plans[0])} == {"same"}

@@ -268,3 +268,63 @@ def test_the_schema_is_printed(run):
     code, out, _ = run("plan", "--schema")
     assert code == 0 and json.loads(out) == json.loads(SCHEMA.read_text())
     assert "--schema" in run("plan", "--help")[1]
+
+
+def test_an_end_that_is_not_small_closes_nothing():
+    for words in ({"eps": 0.3}, {"set": {"blocks.*.fc2.weight": "idiz(eps=1)"}}):
+        checks = idfx.init_(Net(), (IMAGE,), **words).certificate.checks
+        assert {check.status for check in checks} == {"unclaimed"}
+
+
+def test_the_last_word_counts_whatever_was_said_before(run):
+    Path("words.toml").write_text('[set]\n"head.bias" = 1\n"*.bias" = 2\n')
+    words = ("--set", "words.toml", "--set", "head.bias=3")
+    entries = json.loads(run("plan", "net.py:Net", "--json", *words)[1])["parameters"]
+    assert entries["head.bias"]["arguments"] == {"value": 3} and entries["fc.bias"]["arguments"] == {"value": 2}
+    words = ("--set", "head.bias=1", "--set", "*.bias=2", "--set", "head.bias=3")
+    entries = json.loads(run("plan", "net.py:Net", "--json", *words)[1])["parameters"]
+    assert entries["head.bias"]["arguments"] == {"value": 3}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"only": 3},
+        {"keep": [1]},
+        {"set": ["head=keep"]},
+        {"set": {3: 1}},
+        {"checkpoint": 3},
+        {"checkpoint": [1]},
+        {"set": {"head.weight": 10**400}},
+        {"set": {"head.weight": f"idi(tau={10**400})"}},
+    ],
+)
+def test_arguments_of_another_type_are_refused(words):
+    with pytest.raises((UsageError, PlanError)):
+        idfx.init_(Net(), (IMAGE,), **words)
+
+
+def test_one_pattern_stands_for_itself_and_a_plan_takes_no_options_beside():
+    assert planned(keep="head") == planned(keep=["head"])
+    for given in ({"eps": 0.1}, {"roles": {"head.weight": "head"}}):
+        with pytest.raises(UsageError, match="given together with a plan"):
+            idfx.init_(Net(), (IMAGE,), plan=planned(), **given)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["parameters"]["head.bias"]["arguments"].update(value=10**400),
+        lambda d: d["scalars"].append(d["scalars"][0]),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_and_nothing_is_written(change):
+    from idfx.plan_file import from_json
+
+    document = json.loads(to_json(planned(scheme="skipinit")))
+    change(document)
+    net = Net()
+    before = [value.clone() for value in net.parameters()]
+    with pytest.raises(PlanError):
+        idfx.apply_(net, from_json(json.dumps(document)))
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))

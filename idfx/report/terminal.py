@@ -129,19 +129,27 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
 
 def _growth(found: Growth) -> str:
     """Say how a model relates to the one whose checkpoint was loaded into it."""
-    start = "starts as its" if len(found.blocks) == 1 else "start as their"
-    added = f"{_count(len(found.blocks), 'added block')} {start} shortcut"
-    if found.fresh:
-        names = ", ".join(found.fresh[:3]) + (f" and {len(found.fresh) - 3} more" if len(found.fresh) > 3 else "")
-        lead = f"{added}, but" if found.blocks else "no block was added, and"
-        which = "lie outside of added blocks and did not come from it"
-        return f"{lead} the outputs are not those of the loaded model: {names} {which}"
+    why = [
+        (found.fresh, "not loaded and outside of added blocks"),
+        (found.unplaced, "in the checkpoint and not in the model as it is there"),
+        (found.altered, "blocks whose shortcut is no identity"),
+    ]
+    if reasons := [f"{', '.join(names[:3])}{_more(names)} ({what})" for names, what in why if names]:
+        return f"the outputs are not held to those of the loaded model: {'; '.join(reasons)}"
+    rest = "all outside of them was loaded" if found.blocks else "everything was loaded"
+    if not found.blocks:
+        return f"{rest}, and no block was added"
+    added = _count(len(found.blocks), "added branch", "added branches")
     if found.difference is None:
-        return f"{added}; the outputs could not be compared, the run takes another path without them"
-    lead = f"{added}, and " if found.blocks else "everything was loaded: "
+        return f"{added}; {rest}. The outputs with and without them could not be compared"
+    verb = "changes" if len(found.blocks) == 1 else "change"
     if not found.difference:
-        return f"{lead}the outputs are exactly those of the loaded model"
-    return f"{lead}the outputs differ from those of the loaded model by {found.difference:.2g} of the largest"
+        return f"{added} {verb} nothing in the outputs; {rest}"
+    return f"{added} {verb} the outputs by {found.difference:.2g} of the largest; {rest}"
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 3} more" if len(names) > 3 else ""
 
 
 def structure(found: Structure, spec: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from idfx.errors import UsageError
+from idfx.matrices import as_float
 from idfx.network import Network
 from idfx.records import Decision, Layout, ParameterInfo, Role, Scalar
 from idfx.registry import Registry, did_you_mean
@@ -91,7 +92,7 @@ def check_number(
     name: str, value: object, least: float = -math.inf, most: float = math.inf, such_as: str = "1"
 ) -> None:
     """Return if a value is a finite number within bounds, both included; raises UsageError if not."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(as_float(value))
     if not number or not least <= value <= most:  # type: ignore[operator]
         span = {
             (False, False): "a finite number",
