@@ -155,14 +155,41 @@ def resume(
     Raises:
         UsageError: nothing fits, or the plan loads nothing.
     """
-    checkpoint, renamed = _named_alike(checkpoint, state)
     if again and not plan.loaded:
         raise UsageError(
             f"{checkpoint.name}: the plan for {plan.model} loads nothing from a checkpoint; expected one that does. "
             "Make it with `idfx plan --from`, or leave one of the two out."
         )
     if again:
-        return plan, checkpoint
+        return plan, _named_alike(checkpoint, state)[0]
+    checkpoint, loaded, notes = matched(structure, checkpoint, state)
+    return replace(
+        plan,
+        decisions={name: decision for name, decision in plan.decisions.items() if name not in loaded},
+        kept={name: reason for name, reason in plan.kept.items() if name not in loaded},
+        loaded=loaded,
+        notes=(*plan.notes, *notes),
+        scalars=tuple(s for s in plan.scalars if loaded.keys().isdisjoint(end.parameter for end in s.on)),
+    ), checkpoint
+
+
+def matched(
+    structure: Structure, checkpoint: Checkpoint, state: Mapping[str, tuple[int, ...]]
+) -> tuple[Checkpoint, dict[str, str], tuple[str, ...]]:
+    """Return a checkpoint under the model's names, the parameters that it has values for, and what does not fit.
+
+    Args:
+        structure: of the model.
+        checkpoint: read from a file.
+        state: the shapes of the model's state dict by name, buffers included.
+
+    Returns:
+        The checkpoint, its name by parameter, and remarks in words.
+
+    Raises:
+        UsageError: nothing fits.
+    """
+    checkpoint, renamed = _named_alike(checkpoint, state)
     loaded = {
         name: checkpoint.name
         for name, info in structure.parameters.items()
@@ -176,14 +203,7 @@ def resume(
             f"of a parameter of {structure.model}; expected a checkpoint of this model or of a part of it.{near} "
             "Rename its entries."
         )
-    return replace(
-        plan,
-        decisions={name: decision for name, decision in plan.decisions.items() if name not in loaded},
-        kept={name: reason for name, reason in plan.kept.items() if name not in loaded},
-        loaded=loaded,
-        notes=(*plan.notes, *renamed, *_mismatches(checkpoint, state)),
-        scalars=tuple(s for s in plan.scalars if loaded.keys().isdisjoint(end.parameter for end in s.on)),
-    ), checkpoint
+    return checkpoint, loaded, (*renamed, *_mismatches(checkpoint, state))
 
 
 def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Checkpoint, list[str]]:
