@@ -44,8 +44,8 @@ def audit(
         >>> nn.init.constant_(model[0].weight, 0.5)[0, 0].item()
         0.5
         >>> found = audit(model, (torch.ones(1, 8),))
-        >>> found.verdict, {f.metric: f.parameter for f in found.at_least("error")}
-        ('error', {'replicas': '0.weight', 'rank': '0.weight'})
+        >>> found.verdict, [(f.metric, f.parameter) for f in found.at_least("error")]
+        ('error', [('rank', '0.weight'), ('replicas', '0.weight')])
     """
     check(only)
     return examine(model, analyze(model, example_inputs, example_kwargs), only)

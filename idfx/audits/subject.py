@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from idfx.flow import Flow, read
+from idfx.flow import Flow
 from idfx.matrices import outputs_first
 from idfx.network import Network
 from idfx.records import End, Finding, Layout, ParameterInfo, Role, Structure
 from idfx.schemes.scheme import GAINS, fans, is_weight
 
-SAMPLE = 65_536  # entries of a tensor that a share or a shape of a distribution is read from
+SAMPLE = 16_384  # entries of a tensor that a share or a shape of a distribution is read from
 CLOSED = 0.01  # a factor that lets no more than 1 part in 10,000 of the variance through
 
 
@@ -35,10 +35,10 @@ class Subject:
     unwritten: Mapping[str, int] | None = None
     _kept: dict[tuple[str, str], float] = field(default_factory=dict, repr=False, compare=False)
 
-    @functools.cached_property
+    @property
     def flow(self) -> Flow:
         """The data flow of the captured forward pass."""
-        return read(self.structure.capture)
+        return self.network.flow
 
     def rms(self, name: str) -> float:
         """Return the root of the mean square of the entries of a tensor; NaN or Inf where it holds one."""
@@ -49,8 +49,9 @@ class Subject:
         if not tensor.numel():
             return 0.0
         found = float(torch.linalg.vector_norm(_computable(tensor))) / math.sqrt(tensor.numel())
-        doubtful = not math.isfinite(found) or not found  # squares may overflow or underflow in single precision
-        return float(tensor.double().square().mean().sqrt()) if doubtful else found
+        if math.isfinite(found) and (found or not bool(tensor.any())):
+            return found
+        return float(torch.linalg.vector_norm(tensor.double())) / math.sqrt(tensor.numel())  # squares may overflow
 
     def is_zero(self, name: str) -> bool:
         """Return whether every entry of a tensor is zero."""
@@ -126,12 +127,12 @@ class Subject:
         """Return whether an end lets next to nothing through (`CLOSED`)."""
         name = self.first_name(end.parameter)
         role, tensor = self.structure.roles[name], self.tensors[name]
-        columns = 1
-        if role.layout is not None:
-            columns = role.layout.matrix(tuple(tensor.shape))[1]
-            tensor = outputs_first(tensor, role.layout) if end.rows else tensor
-        parts = [tensor[start:stop] for start, stop in end.rows] if end.rows else [tensor]
-        return all(bool(_computable(part).square().mean() * columns <= CLOSED**2) for part in parts)
+        columns = role.layout.matrix(tuple(tensor.shape))[1] if role.layout is not None else 1
+        if not end.rows:
+            return self.rms(name) * math.sqrt(columns) <= CLOSED
+        tensor = outputs_first(tensor, role.layout) if role.layout is not None else tensor
+        parts = (_computable(tensor[start:stop]) for start, stop in end.rows)
+        return all(bool(part.square().mean() * columns <= CLOSED**2) for part in parts)
 
     @functools.cached_property
     def closing(self) -> frozenset[str]:
