@@ -183,8 +183,9 @@ def sample(tensor: Tensor) -> Tensor:
 
 
 def _computable(tensor: Tensor) -> Tensor:
-    """Half precision in single, so that squares do not overflow."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    """Half precision in single, so that squares do not overflow, and whole numbers too."""
+    plain = tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64)
+    return tensor if plain else tensor.float()
 
 
 def as_matrices(weight: Tensor, layout: Layout) -> Tensor:
