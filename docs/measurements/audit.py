@@ -1,6 +1,6 @@
 """What the data-free audit of a model costs, against its capture, in one run.
 
-    python docs/measurements/audit.py timm:resnet50 --runs 5
+python docs/measurements/audit.py timm:resnet50 --runs 5
 """
 
 from __future__ import annotations
