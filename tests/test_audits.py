@@ -441,7 +441,6 @@ def test_the_command_line(run, tmp_path, monkeypatch):
     Path("plain.py").write_text(
         "import torch\nfrom torch import nn\n"
         "def plain():\n    model = nn.Linear(4, 4)\n    model.idle = nn.Linear(1, 1)\n    return model\n"
-        "def broken(kind='import'):\n    return nn.Sequential()\n"
         "def example_inputs():\n    return torch.ones(1, 4)\n"
     )
     code, out, err = run("audit plain.py:plain")
