@@ -10,10 +10,10 @@ from .options import output_options
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["schemes", "fills", "sources", "operators"]))
+@click.argument("what", type=click.Choice(["schemes", "fills", "sources", "operators", "audits"]))
 @output_options
 def command(what: str, as_json: bool, quiet: bool) -> None:
-    """List the schemes, the fills that a plan may name, the sources of models, or the operators that idfx can read.
+    """List schemes, fills that a plan may name, sources of models, operators that idfx can read, metrics of audits.
 
     \b
     Example:

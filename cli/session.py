@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,31 +52,40 @@ class Progress:
             click.echo(f"note: {text}", err=True)
 
 
-def build_and_read(progress: Progress, **options: Any) -> tuple[Built, Structure]:
-    """Return the model of a SPEC, its random initialisation pending, and its structure."""
-    progress.step("load libraries")
+def build_only(**options: Any) -> Built:
+    """Return the model of a SPEC, its random initialisation pending."""
     from idfx.building import build
-    from idfx.capture import capture
-    from idfx.errors import StructureError
-    from idfx.inputs import check, no_example, takes_nothing
-    from idfx.overrule import overrule, read_words
     from idfx.parsing import parse_arguments
-    from idfx.records import Example
-    from idfx.running import unwrap
-    from idfx.structure import analyse
 
-    spec = options["spec"]
-    arguments, words = parse_arguments(options["model_args"]), read_words(options["roles"])
-    progress.step(f"build {spec}")
-    built = build(
-        spec,
-        arguments=arguments,
+    return build(
+        options["spec"],
+        arguments=parse_arguments(options["model_args"]),
         input_shapes=options["input_shapes"],
         inputs=options["inputs"],
         device=options["device"],
         dtype=options["dtype"],
         seed=options["seed"],
     )
+
+
+def build_and_read(
+    progress: Progress, building: AbstractContextManager[Any] | None = None, **options: Any
+) -> tuple[Built, Structure]:
+    """Return the model of a SPEC, its random initialisation pending, and its structure; built inside of `building`."""
+    progress.step("load libraries")
+    from idfx.capture import capture
+    from idfx.errors import StructureError
+    from idfx.inputs import check, no_example, takes_nothing
+    from idfx.overrule import overrule, read_words
+    from idfx.records import Example
+    from idfx.running import unwrap
+    from idfx.structure import analyse
+
+    spec = options["spec"]
+    words = read_words(options["roles"])
+    progress.step(f"build {spec}")
+    with building or nullcontext():
+        built = build_only(**options)
     model = unwrap(built.model)
     example = built.example
     if example is None:

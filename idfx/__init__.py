@@ -13,6 +13,7 @@ from idfx._version import __version__
 if TYPE_CHECKING:
     from idfx.api import analyze, init_, masks, plan, read_plan
     from idfx.apply import apply_
+    from idfx.auditing import audit
     from idfx.building import load
     from idfx.certification import certify
     from idfx.checkpoints import read_checkpoint
@@ -20,17 +21,20 @@ if TYPE_CHECKING:
     from idfx.errors import IdfxError
     from idfx.export import save
     from idfx.ops.term import operator
-    from idfx.records import Certificate, Plan, Report, Structure
+    from idfx.records import Audit, Certificate, Finding, Plan, Report, Structure
     from idfx.scalars import fold_
 
 _HOMES = {
     "IdfxError": "idfx.errors",
+    "Audit": "idfx.records",
     "Certificate": "idfx.records",
+    "Finding": "idfx.records",
     "Plan": "idfx.records",
     "Report": "idfx.records",
     "Structure": "idfx.records",
     "analyze": "idfx.api",
     "apply_": "idfx.apply",
+    "audit": "idfx.auditing",
     "certify": "idfx.certification",
     "diff": "idfx.difference",
     "fold_": "idfx.scalars",
@@ -45,7 +49,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "Audit",
     "Certificate",
+    "Finding",
     "IdfxError",
     "Plan",
     "Report",
@@ -53,6 +59,7 @@ __all__ = [
     "__version__",
     "analyze",
     "apply_",
+    "audit",
     "certify",
     "diff",
     "fold_",

@@ -10,10 +10,10 @@ def _first_line(item: object) -> str:
 
 
 def catalogue(what: str) -> list[tuple[str, str]]:
-    """Return the names and summaries of the registered schemes, fills, sources or operators.
+    """Return the names and summaries of the registered schemes, fills, sources, operators or metrics.
 
     Args:
-        what: "schemes", "fills", "sources" or "operators".
+        what: "schemes", "fills", "sources", "operators" or "audits".
 
     Example:
         >>> "idinit" in [name for name, _ in catalogue("schemes")]
@@ -31,6 +31,10 @@ def catalogue(what: str) -> list[tuple[str, str]]:
         from idfx.sources import SOURCES
 
         return [(name, SOURCES[name].description.split("\n", 1)[0]) for name in SOURCES]
+    if what == "audits":
+        from idfx.audits.metric import METRICS
+
+        return [(name, METRICS[name].summary) for name in METRICS]
     from idfx.ops.term import OPERATORS
 
     return [(name, _first_line(OPERATORS[name])) for name in OPERATORS]

@@ -174,16 +174,44 @@ def resume(
     Raises:
         UsageError: nothing fits, or the plan loads nothing.
     """
-    checkpoint, renamed = _named_alike(checkpoint, state)
     if again and not plan.loaded:
         raise UsageError(
             f"{checkpoint.name}: the plan for {plan.model} loads nothing from a checkpoint; expected one that does. "
             "Make it with `idfx plan --from`, or leave one of the two out."
         )
     if again:
+        checkpoint, _ = _named_alike(checkpoint, state)
         others = sorted({*plan.loaded.values()} - {checkpoint.name})
         named = [f"the plan loads from {', '.join(others)}; it is given {checkpoint.name}"] if others else []
         return replace(plan, notes=(*plan.notes, *named)), checkpoint
+    checkpoint, loaded, notes = matched(structure, checkpoint, state)
+    return replace(
+        plan,
+        decisions={name: decision for name, decision in plan.decisions.items() if name not in loaded},
+        kept={name: reason for name, reason in plan.kept.items() if name not in loaded},
+        loaded=loaded,
+        notes=(*plan.notes, *notes),
+        scalars=tuple(s for s in plan.scalars if loaded.keys().isdisjoint(end.parameter for end in s.on)),
+    ), checkpoint
+
+
+def matched(
+    structure: Structure, checkpoint: Checkpoint, state: Mapping[str, Tensor]
+) -> tuple[Checkpoint, dict[str, str], tuple[str, ...]]:
+    """Return a checkpoint under the model's names, the parameters that it has values for, and what does not fit.
+
+    Args:
+        structure: of the model.
+        checkpoint: read from a file.
+        state: the model's state dict, of which shapes and dtypes are looked at.
+
+    Returns:
+        The checkpoint, its name by parameter, and remarks in words.
+
+    Raises:
+        UsageError: nothing fits.
+    """
+    checkpoint, renamed = _named_alike(checkpoint, state)
     loaded = {
         name: checkpoint.name
         for name, info in structure.parameters.items()
@@ -196,14 +224,7 @@ def resume(
             f"of a parameter of {structure.model}; expected a checkpoint of this model or of a part of it. "
             "Rename its entries."
         )
-    return replace(
-        plan,
-        decisions={name: decision for name, decision in plan.decisions.items() if name not in loaded},
-        kept={name: reason for name, reason in plan.kept.items() if name not in loaded},
-        loaded=loaded,
-        notes=(*plan.notes, *renamed, *_mismatches(checkpoint, state), *_unsound(checkpoint, loaded)),
-        scalars=tuple(s for s in plan.scalars if loaded.keys().isdisjoint(end.parameter for end in s.on)),
-    ), checkpoint
+    return checkpoint, loaded, (*renamed, *_mismatches(checkpoint, state), *_unsound(checkpoint, loaded))
 
 
 def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Checkpoint, list[str]]:
@@ -316,11 +337,16 @@ def load_(model: nn.Module, checkpoint: Checkpoint, loaded: Mapping[str, str]) -
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a model's state dict by name, ties as one tensor.
+    """Return the parameters and persistent buffers of a model by all their names, ties as one tensor.
 
     Example:
         >>> {name: list(tensor.shape) for name, tensor in state_of(nn.Linear(2, 1)).items()}
         {'weight': [1, 2], 'bias': [1]}
     """
-    state = unwrap(model).state_dict(keep_vars=True)
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    model = unwrap(model)
+    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = ((name, buffer) for name, buffer in module.named_buffers(recurse=False))
+        kept = {name: buffer for name, buffer in own if name not in module._non_persistent_buffers_set}
+        state |= {f"{path}.{name}".lstrip("."): buffer for name, buffer in kept.items()}
+    return state

@@ -15,6 +15,7 @@ import torch.fx
 from torch import nn
 
 from idfx.certification import read_again, run_once, shortcut_of
+from idfx.checkpoints import state_of
 from idfx.errors import CertificateError
 from idfx.ops.term import operator_name
 from idfx.records import Growth, Join, Structure
@@ -62,7 +63,7 @@ def growth(
     model = unwrap(model)
     joins = {join.step: join for join in structure.joins if join.name in closed and join.operand >= 0}
     blocks = tuple(join.name for join in joins.values())
-    state = {*model.state_dict(), *(name for name, _ in model.named_parameters(remove_duplicate=False))}
+    state = state_of(model)
     used = (name for name in _outside(structure, joins) if name in state)  # what no file holds follows from the code
     fresh = tuple(dict.fromkeys(source_of(name) for name in used if source_of(name) not in loaded))
     altered = tuple(join.name for join in joins.values() if join.kind != "identity")

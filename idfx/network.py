@@ -89,7 +89,7 @@ class Network:
 
     @functools.cached_property
     def _before(self) -> Mapping[str, tuple[str, ...] | None]:
-        flow = self._flow
+        flow = self.flow
         behind: dict[int, tuple[int, ...] | None] = {}  # by term: the weight terms that its value comes from
         found: dict[str, tuple[str, ...] | None] = {}
         for position, term in enumerate(flow.terms):
@@ -121,7 +121,8 @@ class Network:
         return tuple(dict.fromkeys(self._canonical[site.parameter] for site in sites))
 
     @functools.cached_property
-    def _flow(self) -> Flow:
+    def flow(self) -> Flow:
+        """The data flow of the captured forward pass."""
         from idfx.flow import read
 
         return read(self.structure.capture)
@@ -132,7 +133,7 @@ class Network:
         from idfx.attention import attentions, crossing, origins
         from idfx.paths import Paths
 
-        flow = self._flow
+        flow = self.flow
         found = list(attentions(flow))
         cross = crossing(flow, Paths(flow), found)
         leading: set[int] = set()
@@ -151,7 +152,7 @@ class Network:
     @functools.cached_property
     def _encoding(self) -> frozenset[str]:
         leading = self._attending[2]
-        steps = {self._flow.step(position) for position in leading}
+        steps = {self.flow.step(position) for position in leading}
         return frozenset(self._parameters(sorted(steps & self._sites.keys())))
 
     @functools.cached_property
@@ -161,7 +162,7 @@ class Network:
         from idfx.rows import Exclusive
         from idfx.sites import find_sites
 
-        flow = self._flow
+        flow = self.flow
         uses = find_sites(flow)
         found, crossing, leading = self._attending
         exclusive = Exclusive(flow, Paths(flow))

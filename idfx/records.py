@@ -372,3 +372,59 @@ class Report:
     structure: Structure
     plan: Plan
     certificate: Certificate | None
+
+
+SEVERITIES = ("info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that an audit found: how bad it is, where it is, how far it is from what is asked, and what to do.
+
+    `value` is what was measured and `threshold` what it is held to, in the unit of the metric. `remedy` is the same
+    text for findings of the same kind. `site` is the residual block, the operator or the module that the parameter acts
+    in.
+    """
+
+    severity: str
+    metric: str
+    parameter: str
+    site: str
+    value: float
+    threshold: float
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that a metric tells beside its findings; none is judged."""
+
+    metric: str
+    name: str
+    value: float | int | str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the metrics found in a model.
+
+    `findings` are in the order of severity, errors first. `measures` are numbers by metric and name. `metrics` are
+    those that ran; `left_out` says of what was not measured why, by metric.
+    """
+
+    model: str
+    findings: tuple[Finding, ...]
+    measures: Mapping[str, Mapping[str, float | int | str]]
+    metrics: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """The worst severity found, "clean" where there are no findings."""
+        return self.findings[0].severity if self.findings else "clean"
+
+    def at_least(self, severity: str) -> tuple[Finding, ...]:
+        """Return the findings of a severity, "info", "warning" or "error", and those above it."""
+        least = SEVERITIES.index(severity)
+        return tuple(found for found in self.findings if SEVERITIES.index(found.severity) >= least)

@@ -12,7 +12,7 @@ from idfx._version import __version__
 from idfx.difference import Difference
 from idfx.explain import Explanation
 from idfx.export import SavedFile, digest
-from idfx.records import Certificate, Report, Structure
+from idfx.records import Audit, Certificate, Report, Structure
 
 
 def _plain(value: Any) -> Any:
@@ -82,3 +82,17 @@ def differences(found: Sequence[Difference]) -> str:
 def explanation(found: Explanation) -> str:
     """Return an explanation as JSON."""
     return _text(found)
+
+
+def audit(found: Audit) -> str:
+    """Return an audit as JSON."""
+    return _text(
+        {
+            "model": found.model,
+            "verdict": found.verdict,
+            "findings": list(found.findings),
+            "measures": {name: dict(measures) for name, measures in found.measures.items()},
+            "metrics": list(found.metrics),
+            "left_out": dict(found.left_out),
+        }
+    )

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from idfx.difference import Difference
 from idfx.explain import Explanation
 from idfx.export import SavedFile
 from idfx.records import Certificate, Decision, Growth, Join, Plan, Report, Structure
-
-_WIDEST = 10_000  # of a line; a terminal wraps what is too wide, and a pipe gets all of it
-
-
-def _text(*parts: Any) -> str:
-    """Render without colour at a fixed width, so that what is piped is what is shown; tables may be wider."""
-    file = io.StringIO()
-    console = Console(file=file, width=_WIDEST, no_color=True, highlight=False, markup=False, emoji=False)
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="", show_edge=False)
-    for heading in headings:
-        table.add_column(heading, no_wrap=True, overflow="ignore")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+from idfx.report.layout import count as _count
+from idfx.report.layout import table as _table
+from idfx.report.layout import text as _text
 
 
 def _number(value: float) -> str:

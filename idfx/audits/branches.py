@@ -1,0 +1,77 @@
+"""Residual branches that do not start near zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from idfx.audits.metric import metric
+from idfx.audits.subject import CLOSED, Subject
+from idfx.flow import divides
+from idfx.records import Finding, Join, Measure
+
+DOUBLINGS = 10
+
+_KEEP = "Nothing, if they are meant to start open; to start closed: idinit, zero-gamma, fixup, skipinit or rezero."
+_EXPLODES = "Close them (fixup, skipinit, rezero, idinit), or normalise each branch."
+
+
+@metric("branches")
+def branches(subject: Subject) -> Iterator[Finding | Measure]:
+    """Residual branches that do not start near zero, and how the variance grows with them.
+
+    Definition: a branch is closed if each of its ends, or one of the scales behind them, lets a factor of 0.01 at most
+    through (1e-4 of the variance); for a weight that factor is rms · √fan-in. Open ones are counted, and those among
+    them that lie in no other branch: L. Where the model normalises, each of these is taken to add the variance of a
+    fresh signal, so that it grows to 1 + L; where it normalises nowhere, each to double it, 2^L. This is a prediction
+    from the graph: nothing is run, and what a normalisation of the stem itself takes back is not deducted.
+
+    Unit: branches. Threshold: none for models that normalise (info); L ≥ 10 for one that does not (warning): variance
+    then grows a thousandfold.
+
+    Source: De and Smith, "Batch normalization biases residual blocks towards the identity function in deep networks",
+    NeurIPS 2020; Zhang, Dauphin and Ma, "Fixup initialization", ICLR 2019, section 2.
+    """
+    joins = subject.structure.joins
+    open_ = [join for join in joins if not is_closed(subject, join)]
+    stem = [join for join in open_ if join.parent is None]
+    plain = not _normalises(subject)
+    growth = 2.0 ** min(len(stem), 1000) if plain else 1.0 + len(stem)
+    yield Measure("branches", "closed", len(joins) - len(open_))
+    yield Measure("branches", "open", len(open_))
+    yield Measure("branches", "open in the main stem", len(stem))
+    yield Measure("branches", "predicted growth of variance", growth)
+    if not open_:
+        return
+    first = (stem or open_)[0]
+    name = first.ends[0].parameter if first.ends else (*first.branch, "")[0]
+    explodes = plain and len(stem) >= DOUBLINGS
+    told = f"{len(open_)} of {len(joins)} residual branches start open, {len(stem)} of them in the main stem; there the"
+    told += f" variance is predicted to grow {growth:.3g}-fold" + (", without a normalisation" if plain else "")
+    yield Finding(
+        "warning" if explodes else "info", "branches", name, first.name, len(stem), DOUBLINGS if plain else 0, told,
+        _EXPLODES if explodes else _KEEP,
+    )  # fmt: skip
+
+
+def is_closed(subject: Subject, join: Join) -> bool:
+    """Return whether a residual branch starts near zero.
+
+    Args:
+        subject: what is audited.
+        join: of its structure.
+    """
+    if join.ends and all(subject.is_closed(end) for end in join.ends):
+        return True
+    return any(subject.rms(subject.first_name(name)) <= CLOSED for name in join.scales)
+
+
+def _normalises(subject: Subject) -> bool:
+    """Whether a value that depends on the inputs is normalised anywhere, by its own statistics or by running ones."""
+    flow = subject.flow
+
+    def is_norm(position: int) -> bool:
+        term = flow.terms[position]
+        running = term.kind == "scale" and term.eps is not None
+        return term.data and (term.kind == "norm" or running or divides(flow, position))
+
+    return any(map(is_norm, range(len(flow.terms))))

@@ -1,0 +1,53 @@
+"""Zeros behind zeros, that no gradient can open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from idfx.audits.metric import metric
+from idfx.audits.starving import starved
+from idfx.audits.subject import Subject
+from idfx.records import Finding
+
+_ADDED = frozenset({"bias", "norm shift", "branch shift", "offset", "position", "token", "attention bias", "unused"})
+_REMEDY = "Make one of the factors in this place other than zero; a zero opens only if what it multiplies is not zero."
+
+
+@metric("dead")
+def dead(subject: Subject) -> Iterator[Finding]:
+    """A zero behind a zero, or before a ReLU: no gradient arrives, at the first step or later.
+
+    Definition: the parameters that no gradient ever reaches because others are zero. The data flow is followed with
+    "zero" and "not zero" for values, backwards for gradients; a zero that a gradient reaches is open after one step,
+    and the flow is followed again, until nothing changes. What is left starves: both factors of a product that are zero
+    (a zero scale behind a zero weight), all that stands before them, and a weight that gives a ReLU zeros alone. Only
+    whole tensors of zeros count, all else is taken to let a gradient through; frozen zeros stay. A finding is placed at
+    each zero factor that starves.
+
+    Unit: trainable parameters without a gradient. Threshold: 0 (error): they stay as they are for ever.
+
+    Source: the product rule; for ReLU, torch's derivative at 0, which is 0. Zhang, Dauphin and Ma, "Fixup
+    initialization", ICLR 2019, close each branch by one zero alone.
+    """
+    infos, roles = subject.structure.parameters, subject.structure.roles
+    zeros = {name for name in infos if subject.sound(name) and subject.is_zero(name)}
+    if not zeros:
+        return
+    frozen = {name for name, info in infos.items() if not info.requires_grad}
+    without = _starved(subject, zeros, frozen)
+    hungry = without - _starved(subject, set(), frozen) - frozen
+    if not hungry:
+        return
+    factors = [name for name in infos if name in zeros and roles[name].name not in _ADDED]
+    roots = [name for name in factors if name in hungry]
+    for name in factors:
+        if name in frozen and len(_starved(subject, zeros - {name}, frozen)) < len(without):
+            roots.append(name)
+    for name in roots or sorted(hungry):
+        stays = "it is frozen at zero" if name in frozen else "it is zero, and no gradient ever reaches it"
+        message = f"{stays}; {len(hungry)} trainable parameters of the model get none for such zeros"
+        yield subject.finding("error", "dead", name, len(hungry), 0, message, _REMEDY)
+
+
+def _starved(subject: Subject, zeros: set[str], frozen: set[str]) -> frozenset[str]:
+    return starved(subject.flow, zeros, frozen, subject.first_name)

@@ -1,0 +1,55 @@
+"""NaN, Inf and denormal numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from idfx.audits.metric import metric
+from idfx.audits.subject import Subject, sample
+from idfx.records import Finding
+
+DENORMAL = 0.01  # of the entries that are not zero
+
+_REPAIR = "Find the initialiser that made it, or the step of training that did, and begin before it."
+_FLUSH = "Use larger values or float32: many devices take such numbers for 0, and others are slow with them."
+
+
+@metric("finite")
+def finite(subject: Subject) -> Iterator[Finding]:
+    """NaN or Inf in parameters and buffers; numbers too small for their dtype.
+
+    Definition: the number of entries that are NaN or infinite. A buffer that holds nothing but 0 and −Inf is an
+    additive mask, as attention has it, and no finding. Beside it the share of denormal numbers (0 < |w| < the smallest
+    normal number of the dtype) among the entries that are not zero, read from up to 16,384 evenly spaced ones.
+
+    Unit: entries; a share. Thresholds: 0 entries (error), since one NaN reaches every output; 0.01 of the entries
+    (warning): single ones occur in any large draw of a half-precision tensor, a hundredth in none of a usual spread.
+
+    Source: IEEE 754-2019, section 3.4, for denormal numbers.
+    """
+    for name, tensor in subject.tensors.items():
+        if not (tensor.is_floating_point() or tensor.is_complex()) or name in (subject.unwritten or {}):
+            continue
+        if not subject.is_finite(name):
+            if name in subject.structure.parameters or not _is_mask(tensor):
+                count = int((~torch.isfinite(tensor)).sum())
+                message = f"{count:,} of its {tensor.numel():,} entries are NaN or Inf"
+                yield subject.finding("error", "finite", name, count, 0, message, _REPAIR)
+        elif tensor.is_floating_point() and (share := _denormal(tensor)) > DENORMAL:
+            message = f"{share:.0%} of its entries that are not zero are too small for {str(tensor.dtype)[6:]}"
+            yield subject.finding("warning", "finite", name, share, DENORMAL, message, _FLUSH)
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether a tensor holds 0 and −Inf alone."""
+    return bool(((tensor == 0) | torch.isneginf(tensor)).all()) if tensor.is_floating_point() else False
+
+
+def _denormal(tensor: Tensor) -> float:
+    """The share of the entries that are not zero, but below the smallest normal number."""
+    sizes = sample(tensor).abs()
+    some = int((sizes > 0).sum())
+    return 1 - int((sizes >= torch.finfo(tensor.dtype).tiny).sum()) / some if some else 0.0

@@ -1,0 +1,91 @@
+"""Weights of the main stem that lose directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from idfx.audits.metric import metric
+from idfx.audits.subject import Subject
+from idfx.records import Finding, Measure
+
+PLACES = ("input stem", "main stem", "transition", "projection shortcut")
+SMALLEST = 1e-6  # of the largest singular value
+SURE = 1e-5  # of the norm of a Gram matrix in single precision, which is known to some 1e-7
+LARGEST = 2048  # of the smaller side
+LOST = 0.01
+
+_REMEDY = "Draw it anew (orthogonal, kaiming, idinit): what it loses no later layer can bring back."
+
+
+@metric("rank")
+def rank(subject: Subject) -> Iterator[Finding | Measure]:
+    """Weights of the main stem and of projection shortcuts that lose rank.
+
+    Definition: the number of singular values of each matrix above 1e-6 of the largest, against min(D_out, D_in), in
+    float64. It is counted by eigenvalues of the smaller Gram matrix, which tell singular values down to 1e-8 of the
+    largest; where a Cholesky factorisation shows that none is too small (first of a part of the matrix, in single
+    precision, with a margin of a hundred times its rounding), they are not computed. Weights inside of branches are not
+    looked at: their shortcut carries what they lose; nor are those that only steer another value. A smaller side of
+    more than 2048 is left out and counted.
+
+    Unit: the share of min(D_out, D_in) that is lost. Thresholds: 0.01 (warning): a square Gaussian matrix of side 2048
+    has one singular value below 1e-6 of the largest once in some 250 draws, never a hundredth of them; 0.5 (error).
+
+    Source: Edelman, "Eigenvalues and condition numbers of random matrices", 1988, for the smallest singular value.
+    """
+    looked_at = skipped = 0
+    for info, role in subject.weights():
+        if role.name not in PLACES or role.layout is None or "steers" in role.traits:
+            continue
+        side = min(role.layout.matrix(info.shape))
+        if side > LARGEST:
+            skipped += 1
+            continue
+        looked_at += 1
+        matrices = subject.matrices(info.name)
+        lost = sum(missing(matrix) for matrix in matrices) if side > 1 else _zeros(matrices)
+        share = lost / (side * matrices.shape[0])
+        if share > LOST:
+            severity = "error" if share >= 0.5 else "warning"
+            message = f"it loses {lost:,} of the {side * matrices.shape[0]:,} directions that its shape has"
+            yield subject.finding(severity, "rank", info.name, share, LOST, message, _REMEDY)
+    yield Measure("rank", "weights looked at", looked_at)
+    yield Measure("rank", f"left out, a side above {LARGEST}", skipped)
+
+
+def _zeros(matrices: Tensor) -> int:
+    """How many matrices with one row, or one column, are zero."""
+    return int((~matrices.flatten(1).any(1)).sum())
+
+
+def missing(matrix: Tensor) -> int:
+    """Return by how much the numerical rank of a matrix falls short of its smaller side.
+
+    Example:
+        >>> missing(torch.eye(4)), missing(torch.ones(3, 4)), missing(torch.zeros(3, 4))
+        (0, 2, 3)
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    part = wide[:, : wide.shape[0] * 9 // 8 + 16]  # its rank is not above that of the whole
+    if _above(_gram(part.float()), SURE):
+        return 0
+    gram = _gram(wide.double())
+    if _above(gram, SMALLEST**2):
+        return 0
+    values = torch.linalg.eigvalsh(gram)
+    return int((values <= SMALLEST**2 * values[-1].clamp(min=0)).sum())
+
+
+def _gram(wide: Tensor) -> Tensor:
+    return wide @ wide.T
+
+
+def _above(gram: Tensor, share: float) -> bool:
+    """Whether all eigenvalues of a Gram matrix are above a share of its norm, told by a Cholesky factorisation."""
+    size = torch.linalg.matrix_norm(gram)
+    shifted = gram - share * size * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    return 0 < float(size) < math.inf and not int(torch.linalg.cholesky_ex(shifted).info)

@@ -1,0 +1,98 @@
+"""Weights, biases and norm scales against the size that keeps a signal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from idfx.audits.metric import metric
+from idfx.audits.subject import Subject, gain
+from idfx.records import Finding, ParameterInfo, Role
+from idfx.schemes.scheme import ADDED, fans
+
+LARGE = 4.0
+TOO_LARGE = 10.0
+SMALL = 0.01
+MANY = 1024  # entries from which a standard deviation is known well enough to tell which fan it was made from
+GAINS = (1.0, math.sqrt(2.0), 1 / math.sqrt(3.0))  # LeCun, He, and nn.Linear's own
+
+_TOO_LARGE = "Divide it by the root of its fan-in (kaiming, xavier), or let a normalisation follow."
+_SMALL = "Nothing, if it is meant to start closed; else draw it with the deviation gain / √fan-in."
+_FAN = "Nothing, if mode=fan_out was meant; else check which axis counts the inputs (Conv1D of transformers, groups)."
+_BIAS = "Nothing, if it is meant; most schemes begin with biases at 0."
+_NORM = "Nothing, if it is meant; a norm scale begins at 1 as a rule."
+_CUT = "Set it to 1: behind it the signal is gone, and only the shift is left."
+
+
+@metric("scale")
+def scale(subject: Subject) -> Iterator[Finding]:
+    """Weights much larger or smaller than fan-in and activation ask; biases other than 0, norm scales other than 1.
+
+    Definition: r = rms(W) · √fan-in / gain, the root mean square of a weight over that at which a layer keeps the mean
+    square of independent inputs. Fan-in is that of the matrix in use (of one group, expert, fused part; inputs as
+    inputs, however the tensor lies), gain that of the function behind it (√2 for ReLU; 1 where torch.nn.init has none).
+    Weights that are normalised or multiplied by another parameter before their use are not judged.
+
+    Unit: r, a ratio. Thresholds: r > 4 (warning), r > 10 (error): mean squares grow a hundredfold in one layer. r <
+    0.01 (warning; not for ends of branches, nor heads): normalisations make up for small weights, so it is no error;
+    truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. A weight whose deviation is gain / √fan-out to
+    within what a sample of its size tells, with gain 1, √2 or 1/√3, and not that of fan-in, where the two differ by
+    half or more, is told as such (info; a warning above r = 4). Biases that are not 0 and norm scales that are not 1
+    are told (info); a norm scale that is 0 throughout, and behind which no block is closed, is an error.
+
+    Source: LeCun et al., "Efficient backprop", 1998; He et al., "Delving deep into rectifiers", ICCV 2015.
+    """
+    for info, role in subject.weights():
+        yield from _weight(subject, info, role)
+    for name, role in subject.structure.roles.items():
+        if not subject.sound(name):
+            continue
+        rms = subject.rms(name)
+        if role.name in ADDED and rms:
+            message = f"a {role.name} of root mean square {rms:.3g}"
+            yield subject.finding("info", "scale", name, rms, 0, message, _BIAS)
+        elif role.name == "norm scale":
+            yield from _norm(subject, name, rms)
+
+
+def _weight(subject: Subject, info: ParameterInfo, role: Role) -> Iterator[Finding]:
+    ratio, closing = subject.ratio(info, role), role.name in ("end", "head")
+    asked = f"{gain(role):.3g} / √{fans(info, role)[0]}"
+    told = f"its root mean square {subject.rms(info.name):.3g} is {ratio:.3g} times {asked}"
+    other = _fan_out(subject, info, role)
+    if other:
+        severity = "warning" if ratio > LARGE else "info"
+        message = f"{told}; it is {other}"
+        yield subject.finding(severity, "scale", info.name, ratio, LARGE, message, _FAN)
+    elif ratio > LARGE:
+        severity, bound = ("error", TOO_LARGE) if ratio > TOO_LARGE else ("warning", LARGE)
+        yield subject.finding(severity, "scale", info.name, ratio, bound, told, _TOO_LARGE)
+    elif ratio < SMALL and not closing:
+        yield subject.finding("warning", "scale", info.name, ratio, SMALL, told, _SMALL)
+
+
+def _fan_out(subject: Subject, info: ParameterInfo, role: Role) -> str:
+    """What a weight's deviation is, if it was made from fan-out; "" if nothing says so."""
+    fan_in, fan_out = fans(info, role)
+    size = subject.tensors[info.name].numel()
+    rms = subject.rms(info.name)
+    if size < MANY or not rms or max(fan_in, fan_out) < 1.5 * min(fan_in, fan_out):
+        return ""
+    near = 3 / math.sqrt(2 * size)  # three deviations of a sample's own deviation
+
+    def made_from(fan: float) -> list[float]:
+        return [gain for gain in GAINS if abs(rms * math.sqrt(fan) / gain - 1) < near]
+
+    if made_from(fan_in) or made_from((fan_in + fan_out) / 2) or not (found := made_from(fan_out)):
+        return ""
+    return f"{found[0]:.3g} / √{fan_out}, of fan-out"
+
+
+def _norm(subject: Subject, name: str, rms: float) -> Iterator[Finding]:
+    """What is to be said of the scale of a normalisation."""
+    if rms == 0 and name not in subject.closing:
+        message = "it is 0 throughout, and closes no residual block"
+        yield subject.finding("error", "scale", name, 0, 1, message, _CUT)
+    elif rms and not bool((subject.tensors[name] == 1).all()):
+        message = f"a norm scale of root mean square {rms:.3g}"
+        yield subject.finding("info", "scale", name, rms, 1, message, _NORM)

@@ -1,0 +1,206 @@
+"""What a metric may ask of a model: its structure, its tensors, and numbers about them, each computed once."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from idfx.flow import Flow
+from idfx.matrices import outputs_first
+from idfx.network import Network
+from idfx.records import End, Finding, Layout, ParameterInfo, Role, Structure
+from idfx.schemes.scheme import GAINS, fans, is_weight
+
+SAMPLE = 16_384  # entries of a tensor that a share or a shape of a distribution is read from
+CLOSED = 0.01  # a factor that lets no more than 1 part in 10,000 of the variance through
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is audited.
+
+    `tensors` are its parameters, each under its first name, and its buffers. `unwritten` is the number of entries of a
+    tensor that no initialiser wrote, by name; None where the model stood already, so that nobody knows.
+    """
+
+    model: nn.Module = field(repr=False)
+    structure: Structure
+    network: Network = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    unwritten: Mapping[str, int] | None = None
+    _kept: dict[tuple[str, str], float] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def flow(self) -> Flow:
+        """The data flow of the captured forward pass."""
+        return self.network.flow
+
+    def rms(self, name: str) -> float:
+        """Return the root of the mean square of the entries of a tensor; NaN or Inf where it holds one."""
+        return self._once("rms", name, self._rms)
+
+    def _rms(self, name: str) -> float:
+        tensor = self.tensors[name]
+        if not tensor.numel():
+            return 0.0
+        found = float(torch.linalg.vector_norm(_computable(tensor))) / math.sqrt(tensor.numel())
+        if math.isfinite(found) and (found or not bool(tensor.any())):
+            return found
+        return float(torch.linalg.vector_norm(tensor.double())) / math.sqrt(tensor.numel())  # squares may overflow
+
+    def is_zero(self, name: str) -> bool:
+        """Return whether every entry of a tensor is zero."""
+        return self.rms(name) == 0 and not bool(self.tensors[name].any())
+
+    def is_finite(self, name: str) -> bool:
+        """Return whether no entry of a tensor is NaN or Inf."""
+        return bool(self._once("finite", name, self._finite))
+
+    def _finite(self, name: str) -> bool:
+        return math.isfinite(self.rms(name)) or bool(torch.isfinite(self.tensors[name]).all())
+
+    def _once(self, what: str, name: str, compute: Callable[[str], float]) -> float:
+        if (what, name) not in self._kept:
+            self._kept[what, name] = compute(name)
+        return self._kept[what, name]
+
+    def weights(self) -> Iterator[tuple[ParameterInfo, Role]]:
+        """Yield the weights whose matrix is known and finite, and that meet the data as they are.
+
+        A weight that is first normalised, or multiplied by another parameter, is none of them: its own values are not
+        those that act.
+        """
+        for name, info in self.structure.parameters.items():
+            role = self.structure.roles[name]
+            if is_weight(role) and name not in self._computed and self.sound(name):
+                yield info, role
+
+    def sound(self, name: str) -> bool:
+        """Return whether a tensor has entries, floating and finite ones."""
+        tensor = self.tensors[name]
+        return tensor.numel() > 0 and tensor.is_floating_point() and self.is_finite(name)
+
+    @functools.cached_property
+    def _computed(self) -> frozenset[str]:
+        """The parameters that enter an expression which is more than a rearrangement of one of them."""
+        flow, found = self.flow, set[str]()
+        leaves: list[frozenset[str]] = []
+        for term in flow.terms:
+            inside: frozenset[str] = frozenset()
+            if term.kind == "parameter":
+                inside = frozenset({self.first_name(flow.capture.parameters[term.node])})
+            elif term.parametric and not term.data:
+                inside = frozenset().union(*(leaves[operand] for operand in (*term.operands, *term.gates)))
+                if term.kind not in ("move", "concat"):
+                    found |= inside
+            leaves.append(inside)
+        return frozenset(found)
+
+    def first_name(self, name: str) -> str:
+        """Return the first name of a parameter that may have several."""
+        return self._first[name]
+
+    @functools.cached_property
+    def _first(self) -> Mapping[str, str]:
+        infos = self.structure.parameters.values()
+        return {alias: info.name for info in infos for alias in (info.name, *info.aliases)}
+
+    def ratio(self, info: ParameterInfo, role: Role) -> float:
+        """Return the root mean square of a weight, times √fan-in, over the gain of the function that follows.
+
+        At 1 a layer keeps the mean square of independent inputs: each output is a sum of fan-in terms.
+        """
+        return self.rms(info.name) * math.sqrt(fans(info, role)[0]) / gain(role)
+
+    def matrices(self, name: str) -> Tensor:
+        """Return a weight as its matrices, (count, D_out, D_in); it may be a view of the parameter."""
+        layout = self.structure.roles[name].layout
+        assert layout is not None
+        return as_matrices(self.tensors[name], layout)
+
+    def is_closed(self, end: End) -> bool:
+        """Return whether an end lets next to nothing through (`CLOSED`)."""
+        name = self.first_name(end.parameter)
+        role, tensor = self.structure.roles[name], self.tensors[name]
+        columns = role.layout.matrix(tuple(tensor.shape))[1] if role.layout is not None else 1
+        if not end.rows:
+            return self.rms(name) * math.sqrt(columns) <= CLOSED
+        tensor = outputs_first(tensor, role.layout) if role.layout is not None else tensor
+        parts = (_computable(tensor[start:stop]) for start, stop in end.rows)
+        return all(bool(part.square().mean() * columns <= CLOSED**2) for part in parts)
+
+    @functools.cached_property
+    def closing(self) -> frozenset[str]:
+        """The parameters that stand between the end of a residual branch and its join, or end it themselves."""
+        from idfx.structure import analyse
+
+        found: set[str] = set()
+        for structure in (self.structure, analyse(self.structure.capture, nearest=True)):
+            for join in structure.joins:
+                found.update(map(self.first_name, (*(end.parameter for end in join.ends), *join.scales)))
+        return frozenset(found)
+
+    def place(self, name: str) -> str:
+        """Return where a parameter or buffer acts: its residual block, or else its operator or module."""
+        join, role = self.network.around(name), self.structure.roles.get(name)
+        if join is not None:
+            return join.name
+        return role.sites[0] if role is not None and role.sites else name.rpartition(".")[0] or self.structure.model
+
+    def finding(
+        self, severity: str, metric: str, name: str, value: float, threshold: float, message: str, remedy: str
+    ) -> Finding:  # fmt: skip
+        """Return a finding at a parameter or buffer."""
+        return Finding(severity, metric, name, self.place(name), float(value), float(threshold), message, remedy)
+
+
+def gain(role: Role) -> float:
+    """Return the gain that the function behind a weight asks of it, 1 where it is not one of torch.nn.init's.
+
+    Example:
+        >>> round(gain(Role("inner", "", activation="aten.relu")), 3)
+        1.414
+    """
+    return GAINS.get(role.activation.removeprefix("aten."), 1.0)
+
+
+def sample(tensor: Tensor) -> Tensor:
+    """Return at most `SAMPLE` entries of a tensor, evenly spaced, in double precision.
+
+    Example:
+        >>> sample(torch.ones(300, 300)).numel() <= SAMPLE
+        True
+    """
+    flat = tensor.detach().reshape(-1)
+    stride = -(-flat.numel() // SAMPLE) if flat.numel() else 1
+    stride += stride > 1 and stride % 2 == 0  # an odd stride runs through all columns of an even number of them
+    return flat[::stride].double()
+
+
+def _computable(tensor: Tensor) -> Tensor:
+    """Half precision in single, so that squares do not overflow, and whole numbers too."""
+    plain = tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64)
+    return tensor if plain else tensor.float()
+
+
+def as_matrices(weight: Tensor, layout: Layout) -> Tensor:
+    """Return a weight as (count, D_out, D_in): one matrix for each expert, part and group.
+
+    Example:
+        >>> as_matrices(torch.zeros(8, 2, 3, 3), Layout(tap_axes=(2, 3), groups=4)).shape
+        torch.Size([4, 2, 18])
+    """
+    shape = tuple(weight.shape)
+    rows, columns = layout.matrix(shape)
+    inner = layout.groups if layout.grouped == "in" else 1
+    taps = math.prod(shape[axis] for axis in layout.tap_axes)
+    experts = math.prod(shape[axis] for axis in layout.batch_axes)
+    axes = (*layout.batch_axes, *layout.out_axes, *layout.in_axes, *layout.tap_axes)
+    stacked = layout.outputs(shape) // rows
+    read_ = weight.detach().permute(axes).reshape(experts, stacked, rows, inner, columns // taps, taps)
+    return read_.transpose(2, 3).reshape(experts * stacked * inner, rows, columns)

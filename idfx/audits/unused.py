@@ -1,0 +1,31 @@
+"""Parameters that reach no output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from idfx.audits.metric import metric
+from idfx.audits.starving import reaching
+from idfx.audits.subject import Subject
+from idfx.records import Finding
+
+_REMEDY = "Remove it, or check that the forward should use it; with DistributedDataParallel it needs a word of its own."
+
+
+@metric("unused")
+def unused(subject: Subject) -> Iterator[Finding]:
+    """Parameters that reach no output of the forward pass of the example.
+
+    Definition: no path of the captured graph leads from the parameter to an output. Another input, or training mode,
+    may take another path. Where torch.func hides operators, nothing is said of the parameters that are used there.
+
+    Unit: entries. Threshold: 0 (warning): it is stored and updated by weight decay, but never learns.
+    """
+    reached = {subject.first_name(name) for name in reaching(subject.flow)}
+    for name, info in subject.structure.parameters.items():
+        hidden = subject.structure.roles[name].name == "unresolved" and not subject.structure.roles[name].sites
+        if name not in reached and not hidden:
+            message = "no path leads from it to an output of the model"
+            size = subject.tensors[name].numel()
+            if size and info:
+                yield subject.finding("warning", "unused", name, size, 0, message, _REMEDY)
