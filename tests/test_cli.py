@@ -23,7 +23,7 @@ import idfx
 
 MAIN = "init timm:test_resnet -o weights.safetensors"
 SLOW = "init net.py:slow --input-shape 2,4 -o weights.pt"
-COMMANDS = ("analyze", "diff", "explain", "init", "list", "plan")
+COMMANDS = ("analyze", "audit", "diff", "explain", "init", "list", "plan")
 
 FILE = '''
 import os

@@ -52,5 +52,10 @@ def rezero(parameter: ParameterInfo, role: Role, network: Network, options: Star
 
     Source: Bachlechner et al., "ReZero is all you need: fast convergence at large depth", UAI 2021, arXiv 2003.04887.
     The scalar is added by torch.nn.utils.parametrize to what ends the branch; normalisation stays as the model has it.
+    Ours: a norm scale that the scalar multiplies is 1, for many authors start it at 0, and behind a zero no scalar ever
+    gets a gradient.
     """
+    if role.name == "end scale" and "norm" in role.traits:
+        reason = "a norm scale at 1 leaves the learned scalar to do its work (ours)"
+        return Decision(parameter.name, "constant", {"value": 1.0}, reason, role.evidence)
     return Keep("ReZero adds a scalar to every branch and leaves the weights to the author")
