@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from idfx.certification import certify
     from idfx.checkpoints import read_checkpoint
     from idfx.difference import diff
-    from idfx.errors import IdfxError
+    from idfx.errors import CertificateError, IdfxError
     from idfx.export import save
     from idfx.ops.term import operator
     from idfx.records import Audit, Certificate, Finding, Plan, Report, Structure
     from idfx.scalars import fold_
 
 _HOMES = {
+    "CertificateError": "idfx.errors",
     "IdfxError": "idfx.errors",
     "Audit": "idfx.records",
     "Certificate": "idfx.records",
@@ -51,6 +52,7 @@ _HOMES = {
 __all__ = [
     "Audit",
     "Certificate",
+    "CertificateError",
     "Finding",
     "IdfxError",
     "Plan",
