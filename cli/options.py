@@ -97,7 +97,7 @@ def steering_options(function: F) -> F:
         click.option("--only", multiple=True, metavar="PATTERN", help="Write nothing else; repeatable."),
         click.option("--keep", multiple=True, metavar="PATTERN", help="Leave these as they are; repeatable."),
         click.option(
-            "--from", "checkpoint", default=None, metavar="CHECKPOINT",
+            "--from", "checkpoints", multiple=True, metavar="CHECKPOINT",
             help="Load what fits from this file, and initialise only the rest.",
         ),
     )(function)  # fmt: skip
@@ -113,12 +113,14 @@ def given_steering(options: dict[str, Any]) -> Words:
 
     steering, roles = read_steering(options.pop("sets"), options.pop("only"), options.pop("keep"))
     options["roles"] = (*(f"{name}={role}" for name, role in roles.items()), *options["roles"])
-    source = options.pop("checkpoint")
-    if source is None:
+    sources = options.pop("checkpoints")
+    if len(sources) > 1:
+        raise click.UsageError(f"--from: given {len(sources)} times; expected one checkpoint. Merge them into one file.")
+    if not sources:
         return Words(steering, None)
     from idfx.checkpoints import read_checkpoint
 
-    return Words(steering, read_checkpoint(source))
+    return Words(steering, read_checkpoint(sources[0]))
 
 
 class Words(NamedTuple):

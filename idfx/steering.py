@@ -126,16 +126,7 @@ def steer(plan: Plan, structure: Structure, steering: Steering) -> Plan:
         if decisions.pop(name, None) is not None:
             kept[name] = reason
     for pattern, word in steering.set.items():
-        names = matching(pattern, structure.parameters, "set")
-        barred = [name for name in names if untouchable(structure.parameters[name])]
-        if len(barred) == len(names) and word != "keep":
-            raise UsageError(
-                f"set {pattern}: {barred[0]} is never written, {untouchable(structure.parameters[barred[0]])}; "
-                "expected a parameter that can be. Leave it out."
-            )
-        for name in names:
-            if name in barred:
-                continue
+        for name in _writable(pattern, word, structure):
             found = _decision(structure.parameters[name], structure.roles[name], plan, pattern, word)
             for place in (decisions, kept, loaded):
                 place.pop(name, None)
@@ -155,6 +146,18 @@ def steer(plan: Plan, structure: Structure, steering: Steering) -> Plan:
         notes=(*notes(structure, decisions), *(note for note in plan.notes if note not in own)),
         scalars=tuple(s for s in plan.scalars if held.keys().isdisjoint(end.parameter for end in s.on)),
     )
+
+
+def _writable(pattern: str, word: Word, structure: Structure) -> list[str]:
+    """The parameters that a pattern means and that are ever written; a frozen one that is meant alone is an error."""
+    names = matching(pattern, structure.parameters, "set")
+    barred = {name: reason for name in names if (reason := untouchable(structure.parameters[name]))}
+    if len(barred) == len(names) and word != "keep":
+        raise UsageError(
+            f"set {pattern}: {names[0]} is never written, {barred[names[0]]}; expected a parameter that can be. "
+            "Leave it out."
+        )
+    return [name for name in names if name not in barred]
 
 
 def _held(structure: Structure, steering: Steering) -> dict[str, str]:

@@ -328,3 +328,8 @@ def test_a_plan_that_cannot_be_is_refused_and_nothing_is_written(change):
     with pytest.raises(PlanError):
         idfx.apply_(net, from_json(json.dumps(document)))
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_only_one_checkpoint_is_loaded_from(run):
+    code, out, err = run("plan", "net.py:Net", "--from", "a.pt", "--from", "b.pt")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "--from: given 2 times" in err
