@@ -115,7 +115,9 @@ def given_steering(options: dict[str, Any]) -> Words:
     options["roles"] = (*(f"{name}={role}" for name, role in roles.items()), *options["roles"])
     sources = options.pop("checkpoints")
     if len(sources) > 1:
-        raise click.UsageError(f"--from: given {len(sources)} times; expected one checkpoint. Merge them into one file.")
+        raise click.UsageError(
+            f"--from: given {len(sources)} times; expected one checkpoint. Merge them into one file."
+        )
     if not sources:
         return Words(steering, None)
     from idfx.checkpoints import read_checkpoint
