@@ -186,7 +186,7 @@ def init_(
         certify: run the initialised model and compare every join with its shortcut.
         plan: apply this plan instead of making one; `only`, `keep` and `set` change it.
         checkpoint: a file or a state dict. What fits is loaded from it, and only the rest is initialised; the
-            certificate's `growth` says whether the model computes what the checkpoint's model did.
+            certificate's `growth` says how much the branches that were added change the outputs.
 
     Returns:
         The structure, the plan and the certificate.
@@ -204,7 +204,8 @@ def init_(
     """
     words = steering(only, keep, set)
     source = read_checkpoint(checkpoint) if checkpoint is not None else None
-    if plan is not None and (given := [*options, *(["roles"] if roles else [])]):
+    other = {"scheme": scheme != "idinit", "seed": seed != 0, "roles": bool(roles)}
+    if plan is not None and (given := [*options, *(name for name, said in other.items() if said)]):
         raise UsageError(
             f"init_: {given[0]} is given together with a plan; expected one of the two. The plan holds the scheme, its "
             "options, the seed and the roles: edit it, or leave it out."
