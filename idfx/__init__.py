@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from idfx.difference import diff
     from idfx.errors import CertificateError, IdfxError
     from idfx.export import save
+    from idfx.findings import Audit, Finding
     from idfx.ops.term import operator
-    from idfx.records import Audit, Certificate, Finding, Plan, Report, Structure
+    from idfx.records import Certificate, Plan, Report, Structure
     from idfx.scalars import fold_
 
 _HOMES = {
     "CertificateError": "idfx.errors",
     "IdfxError": "idfx.errors",
-    "Audit": "idfx.records",
+    "Audit": "idfx.findings",
     "Certificate": "idfx.records",
-    "Finding": "idfx.records",
+    "Finding": "idfx.findings",
     "Plan": "idfx.records",
     "Report": "idfx.records",
     "Structure": "idfx.records",

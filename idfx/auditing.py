@@ -11,8 +11,9 @@ from torch import nn
 from idfx.api import analyze
 from idfx.audits.metric import METRICS
 from idfx.audits.subject import Subject
+from idfx.findings import SEVERITIES, Audit, Finding
 from idfx.network import Network
-from idfx.records import SEVERITIES, Audit, Finding, Structure
+from idfx.records import Structure
 from idfx.running import unwrap
 
 _STOOD = "idfx did not build this model, so it is not known which memory was written; `idfx audit SPEC` tells"

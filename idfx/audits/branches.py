@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, Subject
+from idfx.findings import Finding, Measure
 from idfx.flow import divides
-from idfx.records import Finding, Join, Measure
+from idfx.records import Join
 
 DOUBLINGS = 10
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from idfx.audits.metric import metric
 from idfx.audits.starving import starved
 from idfx.audits.subject import Subject
-from idfx.records import Finding
+from idfx.findings import Finding
 
 _ADDED = frozenset({"bias", "norm shift", "branch shift", "offset", "position", "token", "attention bias", "unused"})
 _REMEDY = "Make one of the factors in this place other than zero; a zero opens only if what it multiplies is not zero."

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import Subject, sample
-from idfx.records import Finding
+from idfx.findings import Finding
 
 DENORMAL = 0.01  # of the entries that are not zero
 

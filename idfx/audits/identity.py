@@ -10,7 +10,7 @@ from torch import Tensor
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, Subject, sample
-from idfx.records import Measure
+from idfx.findings import Measure
 
 DOMINANT = 0.99
 RIGHT = 1e-3

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from idfx.audits.subject import Subject
-from idfx.records import Finding, Measure
+from idfx.findings import Finding, Measure
 from idfx.registry import Registry
 
 Look = Callable[[Subject], Iterator[Finding | Measure]]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import Subject
-from idfx.records import Finding, Measure
+from idfx.findings import Finding, Measure
 
 PLACES = ("input stem", "main stem", "transition", "projection shortcut")
 SMALLEST = 1e-6  # of the largest singular value

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, Subject
-from idfx.records import Finding
+from idfx.findings import Finding
 
 NARROW = 4  # columns below which rows of a half-precision matrix may be the same by chance
 DOMINANT = 0.9  # of a row's squared length: one entry that holds this much makes it a row of an identity

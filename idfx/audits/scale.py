@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import Subject, gain
-from idfx.records import Finding, ParameterInfo, Role
+from idfx.findings import Finding
+from idfx.records import ParameterInfo, Role
 from idfx.schemes.scheme import ADDED, fans
 
 LARGE = 4.0

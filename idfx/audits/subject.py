@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from idfx.findings import Finding
 from idfx.flow import Flow
 from idfx.matrices import outputs_first
 from idfx.network import Network
-from idfx.records import End, Finding, Layout, ParameterInfo, Role, Structure
+from idfx.records import End, Layout, ParameterInfo, Role, Structure
 from idfx.schemes.scheme import GAINS, fans, is_weight
 
 SAMPLE = 16_384  # entries of a tensor that a share or a shape of a distribution is read from

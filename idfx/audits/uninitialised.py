@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import Subject
-from idfx.records import Finding
+from idfx.findings import Finding
 
 _REMEDY = "Write it in the constructor: torch.nn.init, zeros or ones instead of torch.empty."
 

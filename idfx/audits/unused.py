@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from idfx.audits.metric import metric
 from idfx.audits.starving import reaching
 from idfx.audits.subject import Subject
-from idfx.records import Finding
+from idfx.findings import Finding
 
 _REMEDY = "Remove it, or check that the forward should use it; with DistributedDataParallel it needs a word of its own."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from idfx.records import SEVERITIES, Audit, Finding
+from idfx.findings import SEVERITIES, Audit, Finding
 from idfx.report.layout import count, table, text
 
 _SHOWN = 3

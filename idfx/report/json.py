@@ -12,7 +12,8 @@ from idfx._version import __version__
 from idfx.difference import Difference
 from idfx.explain import Explanation
 from idfx.export import SavedFile, digest
-from idfx.records import Audit, Certificate, Report, Structure
+from idfx.findings import Audit
+from idfx.records import Certificate, Report, Structure
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,173 @@
+"""The frozen records of an audit: what was run, what was measured where, and what is wrong.
+
+Structure, weights, batch → Observation, Spectrum → Finding → Audit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SEVERITIES = ("info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that an audit found: how bad it is, where it is, how far it is from what is asked, and what to do.
+
+    `value` is what was measured and `threshold` what it is held to, in the unit of the metric. `remedy` is the same
+    text for findings of the same kind. `site` is the residual block, the operator or the module that the parameter acts
+    in.
+    """
+
+    severity: str
+    metric: str
+    parameter: str
+    site: str
+    value: float
+    threshold: float
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that a metric tells beside its findings; none is judged."""
+
+    metric: str
+    name: str
+    value: float | int | str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place of the forward pass, and what one batch showed there.
+
+    `kind` is "weight" (what a weight site gives), "activation" (what a function that is no weight and no normalisation
+    gives), or "join" (the end of a residual block). `block` is the residual block in whose branch it lies; None on the
+    main stem. `units` are its channels or features, along `units` slices of the value.
+
+    `mean`, `variance` and `kurtosis` (excess, 0 for a normal distribution) are over all entries. `dead` is the share of
+    units that are one and the same number for the whole batch, `saturated` the share of entries where an activation's
+    derivative is below 0.01 though it is not dead; None where there is no activation. `correlation` is the mean cosine
+    between the values of two samples; None with one sample. `effective_rank` is exp(entropy) of the normalised
+    eigenvalues of the second moments of its units, of at most `rank_bound`. `gradient` is the root mean square of the
+    gradient of the loss with respect to it; None if none was taken.
+    """
+
+    name: str
+    kind: str
+    operator: str
+    parameter: str
+    block: str | None
+    units: int
+    mean: float
+    variance: float
+    kurtosis: float
+    dead: float | None
+    saturated: float | None
+    correlation: float | None
+    effective_rank: float | None
+    rank_bound: int
+    gradient: float | None
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """One parameter as it was found: its root mean square, and that of its gradient where a batch was run."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    site: str
+    block: str | None
+    rms: float
+    gradient: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Gradient over weight, both as root mean squares; None where either is not there or the weight is 0."""
+        return self.gradient / self.rms if self.gradient is not None and self.rms else None
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of a Jacobian of shape (rows, columns), of which there are min(rows, columns).
+
+    `place` is "" for the whole model, or the residual block. `exact`: all of them were computed; else `largest` and
+    `smallest` are estimates, each with a bound on its error that holds up to rounding (for `smallest` it is on the
+    distance to the nearest singular value: the true smallest may be smaller), and `mean_square` (chi, criticality: 1 is
+    critical) has the standard error of its random probes. `spread` is the standard deviation of the squared singular
+    values over their mean (isometry: 0 if all are equal). `density` are (singular value, share) pairs, the shares sum
+    to 1: one pair for each value, or the nodes of a quadrature. `products` are the matrix-vector products that were
+    made with the Jacobian or its transpose; `complete` is False where the budget ended them early.
+    """
+
+    place: str
+    rows: int
+    columns: int
+    exact: bool
+    largest: float
+    largest_error: float
+    smallest: float
+    smallest_error: float
+    mean_square: float
+    mean_square_error: float
+    spread: float
+    density: tuple[tuple[float, float], ...]
+    products: int
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block as it is drawn: its join, its kind, the block around it, and the weights of its branch."""
+
+    name: str
+    kind: str
+    parent: str | None
+    closed: bool
+    branch: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was run: where it comes from, how many samples it has (None: not known), the shapes of its tensors."""
+
+    source: str
+    samples: int | None
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the metrics found in a model.
+
+    `findings` are in the order of severity, errors first. `measures` are numbers by metric and name. `metrics` are
+    those that ran; `left_out` says of what was not measured why, by metric. `batch` is what was run, None if nothing
+    was; `profile` its places in the order of execution, `spectra` the Jacobians, that of the whole model first.
+    `parameters` and `blocks` are those of the structure. `seconds` is the time that each metric took, the only numbers
+    here that differ from run to run.
+    """
+
+    model: str
+    findings: tuple[Finding, ...]
+    measures: Mapping[str, Mapping[str, float | int | str]]
+    metrics: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    parameters: tuple[ParameterState, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    batch: Batch | None = None
+    profile: tuple[Point, ...] = ()
+    spectra: tuple[Spectrum, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def verdict(self) -> str:
+        """The worst severity found, "clean" where there are no findings."""
+        return self.findings[0].severity if self.findings else "clean"
+
+    def at_least(self, severity: str) -> tuple[Finding, ...]:
+        """Return the findings of a severity, "info", "warning" or "error", and those above it."""
+        least = SEVERITIES.index(severity)
+        return tuple(found for found in self.findings if SEVERITIES.index(found.severity) >= least)
