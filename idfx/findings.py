@@ -94,13 +94,15 @@ class ParameterState:
 class Spectrum:
     """The singular values of a Jacobian of shape (rows, columns), of which there are min(rows, columns).
 
-    `place` is "" for the whole model, or the residual block. `exact`: all of them were computed; else `largest` and
-    `smallest` are estimates, each with a bound on its error that holds up to rounding (for `smallest` it is on the
-    distance to the nearest singular value: the true smallest may be smaller), and `mean_square` (chi, criticality: 1 is
-    critical) has the standard error of its random probes. `spread` is the standard deviation of the squared singular
-    values over their mean (isometry: 0 if all are equal). `density` are (singular value, share) pairs, the shares sum
-    to 1: one pair for each value, or the nodes of a quadrature. `products` are the matrix-vector products that were
-    made with the Jacobian or its transpose; `complete` is False where the budget ended them early.
+    `place` is "" for the whole model, or the residual block. `exact`: all of them were computed, and each error is 0.
+    Else `largest` is below the largest one, by `largest_error` at most, and `smallest` above the smallest one, by
+    `smallest_error` at most; each bound fails for one seed in a thousand at most (that on the smallest is `smallest`
+    itself, as a rule, where they crowd at 0). `mean_square` (chi, criticality: 1 is critical) and `spread`, the
+    standard deviation of the squared singular values over their mean (isometry: 0 if all are equal), have standard
+    errors, over the random starts. `density` are (singular value, share) pairs, largest first, the shares sum to 1: one
+    pair for each value, or the nodes of the quadrature of one start. `products` are the matrix-vector products that
+    were made with the Jacobian or its transpose; `complete` is False where the budget of time ended them early. A
+    number that was not measured is NaN; `note` says why, if not for want of time.
     """
 
     place: str
@@ -114,9 +116,40 @@ class Spectrum:
     mean_square: float
     mean_square_error: float
     spread: float
+    spread_error: float
     density: tuple[tuple[float, float], ...]
     products: int
     complete: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Eigenvalue:
+    """The ends of the spectrum of a Hessian.
+
+    `largest` is below the algebraically largest eigenvalue, by `largest_error` at most, and `smallest` above the
+    smallest one, by `smallest_error` at most; each bound fails for one seed in a thousand at most. `products` are the
+    products that were made with the Hessian; `complete` is False where the budget of time ended them early. A number
+    that was not measured is NaN; `note` says why, if not for want of time.
+    """
+
+    largest: float
+    largest_error: float
+    smallest: float
+    smallest_error: float
+    products: int
+    complete: bool = True
+    note: str = ""
+
+    @property
+    def value(self) -> float:
+        """The one of both that is larger in absolute value."""
+        return self.smallest if abs(self.smallest) > abs(self.largest) else self.largest
+
+    @property
+    def error(self) -> float:
+        """The bound on the error of `value`."""
+        return self.smallest_error if abs(self.smallest) > abs(self.largest) else self.largest_error
 
 
 @dataclass(frozen=True)
