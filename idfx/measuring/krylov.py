@@ -100,16 +100,12 @@ class Bidiagonalisation(_Process):
             self.above.append(rest)
             self.exhausted = rest == 0
 
-    def moments(self) -> tuple[float, float]:
-        """Return ⟨v, AᵀA v⟩ and ⟨v, (AᵀA)² v⟩ of the start v."""
-        first = self.diagonal[0] * self.diagonal[0]
-        return first, first * (first + self.above[0] * self.above[0])
-
-    def traces(self) -> tuple[float, float]:
-        """Return the sums of ⟨v, AᵀA v⟩ and of ⟨v, (AᵀA)² v⟩ over the columns v of V."""
-        entries = [a * a + b * b for a, b in zip(self.diagonal, [0.0, *self.above], strict=False)]
-        links = [a * a * b * b for a, b in zip(self.diagonal, self.above, strict=True)]
-        return math.fsum(entries), math.fsum([entry * entry for entry in entries] + 2 * links) - links[-1]
+    def samples(self) -> list[tuple[float, float]]:
+        """Return, for each column v of V, ⟨v, M v⟩ and ‖M v − ⟨v, M v⟩ v‖² with M = AᵀA."""
+        before = [0.0, *self.above]
+        entries = [a * a + b * b for a, b in zip(self.diagonal, before, strict=False)]
+        links = [0.0, *(a * a * b * b for a, b in zip(self.diagonal, self.above, strict=True))]
+        return [(entry, links[k] + links[k + 1]) for k, entry in enumerate(entries)]
 
     def outside(self, vector: Tensor) -> Tensor:
         """Return the direction of a vector outside of what V spans, as a vector of length 1."""

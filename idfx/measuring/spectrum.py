@@ -136,22 +136,23 @@ def _estimate(empty: Spectrum, tall: LinearMap, seed: int, budget: Budget) -> Sp
     extend(max(int(FIRST * budget.products), 2))
     if first.failure or not first.diagonal:
         return _failed(empty, budget, first.failure)
-    moments = Moments(tall.columns, len(first.diagonal), first.moments(), first.traces())
+    moments = Moments(tall.columns, first.samples())
     while moments.wanting and budget.allows(2):
         start = tall.start(seed, f"{stream}:{len(moments.starts) + 1}")
-        moments.starts.append(_start(tall, first.outside(start)))
+        moments.starts.append(_sample(tall, first.outside(start)))
         if not all(map(math.isfinite, moments.starts[-1])):
             return _failed(empty, budget, NOT_FINITE)
     extend(budget.products)
     return _failed(empty, budget, first.failure) if first.failure else _record(empty, first, moments, budget)
 
 
-def _start(tall: LinearMap, start: Tensor) -> tuple[float, float]:
-    """⟨v, AᵀA v⟩ and ⟨v, (AᵀA)² v⟩ of a vector v of length 1."""
-    image = tall.times(start)
+def _sample(tall: LinearMap, vector: Tensor) -> tuple[float, float]:
+    """⟨v, M v⟩ and ‖M v − ⟨v, M v⟩ v‖² of a vector v of length 1, with M = AᵀA."""
+    image = tall.times(vector)
     length = norm(image)
     back = tall.transposed.times(image / length if length else image)
-    return length * length, length * length * norm(back) * norm(back)
+    rest = length * norm(back - length * vector)
+    return length * length, rest * rest
 
 
 def _record(empty: Spectrum, first: Bidiagonalisation, moments: Moments, budget: Budget) -> Spectrum:
