@@ -15,7 +15,7 @@ from idfx.audits.metric import METRICS
 from idfx.audits.subject import Subject
 from idfx.errors import AuditError, UsageError
 from idfx.findings import SEVERITIES, Audit, Finding, Measure, Spectrum
-from idfx.measuring.batches import given
+from idfx.measuring.batches import described
 from idfx.measuring.trial import BUDGET, Trial
 from idfx.network import Network
 from idfx.records import Structure
@@ -68,7 +68,7 @@ def audit(
     if not budget > 0:
         raise UsageError(f"audit: budget={budget!r}; expected seconds above 0. Leave it out for {BUDGET:g}.")
     structure = analyze(model, example_inputs, example_kwargs)
-    trial = Trial(given(structure.capture.example), structure, structure, seed, budget) if batch else None
+    trial = Trial(described(structure.capture.example), structure, structure, seed, budget) if batch else None
     return examine(model, structure, only, trial=trial, also=also)
 
 

@@ -201,8 +201,8 @@ class Audit:
     `findings` are in the order of severity, errors first. `measures` are numbers by metric and name. `metrics` are
     those that ran; `left_out` says of what was not measured why, by metric. `batch` is what was run, None if nothing
     was; `profile` its places in the order of execution, `spectra` the Jacobians, that of the whole model first.
-    `parameters` and `blocks` are those of the structure. `seconds` is the time that each metric took, and that of the batch
-    which several look at; they are the only numbers here that differ from run to run.
+    `parameters` and `blocks` are those of the structure. `seconds` is the time that each metric took, and that of the
+    batch which several look at; they are the only numbers here that differ from run to run.
     """
 
     model: str

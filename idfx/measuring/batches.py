@@ -16,11 +16,11 @@ ENTRIES = 2**17  # of the inputs of a batch, by which its size is chosen
 FEWEST, MOST = 4, 64
 
 
-def given(example: Example, source: str = "given") -> Batch:
+def described(example: Example, source: str = "given") -> Batch:
     """Return what an example is, as a batch in words.
 
     Example:
-        >>> given(Example((torch.ones(8, 3), torch.ones(8, 2))))
+        >>> described(Example((torch.ones(8, 3), torch.ones(8, 2))))
         Batch(source='given', samples=8, shapes=((8, 3), (8, 2)))
     """
     shapes = tuple(tuple(tensor.shape) for tensor in _tensors(example))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,12 +43,14 @@ def places(structure: Structure, network: Network) -> dict[str, Place]:
     sites = {site.step: site for site in reversed(structure.sites)}
     joins = {join.step: join for join in structure.joins}
     found: dict[str, Place] = {}
-    inside = _Inside(structure, network)
-    for node in structure.capture.graph.nodes:
-        if node.op != "call_function":
+    origins: dict[int, tuple[str, str | None]] = {}  # of each value: the weight or join that it comes from, its block
+    for position, term in enumerate(flow.terms):
+        origin = next((origins[source] for source in flow.sources[position] if source in origins), ("", None))
+        origins[position] = origin
+        node = flow.nodes[term.node]
+        if node.op != "call_function" or flow.positions[node.name] != position:
             continue
-        step, position = structure.capture.steps.get(node.name, -1), flow.positions[node.name]
-        axis, operator = axes[position], operator_name(node.target)
+        step, axis, operator = structure.capture.steps.get(node.name, -1), axes[position], operator_name(node.target)
         if step in joins:
             join = joins[step]
             found[node.name] = Place(join.name, "join", operator, "", join.parent, axis)
@@ -58,34 +60,12 @@ def places(structure: Structure, network: Network) -> dict[str, Place]:
             block = around.name if around is not None else None
             found[node.name] = Place(site.name, "weight", operator, site.parameter, block, axis)
         elif _is_activation(flow, position, node):
-            found[node.name] = Place("", "activation", operator, "", None, axis)
-        inside.note(position, found.get(node.name))
-        if node.name in found and found[node.name].kind == "activation":
-            origin, block = inside.of(position)
-            module = structure.capture.modules.get(node.name, "")
-            found[node.name] = replace(found[node.name], name=module or origin or node.name, block=block)
+            name = structure.capture.modules.get(node.name, "") or origin[0] or node.name
+            found[node.name] = Place(name, "activation", operator, "", origin[1], axis)
+            continue
+        if node.name in found:
+            origins[position] = (found[node.name].name, found[node.name].block)
     return found
-
-
-class _Inside:
-    """Which block a value lies in: that of the weight, or the block around the join, that it comes from."""
-
-    def __init__(self, structure: Structure, network: Network) -> None:
-        self._flow = network.flow
-        self._known: dict[int, tuple[str, str | None]] = {}
-        self._ends = {join.step for join in structure.joins}
-
-    def note(self, position: int, place: Place | None) -> None:
-        if place is not None and place.kind != "activation":
-            self._known[position] = (place.name, place.block)
-            return
-        sources = self._flow.sources[position]
-        origin = next((self._known[s] for s in sources if s in self._known), None)
-        if origin is not None:
-            self._known[position] = origin
-
-    def of(self, position: int) -> tuple[str, str | None]:
-        return self._known.get(position, ("", None))
 
 
 def _is_activation(flow: Flow, position: int, node: torch.fx.Node) -> bool:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from idfx.capture import capture
+from idfx.errors import CaptureError, ForwardError
 from idfx.findings import Batch, Observation
 from idfx.flow import Flow
+from idfx.measuring.batches import described
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.observation import observe
 from idfx.network import Network
-from idfx.records import Structure
+from idfx.records import Example, Structure
+from idfx.structure import analyse
 
 BUDGET = 60.0
 
@@ -58,3 +62,35 @@ class Trial:
         """
         flow = flow or Network(self.point).flow
         return Linearisation(model, self.point, flow, statistics, self.seed, self.out_of_time)
+
+
+def on_first(
+    model: nn.Module,
+    structure: Structure,
+    batches: Iterable[tuple[Example, str]],
+    seed: int = 0,
+    seconds: float = BUDGET,
+) -> Trial:
+    """Return a trial of the first batch that the model takes; of the structure's own example if there is none.
+
+    Derivatives are taken at the structure's own example.
+
+    Args:
+        model: of this structure.
+        structure: on a capture of one sample, or of a batch that was given.
+        batches: in the order of preference, each with where it comes from.
+        seed, seconds: of the trial.
+    """
+    for example, source in batches:
+        try:
+            whole = analyse(capture(model, example))
+        except (ForwardError, CaptureError):  # drawn numbers, or their number, make no sense to this model
+            continue
+        return Trial(described(example, source), whole, structure, seed, seconds)
+    own = structure.capture.example
+    return Trial(described(own, "the example"), structure, structure, seed, seconds)
+
+
+def at(structure: Structure, example: Example) -> Structure:
+    """Return a structure with another example of the same form, for derivatives to be taken there."""
+    return replace(structure, capture=replace(structure.capture, example=example))
