@@ -106,8 +106,9 @@ def _asleep(subject: Subject, point: Point) -> Iterator[Finding]:
         return
     severity = "error" if share > ALL else "warning"
     bound = ALL if share > ALL else MOSTLY
-    what = "has an entry above 0.99 in" if "softmax" in point.operator else "is flat (derivative below 0.01) for"
-    of = "slices" if "softmax" in point.operator or "attention" in point.operator else "values"
+    picks = "softmax" in point.operator or "attention" in point.operator
+    what = "puts more than 0.99 on one entry for" if picks else "is flat (derivative below 0.01) for"
+    of = "slices" if picks else "values"
     told = f"{point.operator.removeprefix('aten.')} {what} {share:.3g} of the {of}"
     yield at(subject, severity, point, share, bound, told, _AWAKE)
 

@@ -13,11 +13,19 @@ from torch import Tensor, nn
 
 from idfx.certification import another
 from idfx.findings import Batch, Observation, Point
-from idfx.measuring.places import SOFTMAX, Place, places
+from idfx.measuring.places import ATTENTION, SOFTMAX, Place, places
 from idfx.measuring.replay import Replay
-from idfx.measuring.statistics import cosine, dead_share, effective_rank, flat_share, moments, sampled, sure_share
+from idfx.measuring.statistics import (
+    cosine,
+    dead_share,
+    effective_rank,
+    flat_share,
+    moments,
+    sampled,
+    sure_attention,
+    sure_share,
+)
 from idfx.network import Network
-from idfx.ops.term import operator_name
 from idfx.records import Structure
 
 
@@ -34,7 +42,11 @@ class _Watch:
     def before(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Look at what goes into an activation, which may overwrite it."""
         place = self._wanted.get(node.name)
-        if place is not None and place.kind == "activation" and operator_name(node.target) not in SOFTMAX:
+        if place is None or place.kind != "activation" or place.operator in SOFTMAX:
+            return
+        if place.operator == ATTENTION:
+            self._slopes[node.name] = sure_attention(args, kwargs)
+        else:
             assert callable(node.target)
             self._slopes[node.name] = flat_share(node.target, args, kwargs)
 
@@ -60,10 +72,11 @@ class _Watch:
         mean, variance, kurtosis = moments(value)
         rank, most = effective_rank(value, place.axis)
         dead = saturated = None
-        if place.kind == "activation" and operator_name(node.target) in SOFTMAX:
+        if place.operator in SOFTMAX:
             saturated = sure_share(value, _softmax_axis(node))
         elif place.kind == "activation":
-            dead, saturated = dead_share(value, place.axis), self._slopes.get(node.name)
+            saturated = self._slopes.get(node.name)
+            dead = None if place.operator == ATTENTION else dead_share(value, place.axis)
         return Point(
             name=place.name, kind=place.kind, operator=place.operator, parameter=place.parameter, block=place.block,
             units=value.shape[place.axis], mean=mean, variance=variance, kurtosis=kurtosis, dead=_told(dead),

@@ -13,6 +13,7 @@ from idfx.ops.term import operator_name
 from idfx.records import Structure
 
 SOFTMAX = frozenset({"aten.softmax", "aten._softmax", "aten._safe_softmax"})
+ATTENTION = "aten.scaled_dot_product_attention"
 _KEEPING = frozenset({"map", "gate", "scale", "norm", "sum", "product", "pool", "mix"})
 
 
@@ -71,6 +72,8 @@ def places(structure: Structure, network: Network) -> dict[str, Place]:
 def _is_activation(flow: Flow, position: int, node: torch.fx.Node) -> bool:
     """Whether a value is a function, entry by entry or over a slice, of one value that carries data."""
     term = flow.terms[position]
+    if operator_name(node.target) == ATTENTION:
+        return True
     if term.kind not in ("map", "gate") or term.tag or not term.data:
         return False
     if "float" not in flow.capture.dtypes.get(node.name, ""):

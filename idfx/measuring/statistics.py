@@ -12,6 +12,7 @@ from torch import Tensor
 SAMPLE = 65_536  # entries that a kurtosis, a correlation or a share of saturated entries is read from
 ROWS = 256  # places, and units, that an effective rank is read from
 FLAT = 0.01  # an activation with a smaller derivative is saturated
+PLACES = 1024  # more keys than that, and an attention is not looked into
 SURE = 0.99  # a softmax with a larger entry is saturated
 
 
@@ -71,19 +72,32 @@ def dead_share(value: Tensor, axis: int) -> float:
 def flat_share(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
     """Return the share of entries at which a function has a derivative below `FLAT` in size.
 
+    NaN for a function that is flat as such, for standard normal numbers too (sign, round), or that has no derivative,
+    or whose other arguments differ from entry to entry.
+
     Args:
         function: acts entry by entry on its first argument.
         args, kwargs: what it was called with; the first is read before it is overwritten.
 
     Example:
-        >>> flat_share(torch.relu, (torch.tensor([-1.0, 2.0]),), {})
-        0.5
+        >>> flat_share(torch.relu, (torch.tensor([-1.0, 2.0]),), {}), flat_share(torch.sign, (torch.ones(2),), {})
+        (0.5, nan)
     """
-    point = sampled(args[0]).requires_grad_()
-    with torch.enable_grad():
-        value = function(point.clone(), *args[1:], **kwargs)
-        (slope,) = torch.autograd.grad(value.sum(), point)
-    return float((slope.abs() < FLAT).float().mean())
+    if any(isinstance(other, Tensor) and other.numel() > 1 for other in (*args[1:], *kwargs.values())):
+        return math.nan
+
+    def share(point: Tensor) -> float:
+        point.requires_grad_()
+        with torch.enable_grad():
+            value = function(point.clone(), *args[1:], **kwargs)
+            (slope,) = torch.autograd.grad(value.sum(), point)
+        return float((slope.abs() < FLAT).float().mean())
+
+    try:
+        usual = share(torch.randn(1024, generator=torch.Generator().manual_seed(0)).to(args[0].device))
+        return share(sampled(args[0])) if usual < SURE else math.nan
+    except (RuntimeError, TypeError):  # no derivative, or a form that a flat sample does not have
+        return math.nan
 
 
 def sure_share(value: Tensor, axis: int) -> float:
@@ -91,6 +105,32 @@ def sure_share(value: Tensor, axis: int) -> float:
     if value.shape[axis] < 2:
         return math.nan
     return float((value.detach().amax(axis) > SURE).float().mean())
+
+
+def sure_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """Return `sure_share` of the weights of a scaled dot product attention, those of the first of the batch.
+
+    The weights are what the operator itself gives for the identity as values, so that masks and scales count.
+
+    Args:
+        args, kwargs: what aten.scaled_dot_product_attention was called with, axes (batch, heads, places, width).
+
+    Example:
+        >>> round(sure_attention((torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), {}), 3)
+        0.0
+    """
+    query, key, value = args[:3]
+    places = key.shape[-2]
+    if places > PLACES or query.dim() != 4 or key.is_nested:
+        return math.nan
+    mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+    mask = mask[:1] if mask is not None and mask.dim() == 4 else mask
+    rest = {name: option for name, option in kwargs.items() if name not in ("attn_mask", "dropout_p")}
+    identity = torch.eye(places, dtype=value.dtype, device=value.device).expand(1, value.shape[1], places, places)
+    function = torch.nn.functional.scaled_dot_product_attention
+    with torch.no_grad():
+        weights = function(query[:1], key[:1], identity, mask, 0.0, *args[5:6], **rest)
+    return sure_share(weights, -1)
 
 
 def effective_rank(value: Tensor, axis: int) -> tuple[float, int]:
