@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from idfx.checkpoints import Checkpoint
+    from idfx.findings import Audit
     from idfx.records import Structure
 
 
@@ -28,8 +32,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="The least severity of a finding that makes the exit code 1.",
 )
+@click.option("--html", default=None, metavar="FILE", help="Also write a page with drawing, plots and tables.")
 @output_options
-def command(weights: str | None, only: str, fail_on: str, as_json: bool, quiet: bool, **options: Any) -> int:
+def command(
+    weights: str | None, only: str, fail_on: str, html: str | None, as_json: bool, quiet: bool, **options: Any
+) -> int:
     """Look for what is wrong with the weights and the structure of a model; no data is run through it.
 
     \b
@@ -39,10 +46,13 @@ def command(weights: str | None, only: str, fail_on: str, as_json: bool, quiet: 
     """
     from idfx.auditing import check, examine
     from idfx.checkpoints import read_checkpoint
+    from idfx.files import check_writable
     from idfx.unwritten import filled, unwritten
 
     metrics = [name.strip() for name in only.split(",") if name.strip()]
     check(metrics)
+    if html is not None:
+        check_writable(Path(html))
     checkpoint = read_checkpoint(weights) if weights is not None else None
     with Progress(quiet).shown() as progress, limited(progress, options):
         built, structure = build_and_read(progress, filled(), **options)
@@ -57,8 +67,21 @@ def command(weights: str | None, only: str, fail_on: str, as_json: bool, quiet: 
     from idfx.report import audit as terminal
     from idfx.report import json as json_report
 
+    if html is not None:
+        _write_page(html, [(options["spec"], audit)], quiet)
     click.echo(json_report.audit(audit) if as_json else terminal.audit(audit, options["spec"]))
     return int(bool(audit.at_least(fail_on)))
+
+
+def _write_page(path: str, cases: list[tuple[str, Audit]], quiet: bool) -> None:
+    """Write the cases as a page, and say on stderr where it lies."""
+    from idfx.files import write_text
+    from idfx.report.html import page
+
+    text = page(cases, shlex.join(["idfx", *sys.argv[1:]]) if sys.argv[1:2] == ["audit"] else "")
+    write_text(path, text)
+    if not quiet:
+        click.echo(f"{path}: the page of the audit, {len(text.encode()) / 1e6:.1f} MB", err=True)
 
 
 def _drawn(options: dict[str, Any]) -> nn.Module:

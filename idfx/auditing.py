@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from idfx.api import analyze
+from idfx.audits import inventory
 from idfx.audits.metric import METRICS
 from idfx.audits.subject import Subject
 from idfx.findings import SEVERITIES, Audit, Finding
@@ -85,12 +87,16 @@ def examine(
     ran = tuple(name for name in names if name not in left_out)
     findings: list[Finding] = []
     measures: dict[str, dict[str, float | int | str]] = {}
+    seconds: dict[str, float] = {}
     with torch.no_grad():
         for name in ran:
+            start = time.perf_counter()
             for found in METRICS[name].look(subject):
                 if isinstance(found, Finding):
                     findings.append(found)
                 else:
                     measures.setdefault(name, {})[found.name] = found.value
+            seconds[name] = time.perf_counter() - start
+        own, blocks = inventory.parameters(subject), inventory.blocks(subject)
     findings.sort(key=lambda found: -SEVERITIES.index(found.severity))
-    return Audit(structure.model, tuple(findings), measures, ran, left_out)
+    return Audit(structure.model, tuple(findings), measures, ran, left_out, own, blocks, seconds=seconds)
