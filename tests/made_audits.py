@@ -17,7 +17,9 @@ def made(depth: int = 6, seed: int = 0, growth: float = 1.1, findings: int = 6, 
 
     def weight(name: str, shape: tuple[int, ...], role: str, block: str | None, level: int) -> None:
         rms = 0.0 if len(parameters) == 12 else 0.02 * draw.uniform(0.5, 2)
-        parameters.append(ParameterState(f"{name}.weight", shape, role, block or name, block, rms, 1e-3 * growth**-level))
+        parameters.append(
+            ParameterState(f"{name}.weight", shape, role, block or name, block, rms, 1e-3 * growth**-level)
+        )
         parameters.append(ParameterState(f"{name}.bias", shape[:1], "bias", block or name, block, 0.0, 1e-4))
         profile.append(point(name, "weight", f"{name}.weight", block, level))
 
@@ -81,9 +83,7 @@ def _spectrum(place: str, draw: random.Random, depth: int) -> Spectrum:
     return Spectrum(**{**{name: 0.0 for name in Spectrum.__annotations__ if name.endswith("_error")}, **record})
 
 
-def _findings(
-    parameters: list[ParameterState], blocks: list[Block], profile: list[Point], count: int
-) -> list[Finding]:
+def _findings(parameters: list[ParameterState], blocks: list[Block], profile: list[Point], count: int) -> list[Finding]:
     if not count:
         return []
     some = [parameters[(7 * i + 3) % len(parameters)] for i in range(count)]

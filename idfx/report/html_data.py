@@ -51,7 +51,7 @@ def _case(label: str, audit: Audit) -> dict[str, Any]:
     blocks = _columns(Block, audit.blocks)
     del blocks["branch"]
     points = _columns(Point, audit.profile)
-    points["shown"] = places.shown_at
+    points["shown"] = list(places.shown_at)
     return {
         "label": label,
         "parameters": {**parameters, "home": places.home, "box": places.box},

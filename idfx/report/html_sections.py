@@ -70,8 +70,9 @@ def _card(label: str, audit: Audit) -> str:
     if audit.seconds:
         facts.append(("time", f"{digits(float(sum(audit.seconds.values())))} s"))
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
+    listing = f'<ul class="counts">{counts}</ul>' if counts else ""
     title = f'<h2><code>{escape(label)}</code></h2><p class="verdict">{badge(audit.verdict)}</p>'
-    return f'<section class="card">{title}<ul class="counts">{counts}</ul><dl>{listed}</dl></section>'
+    return f'<section class="card">{title}{listing}<dl>{listed}</dl></section>'
 
 
 def _count(total: int, name: str) -> str:
@@ -123,7 +124,7 @@ def _finding(case: int, position: int, one: Finding, place: str) -> str:
 
 def measures(cases: Cases) -> str:
     """Return the measures as a table, a column for each case."""
-    names = list(dict.fromkeys((metric, name) for _, a in cases for metric, kept in a.measures.items() for name in kept))
+    names = list(dict.fromkeys((metric, name) for _, a in cases for metric, of in a.measures.items() for name in of))
     rows = [
         [f"<b>{escape(metric)}</b> {escape(name)}", *(digits(a.measures.get(metric, {}).get(name)) for _, a in cases)]
         for metric, name in names

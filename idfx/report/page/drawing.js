@@ -22,7 +22,12 @@ function valuesOf(one, metric) {
     if (value === null || value === undefined) return;
     if (!found.has(place) || (largest && value > found.get(place))) found.set(place, value);
   };
-  if (metric.of === "parameters") one.parameters[metric.key].forEach((value, i) => one.parameters.box[i] === i && put(`p${i}`, value));
+  if (metric.of === "parameters") {
+    const { box, matrix } = one.parameters;
+    one.parameters[metric.key].forEach((value, i) => {
+      if (box[i] === i && (matrix[i] || metric.key !== "rms")) put(`p${i}`, value); // a norm scale of 1 is no weight of rms 1
+    });
+  }
   if (metric.of === "spectra") one.spectra.forEach((s) => s.block !== null && put(`b${s.block}`, s[metric.key]));
   if (metric.of === "points") {
     const column = one.points[metric.key];
@@ -93,6 +98,7 @@ class Drawing {
     }
     svg.setAttribute("width", widest);
     svg.setAttribute("height", y);
+    view.box.style.containIntrinsicHeight = `${y + 16}px`;
     view.box.replaceChildren(svg);
     const first = svg.querySelector(".item");
     if (first) first.setAttribute("tabindex", 0);
