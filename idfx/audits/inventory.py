@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from idfx.audits.branches import is_closed
 from idfx.audits.subject import Subject
@@ -12,13 +12,19 @@ from idfx.flow import Flow
 from idfx.records import Join
 
 
-def parameters(subject: Subject) -> tuple[ParameterState, ...]:
-    """Return the parameters, in the model's own order, each with its role, its place and its root mean square."""
+def parameters(subject: Subject, gradients: Mapping[str, float]) -> tuple[ParameterState, ...]:
+    """Return the parameters, in the model's own order, each with its role, its place and its root mean square.
+
+    Args:
+        subject: what is audited.
+        gradients: the norms of those that were measured, by parameter.
+    """
     roles, homes = subject.structure.roles, _homes(subject)
-    return tuple(
-        ParameterState(name, info.shape, roles[name].name, subject.place(name), homes.get(name), subject.rms(name))
-        for name, info in subject.structure.parameters.items()
-    )
+    found = []
+    for name, info in subject.structure.parameters.items():
+        place, block, rms = subject.place(name), homes.get(name), subject.rms(name)
+        found.append(ParameterState(name, info.shape, roles[name].name, place, block, rms, gradients.get(name)))
+    return tuple(found)
 
 
 def blocks(subject: Subject) -> tuple[Block, ...]:

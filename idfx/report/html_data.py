@@ -13,12 +13,12 @@ from idfx.report.html_places import Places, is_matrix
 
 PLOTS = {
     "variance": "Variance",
-    "gradient": "Gradient, root mean square",
+    "gradient": "Gradient, norm",
     "mean": "Mean",
     "kurtosis": "Excess kurtosis",
     "dead": "Dead units, share",
     "saturated": "Saturated entries, share",
-    "correlation": "Correlation between samples",
+    "correlation": "Correlation between two batches",
     "effective_rank": "Effective rank, share of its bound",
 }
 

@@ -219,22 +219,22 @@ class Plots {
   blocks(name) {
     const found = { traces: [], x: "residual block in the order of execution", log: name !== "spread" };
     const shown = [];
-    const sides = { extremes: [["largest", "largest_error"], ["smallest", "smallest_error"]], chi: [["mean_square", "mean_square_error"]], spread: [["spread", null]] }[name];
+    const sides = { extremes: [["largest", 1], ["smallest", -1]], chi: [["mean_square", 0]], spread: [["spread", 0]] }[name];
     let missing = 0;
     CASES.forEach((one, c) => {
       if (this.hidden.has(`case ${c}`)) return;
-      sides.forEach(([key, error], side) => {
+      sides.forEach(([key, toward], side) => {
         const tone = this.tones(c, side === 1);
         const made = { x: [], y: [], text: [], places: [], caseNumber: c, hoverinfo: "text", type: "scatter", mode: "lines+markers", name: `${plain(one.label)}, ${key}` };
         const errors = { type: "data", array: [], arrayminus: [], symmetric: false, color: tone, thickness: 1.2, width: 3 };
         one.spectra.filter((spectrum) => spectrum.place).forEach((spectrum, i) => {
-          const [value, off] = [spectrum[key], error && !spectrum.exact ? spectrum[error] : 0];
+          const [value, off] = [spectrum[key], spectrum[`${key}_error`] || 0];
           if (!Number.isFinite(value) || value === null || (name !== "spread" && value <= 0)) { missing += 1; return; }
           made.x.push(i + 1); made.y.push(value);
-          errors.array.push(off);
-          errors.arrayminus.push(Math.min(off, name === "spread" ? off : value * 0.999));
+          errors.array.push(toward < 0 ? 0 : off);
+          errors.arrayminus.push(toward > 0 ? 0 : Math.min(off, value * 0.999));
           made.places.push(spectrum.block === null ? null : `b${spectrum.block}`);
-          made.text.push(`<b>${plain(spectrum.place)}</b><br>${key.replace("_", " ")} ${digits(value)}${off ? ` ± ${digits(off)}` : ""}${several ? `<br>${plain(one.label)}` : ""}`);
+          made.text.push(`<b>${plain(spectrum.place)}</b><br>${key.replace("_", " ")} ${digits(value)}${off ? ` ${["−", "±", "+"][toward + 1]} ${digits(off)}` : ""}${several ? `<br>${plain(one.label)}` : ""}`);
         });
         made.line = { color: tone, width: 1.5, dash: DASH[c % 8] };
         made.marker = { color: side ? colour("--paper") : tone, size: 6, symbol: SYMBOL[c % 8], line: { color: tone, width: side ? 1.5 : 0 } };
@@ -244,8 +244,8 @@ class Plots {
       });
     });
     const range = span(shown, "linear");
-    const words = { extremes: "Filled: largest; hollow: smallest. Bars are error bounds of estimates. ", chi: "1 is critical. Bars are standard errors. ", spread: "0: all singular values are equal. " };
-    found.note = `${words[name]}${digits(range.low)} to ${digits(range.high)}.${missing ? ` ${counted(missing, "value")} at 0 or not finite, not shown.` : ""}`;
+    const words = { extremes: "Filled: largest; hollow: smallest. Bars: how much larger or smaller it may be. ", chi: "1 is critical. Bars are standard errors. ", spread: "0: all singular values are equal. Bars are standard errors. " };
+    found.note = `${words[name]}${digits(range.low)} to ${digits(range.high)}.${missing ? ` ${counted(missing, "value")} at 0, not finite or not measured, not shown.` : ""}`;
     return found;
   }
 }
