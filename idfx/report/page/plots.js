@@ -244,7 +244,11 @@ class Plots {
       });
     });
     const range = span(shown, "linear");
-    const words = { extremes: "Filled: largest; hollow: smallest. Bars: how much larger or smaller it may be. ", chi: "1 is critical. Bars are standard errors. ", spread: "0: all singular values are equal. Bars are standard errors. " };
+    if (name === "extremes" && shown.length) {
+      const most = found.traces.flatMap(({ y, error_y }) => y.map((value, i) => value + error_y.array[i]));
+      found.range = [Math.log10(range.low / 3), Math.log10(span(most, "linear").high * 1.3)];
+    }
+    const words = { extremes: "Filled: largest; hollow: smallest. Bars: how much larger or smaller it may be; one that leaves the plot reaches 0 or nearly. ", chi: "1 is critical. Bars are standard errors. ", spread: "0: all singular values are equal. Bars are standard errors. " };
     found.note = `${words[name]}${digits(range.low)} to ${digits(range.high)}.${missing ? ` ${counted(missing, "value")} at 0, not finite or not measured, not shown.` : ""}`;
     return found;
   }
