@@ -102,9 +102,8 @@ def _text(audits: list[tuple[str, Audit]], as_json: bool, github: bool) -> str:
 
 def _write_page(path: str, audits: list[tuple[str, Audit]], quiet: bool) -> None:
     """Write the audits as a page, and say on stderr where it lies."""
-    from idfx.report.html import page
-
     from idfx.files import write_text
+    from idfx.report.html import page
 
     text = page(audits, shlex.join(["idfx", *sys.argv[1:]]) if sys.argv[1:2] == ["audit"] else "")
     write_text(path, text)

@@ -7,6 +7,7 @@ ones: each sample then goes through a function of its own, the one that the batc
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -160,6 +161,7 @@ def _differentiable_twice(node: torch.fx.Node) -> Iterator[None]:
         if name == "aten.scaled_dot_product_attention":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         elif name == "aten.lstm":
+            stack.enter_context(warnings.catch_warnings(action="ignore"))  # of settings of devices that are not there
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         yield
 
