@@ -54,7 +54,7 @@ def audit(
         Findings, each with its place, value, threshold and remedy, and what was measured.
 
     Raises:
-        UsageError: an unknown metric, or a budget that is not above 0.
+        UsageError: an unknown metric, a budget that is not above 0, or a model on the meta device.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -67,6 +67,11 @@ def audit(
     asked(only, also)
     if not budget > 0:
         raise UsageError(f"audit: budget={budget!r}; expected seconds above 0. Leave it out for {BUDGET:g}.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UsageError(
+                f"audit: {name} is on the meta device; expected values. Give a model that is materialised."
+            )
     structure = analyze(model, example_inputs, example_kwargs)
     trial = Trial(described(structure.capture.example), structure, structure, seed, budget) if batch else None
     return examine(model, structure, only, trial=trial, also=also)

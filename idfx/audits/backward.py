@@ -9,6 +9,7 @@ from idfx.audits.forward import stem
 from idfx.audits.metric import metric
 from idfx.audits.starving import fed
 from idfx.audits.subject import Subject
+from idfx.errors import AuditError
 from idfx.findings import Finding, Measure, Point
 from idfx.measuring.trend import trend
 
@@ -38,6 +39,8 @@ def backward(subject: Subject) -> Iterator[Finding | Measure]:
     of convolutional networks" (LARS), 2017. The thresholds are ours.
     """
     seen = subject.observation
+    if seen.no_backward:
+        raise AuditError(seen.no_backward)
     yield from _not_finite(subject)
     yield from _silent(subject)
     ratios = sorted(_ratios(subject))

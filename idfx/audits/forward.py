@@ -57,6 +57,8 @@ def forward(subject: Subject) -> Iterator[Finding | Measure]:
     for point in seen.points:
         yield from _asleep(subject, point)
         yield from _collapsed(subject, point)
+    if seen.no_second:
+        yield Measure("forward", "correlation", seen.no_second)
     if seen.correlation is not None:
         yield Measure("forward", "correlation of outputs", seen.correlation)
         yield from _same(subject, seen.points, seen.correlation)
