@@ -289,6 +289,9 @@ def test_annotations_of_github(run: Run, spec: str) -> None:
         ("--only frward", "Did you mean forward"),
         ("--github --json", "expected one of them"),
         ("--budget 0", "no time"),
+        ("--batch none --batch-size 3", "--batch-size and --batch none: both are given"),
+        ("--input-shape 2,8 --batch-size 3", "--batch-size and --input-shape: both are given"),
+        ("--seed 99999999999999999999", "is not in the range"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(run: Run, spec: str, line: str, words: str) -> None:
