@@ -81,10 +81,9 @@ def read_suite(name: str) -> Suite:
         >>> read_suite("digits").models["vit"].optimiser
         'adamw'
     """
-    own = Path(__file__).with_name(f"{name}.toml")
-    path = own if name in suite_names() else Path(name)
-    if path != own and path.suffix != ".toml":
-        known = suite_names()
+    known = suite_names()
+    path = Path(__file__).parent / f"{name}.toml" if name in known else Path(name)
+    if name not in known and path.suffix != ".toml":
         raise UsageError(
             f"--suite {name}: unknown; expected {', '.join(known)} or a .toml file.{did_you_mean(name, known)}"
         )
