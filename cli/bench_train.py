@@ -88,12 +88,7 @@ def command(
     if outcome.cut and not quiet:
         text = f"the budget of {budget:g} s is used; {outcome.done} of {outcome.total} runs are done"
         click.echo(f"note: {text}. Go on with `idfx bench train -o {folder}`.", err=True)
-    told = {
-        "output": str(folder),
-        "done": outcome.done,
-        "total": outcome.total,
-        "complete": outcome.done == outcome.total,
-    }
+    told = {"output": str(folder), "done": outcome.done, "total": outcome.total}
     click.echo(json.dumps(told) if as_json else f"{outcome.done} of {outcome.total} runs; see {folder / 'summary.md'}")
 
 

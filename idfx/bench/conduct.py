@@ -126,9 +126,7 @@ def _open(study: Study, folder: Path) -> None:
     if config is not None:
         check_same(folder, config, study)
     elif folder.exists() and any(path.name != "runs.jsonl" or path.stat().st_size for path in folder.iterdir()):
-        raise UsageError(
-            f"-o {folder}: holds other files; expected a new folder or one of a study. Choose another one."
-        )
+        raise UsageError(f"-o {folder}: holds other files; expected a new folder or that of a study. Choose another.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

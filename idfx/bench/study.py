@@ -159,7 +159,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: {error}; expected the configuration of a study. Choose another -o.") from error
