@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Mapping
@@ -15,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from idfx.bench.data import Data, load_data, split
+from idfx.bench.machine import machine
 from idfx.bench.runs import RunsFile
 from idfx.bench.starts import Start, check_scheme, starts
 from idfx.bench.study import Study, check_same, key_of, read_config, ready
@@ -44,19 +43,6 @@ class Outcome:
     total: int
     cut: bool
     records: list[dict[str, Any]]
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Return what is to be known of this machine beside its numbers."""
-    cpu = ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else ""
-    found = {"cpu": cpu or platform.processor(), "cores": os.cpu_count(), "system": platform.system()}
-    if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
 
 
 def all_starts(study: Study) -> dict[tuple[str, str], Start]:

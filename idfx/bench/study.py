@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from idfx._version import __version__
+from idfx.bench.machine import versions
 from idfx.bench.starts import Start
 from idfx.bench.statistics import Point, Record, choose, point_of
 from idfx.bench.suites import Settings, Suite, settings
@@ -19,7 +17,6 @@ from idfx.bench.training import Run
 from idfx.errors import UsageError
 
 SELECTION = 2  # seeds that the learning rate is chosen on
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 GROWS = ("models", "schemes", "seeds", "data")  # a study may be given more of these later on
 
 
@@ -55,7 +52,6 @@ class Study:
 
     def config(self) -> dict[str, Any]:
         """Return what stands in config.json and tells a study from another one."""
-        found = {name: version(name) for name in PACKAGES if _installed(name)}
         return {
             "suite": self.suite.name,
             "about": self.suite.about,
@@ -67,18 +63,8 @@ class Study:
             "watch": self.watch,
             "device": self.device,
             "data": dict(self.facts),
-            "versions": {"idfx": __version__, "python": platform.python_version(), **found},
+            "versions": versions(),
         }
-
-
-def _installed(name: str) -> bool:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def key_of(record: Record) -> Run:
