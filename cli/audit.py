@@ -1,26 +1,40 @@
-"""`idfx audit`: what is wrong with the weights and the structure of a model."""
+"""`idfx audit`: what the initialisation of a model is worth, and what is wrong with it."""
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .limits import limited
-from .options import model_options, output_options
-from .session import Progress, build_and_read, build_only
+from .cases import Question, cases_of
+from .limits import parse_seconds
+from .options import output_options, several_models_options
+from .session import Progress
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from idfx.checkpoints import Checkpoint
-    from idfx.records import Structure
+    from idfx.findings import Audit
 
 
 @click.command("audit")
-@model_options
+@several_models_options
 @click.option("--weights", default=None, metavar="FILE", help="Audit these weights: a state dict, never unpickled.")
+@click.option("--scheme", "schemes", multiple=True, metavar="NAME[(KEY=VALUE,...)]",
+              help="Initialise by this scheme first; several stand side by side.")  # fmt: skip
+@click.option("--against", default=None, metavar="SCHEME", help="Set the model beside itself under this scheme.")
+@click.option("--batch", default="normal", show_default=True, metavar="normal|none|IMAGE|FOLDER",
+              help="What is run, unless --input or --input-shape give it; none: weights alone.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=None, metavar="N", help="Samples of it [4 to 64].")
+@click.option("--budget", type=parse_seconds, default=60.0, show_default=True, metavar="SECONDS",
+              help="Time for what is run.")  # fmt: skip
 @click.option("--only", default="", metavar="METRIC,...", help="Apply these metrics alone (see `idfx list audits`).")
+@click.option("--with", "also", default="", metavar="METRIC,...", help="Apply these too, which are not by default.")
+@click.option("--html", default=None, metavar="FILE", help="Also write a page with drawing, plots and tables.")
+@click.option("--github", is_flag=True, help="Print findings as annotations of GitHub Actions.")
+@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=lambda *given: _schema(*given),
+              help="Print the JSON Schema of --json and exit.")  # fmt: skip
 @click.option(
     "--fail-on",
     type=click.Choice(["warning", "error"]),
@@ -29,56 +43,77 @@ if TYPE_CHECKING:
     help="The least severity of a finding that makes the exit code 1.",
 )
 @output_options
-def command(weights: str | None, only: str, fail_on: str, as_json: bool, quiet: bool, **options: Any) -> int:
-    """Look for what is wrong with the weights and the structure of a model; no data is run through it.
+def command(
+    specs: tuple[str, ...],
+    schemes: tuple[str, ...],
+    against: str | None,
+    only: str,
+    also: str,
+    html: str | None,
+    github: bool,
+    fail_on: str,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Look for what is wrong with the initialisation of a model: its weights, its structure, and what a batch shows.
+
+    Several models, or one under several schemes, stand side by side.
 
     \b
     Example:
-      idfx audit timm:resnet50
-      idfx audit timm:resnet50 --weights weights.pt --fail-on warning
+      idfx audit timm:resnet50 --html report.html
+      idfx audit timm:resnet50 --against idinit
+      idfx audit path/to/file.py:factory --batch none --fail-on warning
     """
-    from idfx.auditing import check, examine
-    from idfx.checkpoints import read_checkpoint
-    from idfx.unwritten import filled, unwritten
+    from idfx.auditing import asked
+    from idfx.files import check_writable
 
-    metrics = [name.strip() for name in only.split(",") if name.strip()]
-    check(metrics)
-    checkpoint = read_checkpoint(weights) if weights is not None else None
-    with Progress(quiet).shown() as progress, limited(progress, options):
-        built, structure = build_and_read(progress, filled(), **options)
-        progress.step("draw weights")
-        built.pending.settle(built.model)
-        found = unwritten(built.model, lambda: _drawn(options))
-        if checkpoint is not None:
-            loaded = _load(progress, built.model, structure, checkpoint)
-            found = {name: count for name, count in found.items() if name not in loaded}
-        progress.step("measure")
-        audit = examine(built.model, structure, metrics, found)
+    if github and as_json:
+        raise click.UsageError("--github and --json: both are given; expected one of them. Leave one out.")
+    question = Question(_names(only), _names(also), options.pop("batch"), options.pop("batch_size"),
+                        options.pop("budget"), options.pop("weights"))  # fmt: skip
+    asked(question.only, question.also)
+    cases = cases_of(specs, schemes, against, question)
+    if html is not None:
+        check_writable(Path(html))
+    with Progress(quiet).shown() as progress:
+        audits = [(case.label, case.audit(progress, question, options)) for case in cases]
+    if html is not None:
+        _write_page(html, audits, quiet)
+    click.echo(_text(audits, as_json, github))
+    judged = [audit for case, (_, audit) in zip(cases, audits, strict=True) if case.judged]
+    return int(any(audit.at_least(fail_on) for audit in judged))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _text(audits: list[tuple[str, Audit]], as_json: bool, github: bool) -> str:
+    from idfx.report import annotations
     from idfx.report import audit as terminal
     from idfx.report import json as json_report
 
-    click.echo(json_report.audit(audit) if as_json else terminal.audit(audit, options["spec"]))
-    return int(bool(audit.at_least(fail_on)))
+    if as_json:
+        return json_report.audit(audits[0][1]) if len(audits) == 1 else json_report.audits(audits)
+    return annotations.audits(audits) if github else terminal.audits(audits)
 
 
-def _drawn(options: dict[str, Any]) -> nn.Module:
-    """The model built another time, its values drawn."""
-    again = build_only(**options)
-    again.pending.settle(again.model)
-    return again.model
+def _write_page(path: str, audits: list[tuple[str, Audit]], quiet: bool) -> None:
+    """Write the audits as a page, and say on stderr where it lies."""
+    from idfx.files import write_text
+    from idfx.report.html import page
+
+    text = page(audits, shlex.join(["idfx", *sys.argv[1:]]) if sys.argv[1:2] == ["audit"] else "")
+    write_text(path, text)
+    if not quiet:
+        click.echo(f"{path}: the page of the audit, {len(text.encode()) / 1e6:.1f} MB", err=True)
 
 
-def _load(progress: Progress, model: nn.Module, structure: Structure, checkpoint: Checkpoint) -> set[str]:
-    """Load what fits into the model; return the names of the parameters and buffers that it has values for."""
-    from idfx.checkpoints import load_, matched, state_of
-    from idfx.running import unwrap
+def _schema(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        from idfx.report.json import audit_schema
 
-    checkpoint, loaded, notes = matched(structure, checkpoint, state_of(model))
-    load_(model, checkpoint, loaded)
-    for note in notes:
-        progress.remark(note)
-    if missing := [name for name in structure.parameters if name not in loaded]:
-        shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        progress.remark(f"{checkpoint.name} has no values for {len(missing)} parameters, audited as built: {shown}")
-    buffers = unwrap(model).named_buffers()
-    return {*loaded, *(name for name, own in buffers if checkpoint.lookup((name,), own) is not None)}
+        click.echo(audit_schema())
+        context.exit()

@@ -37,10 +37,10 @@ def output_options(function: F) -> F:
     )(function)
 
 
-def _model_options(required: bool) -> Callable[[F], F]:
+def _model_options(argument: Callable[[F], F]) -> Callable[[F], F]:
     """SPEC and what belongs to building a model."""
     return _chain(
-        click.argument("spec", required=required),
+        argument,
         click.option(
             "--model-arg", "model_args", multiple=True, metavar="KEY=VALUE",
             help="Keyword argument for the model; repeatable.",
@@ -66,8 +66,9 @@ def _model_options(required: bool) -> Callable[[F], F]:
     )  # fmt: skip
 
 
-model_options = _model_options(required=True)
-optional_model_options = _model_options(required=False)
+model_options = _model_options(click.argument("spec"))
+optional_model_options = _model_options(click.argument("spec", required=False))
+several_models_options = _model_options(click.argument("specs", nargs=-1, required=True, metavar="SPEC..."))
 
 
 def scheme_options(function: F) -> F:

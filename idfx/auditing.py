@@ -1,22 +1,28 @@
-"""Model × metrics → audit: what is wrong with its weights and its structure, without any data."""
+"""Model × metrics → audit: what is wrong with its weights and structure, and what one batch shows of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from idfx.api import analyze
+from idfx.audits import inventory
 from idfx.audits.metric import METRICS
 from idfx.audits.subject import Subject
-from idfx.findings import SEVERITIES, Audit, Finding
+from idfx.errors import AuditError, UsageError
+from idfx.findings import SEVERITIES, Audit, Finding, Measure, Spectrum
+from idfx.measuring.batches import described
+from idfx.measuring.trial import BUDGET, Trial
 from idfx.network import Network
 from idfx.records import Structure
 from idfx.running import unwrap
 
 _STOOD = "idfx did not build this model, so it is not known which memory was written; `idfx audit SPEC` tells"
+_NO_BATCH = "no batch is run"
 
 
 def audit(
@@ -24,32 +30,46 @@ def audit(
     example_inputs: Sequence[Any] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
+    *,
+    also: Sequence[str] = (),
+    batch: bool = True,
+    budget: float = BUDGET,
+    seed: int = 0,
 ) -> Audit:
-    """Return what is wrong with the weights and the structure of a model; no data is run through it.
+    """Return what is wrong with the initialisation of a model, and what the example inputs show of it as a batch.
 
-    The model is run once on the example, as a rule on meta tensors, and is left exactly as it was. What an initialiser
-    left unwritten can be told only of a model that idfx builds: the metric `uninitialised` is left out.
+    The model is left exactly as it was. Batch normalisations take the statistics of the batch, dropout is off. What an
+    initialiser left unwritten can be told only of a model that idfx builds: the metric `uninitialised` is left out.
 
     Args:
-        model, example_inputs, example_kwargs: as in `analyze`, which also says what is raised.
-        only: metrics from `idfx list audits`; all of them if there are none.
+        model, example_inputs, example_kwargs: as in `analyze`, which also says what is raised. The inputs are the batch
+            that is run; some eight samples or more tell more than one.
+        only: metrics from `idfx list audits`; all but those on request if there are none.
+        also: metrics that are applied only on request ("curvature").
+        batch: whether the inputs are run; without, the weights and the structure alone are looked at.
+        budget: seconds for what is run; where they do not suffice, the audit says what is missing.
+        seed: of every random number.
 
     Returns:
-        Findings, each with its place, value, threshold and remedy, and measures.
+        Findings, each with its place, value, threshold and remedy, and what was measured.
 
     Raises:
-        UsageError: an unknown metric.
+        UsageError: an unknown metric, or a budget that is not above 0.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> nn.init.constant_(model[0].weight, 0.5)[0, 0].item()
         0.5
-        >>> found = audit(model, (torch.ones(1, 8),))
+        >>> found = audit(model, (torch.ones(1, 8),), batch=False)
         >>> found.verdict, [(f.metric, f.parameter) for f in found.at_least("error")]
         ('error', [('rank', '0.weight'), ('replicas', '0.weight')])
     """
-    check(only)
-    return examine(model, analyze(model, example_inputs, example_kwargs), only)
+    asked(only, also)
+    if not budget > 0:
+        raise UsageError(f"audit: budget={budget!r}; expected seconds above 0. Leave it out for {BUDGET:g}.")
+    structure = analyze(model, example_inputs, example_kwargs)
+    trial = Trial(described(structure.capture.example), structure, structure, seed, budget) if batch else None
+    return examine(model, structure, only, trial=trial, also=also)
 
 
 def check(only: Sequence[str]) -> None:
@@ -63,34 +83,115 @@ def check(only: Sequence[str]) -> None:
 
 
 def examine(
-    model: nn.Module, structure: Structure, only: Sequence[str] = (), unwritten: Mapping[str, int] | None = None
+    model: nn.Module,
+    structure: Structure,
+    only: Sequence[str] = (),
+    unwritten: Mapping[str, int] | None = None,
+    trial: Trial | None = None,
+    also: Sequence[str] = (),
 ) -> Audit:
     """Return the audit of a model whose structure is known.
 
     Args:
         model: with its values, nothing of them pending.
         structure: of this model.
-        only: the metrics that are asked for; all of them if there are none.
+        only: the metrics that are asked for; all but those on request if there are none.
         unwritten: how many entries of each tensor no initialiser wrote; None where that is not known.
+        trial: the batch that is run; None if nothing is.
+        also: metrics on request.
 
     Raises:
         UsageError: an unknown metric.
     """
     model = unwrap(model)
     tensors = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
-    subject = Subject(model, structure, Network(structure), tensors, unwritten)
-    check(only)
-    names = [name for name in METRICS if not only or name in only]
-    left_out = {"uninitialised": _STOOD} if unwritten is None and "uninitialised" in names else {}
-    ran = tuple(name for name in names if name not in left_out)
-    findings: list[Finding] = []
-    measures: dict[str, dict[str, float | int | str]] = {}
-    with torch.no_grad():
-        for name in ran:
-            for found in METRICS[name].look(subject):
-                if isinstance(found, Finding):
-                    findings.append(found)
-                else:
-                    measures.setdefault(name, {})[found.name] = found.value
-    findings.sort(key=lambda found: -SEVERITIES.index(found.severity))
-    return Audit(structure.model, tuple(findings), measures, ran, left_out)
+    subject = Subject(model, structure, Network(structure), tensors, unwritten, trial)
+    found = _Found(subject)
+    for name in asked(only, also):
+        found.apply(name)
+    return found.audit()
+
+
+def asked(only: Sequence[str], also: Sequence[str]) -> list[str]:
+    """Return the metrics that are meant, in their order.
+
+    Raises:
+        UsageError: an unknown metric.
+
+    Example:
+        >>> asked(["scale"], ["finite"])
+        ['finite', 'scale']
+    """
+    check((*only, *also))
+    named = {*only, *also}
+    return [name for name in METRICS if name in named or (not only and not METRICS[name].on_request)]
+
+
+class _Found:
+    """Gathers what the metrics find."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._findings: list[Finding] = []
+        self._measures: dict[str, dict[str, float | int | str]] = {}
+        self._spectra: list[Spectrum] = []
+        self._seconds: dict[str, float] = {}
+        self._left_out: dict[str, str] = {}
+        self._ran: list[str] = []
+        self._broken = ""
+
+    def apply(self, name: str) -> None:
+        """Apply one metric, or say why it is left out."""
+        if reason := self._reason(name):
+            self._left_out[name] = reason
+            return
+        try:
+            if METRICS[name].batch and "batch" not in self._seconds:
+                self._timed("batch", lambda: [self._subject.observation])
+            self._timed(name, lambda: METRICS[name].look(self._subject))
+        except AuditError as error:
+            self._left_out[name] = str(error)
+            self._broken = "" if "batch" in self._seconds else str(error)
+        else:
+            self._ran.append(name)
+
+    def _timed(self, name: str, look: Callable[[], Iterable[object]]) -> None:
+        start = time.perf_counter()
+        with torch.no_grad():
+            for found in look():
+                self._add(name, found)
+        self._seconds[name] = time.perf_counter() - start
+
+    def _reason(self, name: str) -> str:
+        """Why a metric cannot be applied, "" if it can."""
+        if name == "uninitialised" and self._subject.unwritten is None:
+            return _STOOD
+        if not METRICS[name].batch:
+            return ""
+        return self._broken or (_NO_BATCH if self._subject.trial is None else "")
+
+    def _add(self, name: str, found: object) -> None:
+        if isinstance(found, Finding):
+            self._findings.append(found)
+        elif isinstance(found, Spectrum):
+            self._spectra.append(found)
+        elif isinstance(found, Measure):
+            self._measures.setdefault(name, {})[found.name] = found.value
+
+    def audit(self) -> Audit:
+        """Return everything together."""
+        subject = self._subject
+        seen = subject.observation if "batch" in self._seconds else None
+        return Audit(
+            model=subject.structure.model,
+            findings=tuple(sorted(self._findings, key=lambda found: -SEVERITIES.index(found.severity))),
+            measures=self._measures,
+            metrics=tuple(self._ran),
+            left_out=self._left_out,
+            parameters=inventory.parameters(subject, seen.gradients if seen is not None else {}),
+            blocks=inventory.blocks(subject),
+            batch=seen.batch if seen is not None else None,
+            profile=seen.points if seen is not None else (),
+            spectra=tuple(self._spectra),
+            seconds=self._seconds,
+        )

@@ -55,5 +55,9 @@ class CertificateError(IdfxError):
     report: Report | None = None
 
 
+class AuditError(IdfxError):
+    """Something of an audit cannot be measured on this model; the rest of the audit can."""
+
+
 class ExportError(IdfxError):
     """A file could not be written; nothing of it exists."""

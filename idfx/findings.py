@@ -5,6 +5,7 @@ Structure, weights, batch → Observation, Spectrum → Finding → Audit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -45,14 +46,15 @@ class Point:
 
     `kind` is "weight" (what a weight site gives), "activation" (what a function that is no weight and no normalisation
     gives), or "join" (the end of a residual block). `block` is the residual block in whose branch it lies; None on the
-    main stem. `units` are its channels or features, along `units` slices of the value.
+    main stem. `units` is the number of its channels or features.
 
     `mean`, `variance` and `kurtosis` (excess, 0 for a normal distribution) are over all entries. `dead` is the share of
     units that are one and the same number for the whole batch, `saturated` the share of entries where an activation's
-    derivative is below 0.01 though it is not dead; None where there is no activation. `correlation` is the mean cosine
-    between the values of two samples; None with one sample. `effective_rank` is exp(entropy) of the normalised
-    eigenvalues of the second moments of its units, of at most `rank_bound`. `gradient` is the root mean square of the
-    gradient of the loss with respect to it; None if none was taken.
+    derivative is below 0.01 (half of them for a ReLU), of a softmax the share of slices with an entry above 0.99; None
+    where there is no activation. `correlation` is the cosine between the values of two independent batches; None where
+    there is no second one. `effective_rank` is exp(entropy) of the singular values of the values as a matrix (places,
+    units), normalised to a sum of 1, of at most `rank_bound`. `gradient` is the norm of the gradient with respect to
+    it, where that at the outputs has norm 1; None if none arrives.
     """
 
     name: str
@@ -74,7 +76,10 @@ class Point:
 
 @dataclass(frozen=True)
 class ParameterState:
-    """One parameter as it was found: its root mean square, and that of its gradient where a batch was run."""
+    """One parameter as it was found: its root mean square, and the norm of its gradient where a batch was run.
+
+    The gradient is that of a loss whose gradient at the outputs is random and of norm 1.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -86,21 +91,24 @@ class ParameterState:
 
     @property
     def ratio(self) -> float | None:
-        """Gradient over weight, both as root mean squares; None where either is not there or the weight is 0."""
-        return self.gradient / self.rms if self.gradient is not None and self.rms else None
+        """Norm of the gradient over norm of the weight; None where either is not there or the weight is 0."""
+        norm = self.rms * math.sqrt(math.prod(self.shape))
+        return self.gradient / norm if self.gradient is not None and norm else None
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """The singular values of a Jacobian of shape (rows, columns), of which there are min(rows, columns).
 
-    `place` is "" for the whole model, or the residual block. `exact`: all of them were computed; else `largest` and
-    `smallest` are estimates, each with a bound on its error that holds up to rounding (for `smallest` it is on the
-    distance to the nearest singular value: the true smallest may be smaller), and `mean_square` (chi, criticality: 1 is
-    critical) has the standard error of its random probes. `spread` is the standard deviation of the squared singular
-    values over their mean (isometry: 0 if all are equal). `density` are (singular value, share) pairs, the shares sum
-    to 1: one pair for each value, or the nodes of a quadrature. `products` are the matrix-vector products that were
-    made with the Jacobian or its transpose; `complete` is False where the budget ended them early.
+    `place` is "" for the whole model, or the residual block. `exact`: all of them were computed, and each error is 0.
+    Else `largest` is below the largest one, by `largest_error` at most, and `smallest` above the smallest one, by
+    `smallest_error` at most; each bound fails for one seed in a thousand at most (that on the smallest is `smallest`
+    itself, as a rule, where they crowd at 0). `mean_square` (chi, criticality: 1 is critical) and `spread`, the
+    standard deviation of the squared singular values over their mean (isometry: 0 if all are equal), have standard
+    errors, over the random starts. `density` are (singular value, share) pairs, largest first, the shares sum to 1: one
+    pair for each value, or the nodes of the quadrature of one start. `products` are the matrix-vector products that
+    were made with the Jacobian or its transpose; `complete` is False where the budget of time ended them early. A
+    number that was not measured is NaN; `note` says why, if not for want of time.
     """
 
     place: str
@@ -114,9 +122,40 @@ class Spectrum:
     mean_square: float
     mean_square_error: float
     spread: float
+    spread_error: float
     density: tuple[tuple[float, float], ...]
     products: int
     complete: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Eigenvalue:
+    """The ends of the spectrum of a Hessian.
+
+    `largest` is below the algebraically largest eigenvalue, by `largest_error` at most, and `smallest` above the
+    smallest one, by `smallest_error` at most; each bound fails for one seed in a thousand at most. `products` are the
+    products that were made with the Hessian; `complete` is False where the budget of time ended them early. A number
+    that was not measured is NaN; `note` says why, if not for want of time.
+    """
+
+    largest: float
+    largest_error: float
+    smallest: float
+    smallest_error: float
+    products: int
+    complete: bool = True
+    note: str = ""
+
+    @property
+    def value(self) -> float:
+        """The one of both that is larger in absolute value."""
+        return self.smallest if abs(self.smallest) > abs(self.largest) else self.largest
+
+    @property
+    def error(self) -> float:
+        """The bound on the error of `value`."""
+        return self.smallest_error if abs(self.smallest) > abs(self.largest) else self.largest_error
 
 
 @dataclass(frozen=True)
@@ -140,14 +179,30 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Observation:
+    """What one forward and backward pass showed, and a forward pass of a second batch.
+
+    `points` are in the order of execution. `gradients` are the norms of the gradients of the parameters, 0 where none
+    arrives, for a random gradient of norm 1 at the outputs. `finite`: no output holds NaN or Inf. `correlation` is the
+    cosine between the outputs of the two batches, less their common mean over entries; None if there is no second one.
+    """
+
+    batch: Batch
+    points: tuple[Point, ...]
+    gradients: Mapping[str, float]
+    finite: bool
+    correlation: float | None
+
+
+@dataclass(frozen=True)
 class Audit:
     """What the metrics found in a model.
 
     `findings` are in the order of severity, errors first. `measures` are numbers by metric and name. `metrics` are
     those that ran; `left_out` says of what was not measured why, by metric. `batch` is what was run, None if nothing
     was; `profile` its places in the order of execution, `spectra` the Jacobians, that of the whole model first.
-    `parameters` and `blocks` are those of the structure. `seconds` is the time that each metric took, the only numbers
-    here that differ from run to run.
+    `parameters` and `blocks` are those of the structure. `seconds` is the time that each metric took, and that of the
+    batch which several look at; they are the only numbers here that differ from run to run.
     """
 
     model: str

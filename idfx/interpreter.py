@@ -14,6 +14,7 @@ def compute(
     leaf: Callable[[torch.fx.Node], Any],
     device: torch.device,
     known: Mapping[torch.fx.Node, Any] | None = None,
+    call: Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], Any] | None = None,
 ) -> dict[torch.fx.Node, Any]:
     """Return the value of each node.
 
@@ -22,7 +23,10 @@ def compute(
         leaf: the value of a placeholder or `get_attr` node; operators may write to it.
         device: where an operator that was captured on the meta device makes its tensors.
         known: values from before.
+        call: returns the value of an operator's node, given its arguments; by default its target is called without
+            gradients.
     """
+    call = call or _without_gradients
     values: dict[torch.fx.Node, Any] = dict(known or {})
 
     def placed(value: Any) -> Any:
@@ -39,7 +43,11 @@ def compute(
         if node.op == "output":
             values[node] = args[0]
         else:
-            assert callable(node.target)
-            with torch.no_grad():
-                values[node] = node.target(*args, **kwargs)
+            values[node] = call(node, args, kwargs)
     return values
+
+
+def _without_gradients(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    assert callable(node.target)
+    with torch.no_grad():
+        return node.target(*args, **kwargs)

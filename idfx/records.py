@@ -140,7 +140,8 @@ class Join:
     that operand; `parent` is the join whose branch this one lies in. `end_steps` are the calls at which the ends act,
     and `gain` the most that what stands behind them, but for the scales, multiplies by; None where the graph tells no
     bound. `carries`: the inputs reach it although every branch is closed. `part`, for a sum written as a reduction over
-    values side by side: the axis of the operand, and the indices along it at which the shortcut lies.
+    values side by side: the axis of the operand, and the indices along it at which the shortcut lies. `fork_node`: the
+    node of the graph whose value the fork is.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Join:
     parent: str | None = None
     carries: bool = True
     part: tuple[int, tuple[int, ...]] | None = None
+    fork_node: str = ""
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ class _Assembly:
             gain=cut.gain if leaves else None,
             parent=None if parent is None else self.names[parent],
             part=part,
+            fork_node=flow.terms[side.fork].node,
         )
 
     def _place(self, position: int) -> str:

@@ -55,6 +55,17 @@ def starved(flow: Flow, zeros: Collection[str], frozen: Collection[str], first: 
         zeros -= opened
 
 
+def fed(flow: Flow, zeros: Collection[str], first: Callable[[str], str]) -> frozenset[str]:
+    """Return the parameters that a gradient reaches in the first step, by first name.
+
+    Args:
+        flow, zeros, first: as in `starved`.
+    """
+    leaves = {position: first(name) for position, name in _leaves(flow)}
+    reached = _reached(flow, {position for position, name in leaves.items() if name in zeros})
+    return frozenset(name for position, name in leaves.items() if reached[position])
+
+
 def _leaves(flow: Flow) -> Iterator[tuple[int, str]]:
     for position, term in enumerate(flow.terms):
         if term.kind == "parameter":

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from idfx.findings import Finding
+from idfx.errors import AuditError
+from idfx.findings import Finding, Observation
 from idfx.flow import Flow
 from idfx.matrices import outputs_first
+from idfx.measuring.jacobian import Linearisation
+from idfx.measuring.trial import Trial
 from idfx.network import Network
 from idfx.records import End, Layout, ParameterInfo, Role, Structure
 from idfx.schemes.scheme import GAINS, fans, is_weight
@@ -27,6 +30,7 @@ class Subject:
 
     `tensors` are its parameters, each under its first name, and its buffers. `unwritten` is the number of entries of a
     tensor that no initialiser wrote, by name; None where the model stood already, so that nobody knows.
+    `trial` is the batch that is run, None if nothing is.
     """
 
     model: nn.Module = field(repr=False)
@@ -34,12 +38,38 @@ class Subject:
     network: Network = field(repr=False)
     tensors: Mapping[str, Tensor] = field(repr=False)
     unwritten: Mapping[str, int] | None = None
+    trial: Trial | None = None
     _kept: dict[tuple[str, str], float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def flow(self) -> Flow:
         """The data flow of the captured forward pass."""
         return self.network.flow
+
+    @property
+    def observation(self) -> Observation:
+        """What the batch showed.
+
+        Raises:
+            AuditError: there is none, its graph cannot be run, or the budget ran out.
+        """
+        return self._observed[0]
+
+    @functools.cached_property
+    def _observed(self) -> tuple[Observation, Mapping[str, Tensor]]:
+        if self.trial is None:
+            raise AuditError(f"{self.structure.model}: no batch is run; expected one. Leave out --batch none.")
+        with torch.enable_grad():
+            return self.trial.observe(self.model)
+
+    @functools.cached_property
+    def linearisation(self) -> Linearisation:
+        """The forward pass of the point at which derivatives are taken; raises as `observation` does."""
+        observed, trial = self._observed, self.trial
+        assert trial is not None
+        flow = self.flow if trial.point is self.structure else None
+        with torch.enable_grad():
+            return trial.linearise(self.model, flow, observed[1])
 
     def rms(self, name: str) -> float:
         """Return the root of the mean square of the entries of a tensor; NaN or Inf where it holds one."""

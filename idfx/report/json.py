@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from idfx._version import __version__
@@ -25,7 +26,7 @@ def _plain(value: Any) -> Any:
         }
     if hasattr(value, "_asdict"):
         return {name: _plain(item) for name, item in value._asdict().items()}
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
@@ -86,14 +87,21 @@ def explanation(found: Explanation) -> str:
 
 
 def audit(found: Audit) -> str:
-    """Return an audit as JSON."""
-    return _text(
-        {
-            "model": found.model,
-            "verdict": found.verdict,
-            "findings": list(found.findings),
-            "measures": {name: dict(measures) for name, measures in found.measures.items()},
-            "metrics": list(found.metrics),
-            "left_out": dict(found.left_out),
-        }
-    )
+    """Return an audit as JSON, as `audit.schema.json` describes it."""
+    return _text(_audit(found))
+
+
+def audits(found: Sequence[tuple[str, Audit]]) -> str:
+    """Return several audits as JSON, each with its label."""
+    return _text({"audits": [{"label": label, **_audit(one)} for label, one in found]})
+
+
+def audit_schema() -> str:
+    """Return the JSON Schema of what `audit` and `audits` return."""
+    return (resources.files("idfx") / "audit.schema.json").read_text(encoding="utf-8").rstrip()
+
+
+def _audit(found: Audit) -> dict[str, Any]:
+    plain: dict[str, Any] = _plain(found)
+    parameters = [{**_plain(one), "ratio": _plain(one.ratio)} for one in found.parameters]
+    return {"model": found.model, "verdict": found.verdict, **plain, "parameters": parameters}

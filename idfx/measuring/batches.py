@@ -1,0 +1,94 @@
+"""Example inputs → a batch: more samples of the same form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from idfx.capture import tensors_in
+from idfx.findings import Batch
+from idfx.records import Example
+
+ENTRIES = 2**17  # of the inputs of a batch, by which its size is chosen
+FEWEST, MOST = 4, 64
+
+
+def described(example: Example, source: str = "given") -> Batch:
+    """Return what an example is, as a batch in words.
+
+    Example:
+        >>> described(Example((torch.ones(8, 3), torch.ones(8, 2))))
+        Batch(source='given', samples=8, shapes=((8, 3), (8, 2)))
+    """
+    shapes = tuple(tuple(tensor.shape) for tensor in _tensors(example))
+    firsts = {shape[0] for shape in shapes if shape}
+    return Batch(source, firsts.pop() if len(firsts) == 1 else None, shapes)
+
+
+def sizes(example: Example) -> int:
+    """Return how many samples a batch has where nobody says: fewer, the larger they are.
+
+    Example:
+        >>> sizes(Example((torch.ones(1, 3, 224, 224),))), sizes(Example((torch.ones(1, 3, 32, 32),)))
+        (4, 42)
+    """
+    entries = sum(tensor.numel() for tensor in _tensors(example))
+    return min(max(ENTRIES // max(entries, 1), FEWEST), MOST)
+
+
+def enlarged(example: Example, samples: int, seed: int = 0) -> Iterator[tuple[Example, str]]:
+    """Yield batches of so many samples that have the form of an example of one, the most varied first.
+
+    Floating tensors are drawn from a standard normal distribution. Whole numbers are drawn within the range of each
+    tensor or, as such a draw may make no sense to a model, repeated. Only an example whose tensors all have a first
+    axis of 1 is taken for one sample; nothing is yielded for any other.
+
+    Args:
+        example: of one sample.
+        samples: how many are wanted.
+        seed: of the draws.
+
+    Example:
+        >>> batch, words = next(enlarged(Example((torch.ones(1, 3),)), 8))
+        >>> batch.args[0].shape, words
+        (torch.Size([8, 3]), 'standard normal')
+    """
+    tensors = _tensors(example)
+    if not tensors or any(not tensor.dim() or tensor.shape[0] != 1 for tensor in tensors):
+        return
+    floating = any(tensor.is_floating_point() for tensor in tensors)
+    whole = any(not tensor.is_floating_point() and _varies(tensor) for tensor in tensors)
+    if whole:
+        words = "standard normal, and whole numbers drawn" if floating else "whole numbers drawn"
+        yield _drawn(example, samples, seed, whole=True), words
+    if floating:
+        words = "standard normal, whole numbers repeated" if whole else "standard normal"
+        yield _drawn(example, samples, seed, whole=False), words
+
+
+def _drawn(example: Example, samples: int, seed: int, whole: bool) -> Example:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: Tensor) -> Tensor:
+        shape = (samples, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            return torch.randn(shape, generator=generator).to(tensor.device, tensor.dtype)
+        if whole and _varies(tensor):
+            low, high = int(tensor.min()), int(tensor.max())
+            return torch.randint(low, high + 1, shape, generator=generator).to(tensor.device, tensor.dtype)
+        return tensor.expand(shape).clone()
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, draw, (example.args, dict(example.kwargs)))
+    return Example(args, kwargs)
+
+
+def _varies(tensor: Tensor) -> bool:
+    """Whether a tensor holds different whole numbers, as indices do and masks of ones do not."""
+    return not tensor.is_complex() and tensor.dtype != torch.bool and bool((tensor != tensor.flatten()[:1]).any())
+
+
+def _tensors(example: Example) -> list[Tensor]:
+    return list(tensors_in((example.args, dict(example.kwargs))))

@@ -1,0 +1,71 @@
+"""Images that a person has → a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from idfx.capture import tensors_in
+from idfx.errors import UsageError
+from idfx.records import Example
+
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision normalises
+
+
+def images(path: Path, example: Example, samples: int) -> tuple[Example, str]:
+    """Return images as a batch, scaled to the size of the example and normalised as torchvision's models expect.
+
+    Args:
+        path: an image, or a folder that holds some, at any depth; the first ones by name are taken.
+        example: one floating tensor (1, channels, height, width), 1 or 3 channels.
+        samples: how many at most.
+
+    Raises:
+        UsageError: no such file, no image in it, or a model that takes something else than an image.
+    """
+    tensors = list(tensors_in((example.args, dict(example.kwargs))))
+    wanted = tensors[0] if len(tensors) == 1 else None
+    if wanted is None or wanted.dim() != 4 or wanted.shape[1] not in (1, 3) or not wanted.is_floating_point():
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors) or "no tensor"
+        raise UsageError(
+            f"--batch {path}: the model takes {shapes}; expected one image. Give --input FILE.safetensors."
+        )
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+    if not found:
+        raise UsageError(
+            f"--batch {path}: no images in it; expected a file or a folder with {', '.join(sorted(IMAGES))}."
+        )
+    batch = torch.cat([_image(one, wanted) for one in found[:samples]])
+    number = len(found[:samples])
+    name = str(path) if path.is_dir() else path.name
+    words = f"{number} image{'s' if number > 1 else ''} of {name}, normalised by ImageNet's mean and deviation"
+
+    def place(tensor: Tensor) -> Tensor:
+        return batch.to(tensor.device, tensor.dtype)
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, place, (example.args, dict(example.kwargs)))
+    return Example(args, kwargs), words
+
+
+def _image(path: Path, wanted: Tensor) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms.v2 import functional
+
+    channels, height, width = wanted.shape[1:]
+    mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
+    try:
+        read: Any = decode_image(str(path), mode)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"--batch {path}: {first}; expected an image. Leave it out of the folder.") from error
+    short = max(height, width)
+    scaled = functional.center_crop(functional.resize(read, [short], antialias=True), [height, width])
+    values = functional.to_dtype(scaled, torch.float32, scale=True)
+    mean, deviation = (MEAN, DEVIATION) if channels == 3 else ((sum(MEAN) / 3,), (sum(DEVIATION) / 3,))
+    normalised: Tensor = functional.normalize(values, list(mean), list(deviation)).unsqueeze(0)
+    return normalised

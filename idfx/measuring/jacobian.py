@@ -1,0 +1,169 @@
+"""A kept forward pass → the Jacobians between its values, by their products with vectors.
+
+Jᵀu is a backward pass. J v is one too: Jᵀu is linear in u, and its derivative with respect to u is J. So one forward
+pass is made and kept, and each product is a pass of the autograd engine, without Python in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from idfx.errors import AuditError
+from idfx.flow import Flow
+from idfx.measuring.operators import LinearMap
+from idfx.measuring.replay import Replay
+from idfx.records import Join, Structure
+
+_Value = Tensor | GradientEdge
+
+
+class Linearisation:
+    """One forward pass of a model with what is needed to go through it with derivatives.
+
+    The inputs are the floating ones among the model's inputs, and for whole numbers the rows that they look up in
+    learned tables; the outputs are all floating ones.
+
+    Args:
+        model: with its values.
+        structure: of this model; the example of its capture is the point at which derivatives are taken.
+        flow: of this structure.
+        statistics: what batch normalisations take, by the names of their running statistics; held fixed.
+        seed: of what the forward draws.
+        out_of_time: ends the pass where it says so.
+
+    Raises:
+        AuditError: the graph cannot be run, or no output depends on an input by way of floating numbers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        flow: Flow,
+        statistics: Mapping[str, Tensor],
+        seed: int = 0,
+        out_of_time: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._name = structure.model
+        self._looked_up = {node for node in flow.nodes if _is_lookup(flow, node)}
+        steps = structure.capture.steps
+        nodes = {steps[node.name]: node.name for node in structure.capture.graph.nodes if node.op == "call_function"}
+        self._ends = {join.name: nodes[join.step] for join in structure.joins}
+        self._kept = {*self._ends.values(), *(join.fork_node for join in structure.joins)}
+        self._edges: dict[str, tuple[GradientEdge, Tensor]] = {}
+        self._tables: list[Tensor] = []
+        run = Replay(model, structure.capture, seed, out_of_time)
+        outputs = run.run(structure.capture.example, self._after, wanted="inputs", twice=True, buffers=statistics)
+        placeholders = (node for node in structure.capture.graph.nodes if node.op == "placeholder")
+        for node, leaf in zip(placeholders, run.inputs, strict=True):
+            if leaf.requires_grad:
+                self._edges[node.name] = (get_gradient_edge(leaf), leaf.detach())
+        self._inputs = [*(leaf for leaf in run.inputs if leaf.requires_grad), *self._tables]
+        self._outputs = [output for output in outputs if output.requires_grad]
+
+    def _after(self, node: torch.fx.Node, result: Any) -> Any:
+        value = result[0] if isinstance(result, (tuple, list)) and result else result
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return result
+        if node.name in self._looked_up and value is result:
+            leaf = value.detach().requires_grad_()
+            self._tables.append(leaf)
+            value = result = leaf.clone()
+        if value.requires_grad and node.name in self._kept:
+            self._edges[node.name] = (get_gradient_edge(value), torch.empty_like(value, device="meta"))
+        return result
+
+    def whole(self) -> LinearMap:
+        """Return the Jacobian of all outputs with respect to all inputs.
+
+        Raises:
+            AuditError: no output depends on an input, or an operator has no second derivative.
+        """
+        if not self._inputs or not self._outputs:
+            raise AuditError(
+                f"{self._name}: no output depends on an input through floating numbers; expected one. Nothing is left "
+                "to differentiate."
+            )
+        return self._map(self._inputs, self._inputs, self._outputs, self._outputs)
+
+    def block(self, join: Join) -> LinearMap | None:
+        """Return the Jacobian of a residual block, from its fork to its join; None where no gradient passes there.
+
+        Raises:
+            AuditError: an operator of it has no second derivative.
+        """
+        end = self._ends[join.name]
+        if end not in self._edges or join.fork_node not in self._edges:
+            return None
+        (source, before), (target, after) = self._edges[join.fork_node], self._edges[end]
+        return self._map([source], [before], [target], [after])
+
+    def _map(
+        self, inputs: Sequence[_Value], before: Sequence[Tensor], outputs: Sequence[_Value], after: Sequence[Tensor]
+    ) -> LinearMap:
+        device = self._inputs[0].device
+        seeds = [torch.zeros_like(value, device=device).requires_grad_() for value in after]
+        back = self._grad(outputs, inputs, seeds, create_graph=True)
+        known = [(number, value) for number, value in enumerate(back) if value is not None and value.requires_grad]
+
+        def adjoint(vector: Tensor) -> Tensor:
+            found = self._grad(outputs, inputs, _split(vector, seeds))
+            return _flat(found, before, device)
+
+        def forward(vector: Tensor) -> Tensor:
+            parts = _split(vector, [torch.empty_like(value, device="meta") for value in before])
+            if not known:
+                return torch.zeros(sum(value.numel() for value in after), dtype=vector.dtype, device=device)
+            found = self._grad([value for _, value in known], seeds, [parts[number].to(device) for number, _ in known])
+            return _flat(found, seeds, device)
+
+        rows, columns = (sum(value.numel() for value in values) for values in (after, before))
+        dtype = torch.float64 if any(seed.dtype == torch.float64 for seed in seeds) else torch.float32
+        return LinearMap(rows, columns, forward, adjoint, dtype, device)
+
+    def _grad(
+        self, outputs: Sequence[Any], inputs: Sequence[Any], seeds: Sequence[Tensor], create_graph: bool = False
+    ) -> tuple[Tensor | None, ...]:
+        try:
+            return torch.autograd.grad(
+                outputs, inputs, seeds, retain_graph=True, create_graph=create_graph, allow_unused=True
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise AuditError(
+                f"{self._name}: differentiating it twice raised {first}; expected operators that have a second "
+                "derivative. Leave out the metric jacobian."
+            ) from error
+
+
+def _is_lookup(flow: Flow, node: str) -> bool:
+    """Whether a value is made of rows of a learned table that whole numbers from the inputs have chosen."""
+    term = flow.terms[flow.positions[node]] if node in flow.positions else None
+    if term is None or not term.data or "float" not in flow.capture.dtypes.get(node, ""):
+        return False
+    if term.tag == "table":
+        return True
+    return term.kind == "move" and bool(term.operands) and not any(flow.terms[o].data for o in term.operands)
+
+
+def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Cut a vector into tensors of the shapes and dtypes of others."""
+    parts = torch.split(vector, [value.numel() for value in like])
+    return [part.reshape(value.shape).to(value.dtype) for part, value in zip(parts, like, strict=True)]
+
+
+def _flat(values: Sequence[Tensor | None], like: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return tensors as one vector, zeros where there is none."""
+    parts = [
+        value.detach().reshape(-1)
+        if value is not None
+        else torch.zeros(other.numel(), dtype=other.dtype, device=device)
+        for value, other in zip(values, like, strict=True)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,180 @@
+"""Model × batch → observation: one forward and backward pass, and the forward pass of a second batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from idfx.certification import another
+from idfx.findings import Batch, Observation, Point
+from idfx.measuring.places import ATTENTION, SOFTMAX, Place, places
+from idfx.measuring.replay import Replay
+from idfx.measuring.statistics import (
+    cosine,
+    dead_share,
+    effective_rank,
+    flat_share,
+    moments,
+    sampled,
+    sure_attention,
+    sure_share,
+)
+from idfx.network import Network
+from idfx.records import Structure
+
+
+class _Watch:
+    """Looks at the values of some nodes as they are made, and at the gradients that come back to them."""
+
+    def __init__(self, wanted: dict[str, Place]) -> None:
+        self._wanted = wanted
+        self.points: dict[str, Point] = {}
+        self.gradients: dict[str, float] = {}
+        self._samples: dict[str, Tensor] = {}
+        self._slopes: dict[str, float] = {}
+
+    def before(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at what goes into an activation, which may overwrite it."""
+        place = self._wanted.get(node.name)
+        if place is None or place.kind != "activation" or place.operator in SOFTMAX:
+            return
+        if place.operator == ATTENTION:
+            self._slopes[node.name] = sure_attention(args, kwargs)
+        else:
+            assert callable(node.target)
+            self._slopes[node.name] = flat_share(node.target, args, kwargs)
+
+    def first(self, node: torch.fx.Node, result: Any) -> Any:
+        """Look at a value of the first batch."""
+        place, value = self._wanted.get(node.name), _tensor(result)
+        if place is not None and value is not None:
+            self.points[node.name] = self._point(node, place, value)
+            self._samples[node.name] = sampled(value)
+            if value.grad_fn is not None:
+                self._listen(node.name, value)
+        return result
+
+    def second(self, node: torch.fx.Node, result: Any) -> Any:
+        """Compare a value of the second batch with that of the first."""
+        value = _tensor(result)
+        if node.name in self._samples and value is not None:
+            found = cosine(self._samples[node.name], sampled(value))
+            self.points[node.name] = replace(self.points[node.name], correlation=found)
+        return result
+
+    def _point(self, node: torch.fx.Node, place: Place, value: Tensor) -> Point:
+        mean, variance, kurtosis = moments(value)
+        rank, most = effective_rank(value, place.axis)
+        dead = saturated = None
+        if place.operator in SOFTMAX:
+            saturated = sure_share(value, _softmax_axis(node))
+        elif place.kind == "activation":
+            saturated = self._slopes.get(node.name)
+            dead = None if place.operator == ATTENTION else dead_share(value, place.axis)
+        return Point(
+            name=place.name, kind=place.kind, operator=place.operator, parameter=place.parameter, block=place.block,
+            units=value.shape[place.axis], mean=mean, variance=variance, kurtosis=kurtosis, dead=_told(dead),
+            saturated=_told(saturated), correlation=None, effective_rank=_told(rank), rank_bound=most, gradient=None,
+        )  # fmt: skip
+
+    def _listen(self, name: str, value: Tensor) -> None:
+        """Keep the norm of the gradient when it comes back to this value, whatever overwrites the value later."""
+        edge = torch.autograd.graph.get_gradient_edge(value)
+
+        def arrived(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[edge.output_nr]
+            if gradient is not None:
+                self.gradients[name] = float(torch.linalg.vector_norm(gradient.float()))
+
+        edge.node.register_prehook(arrived)
+
+
+def observe(
+    model: nn.Module,
+    structure: Structure,
+    batch: Batch,
+    seed: int = 0,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> tuple[Observation, dict[str, Tensor]]:
+    """Return what one batch shows, and the statistics of its batch normalisations; the model is left as it was.
+
+    The batch is the example of the structure's capture. Batch normalisations take its statistics, dropout is off. The
+    gradient at the outputs is normal, of norm 1 over all of them together.
+
+    Args:
+        model: with its values.
+        structure: of this model, on a capture of the batch.
+        batch: what the example is, in words.
+        seed: of the gradient at the outputs and of what the forward draws.
+        out_of_time: ends the work where it says so.
+
+    Raises:
+        AuditError: the graph cannot be run, or the budget ran out.
+    """
+    run = Replay(model, structure.capture, seed, out_of_time)
+    watch = _Watch(places(structure, Network(structure)))
+    outputs = run.run(structure.capture.example, watch.first, before=watch.before, wanted="parameters")
+    gradients = _backward(outputs, run.parameters, seed)
+    other = another(structure.capture.example)
+    correlation = None
+    if other is not None:
+        again = Replay(model, structure.capture, seed, out_of_time).run(other, watch.second)
+        correlation = _correlation(outputs, again)
+    points = tuple(replace(point, gradient=watch.gradients.get(name)) for name, point in watch.points.items())
+    finite = all(bool(torch.isfinite(output).all()) for output in outputs)
+    return Observation(batch, points, gradients, finite, correlation), run.statistics
+
+
+def _backward(outputs: list[Tensor], parameters: dict[str, Tensor], seed: int) -> dict[str, float]:
+    """Send a random gradient of norm 1 back from the outputs; return the norm of each parameter's."""
+    ends = [output for output in outputs if output.requires_grad]
+    leaves = {name: leaf for name, leaf in parameters.items() if leaf.requires_grad}
+    if not ends or not leaves:
+        return dict.fromkeys(leaves, 0.0)
+    found = torch.autograd.grad(ends, list(leaves.values()), unit_gradients(ends, seed), allow_unused=True)
+    return {
+        name: float(torch.linalg.vector_norm(gradient.float())) if gradient is not None else 0.0
+        for name, gradient in zip(leaves, found, strict=True)
+    }
+
+
+def unit_gradients(outputs: list[Tensor], seed: int) -> list[Tensor]:
+    """Return normal tensors of the shapes of the outputs, of norm 1 together, the same on every device.
+
+    Example:
+        >>> [round(float(g.norm()), 3) for g in unit_gradients([torch.zeros(2, 3)], 0)]
+        [1.0]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(output.shape, generator=generator) for output in outputs]
+    size = math.sqrt(sum(float(tensor.square().sum()) for tensor in drawn)) or 1.0
+    return [(t / size).to(output.device, output.dtype) for t, output in zip(drawn, outputs, strict=True)]
+
+
+def _correlation(outputs: list[Tensor], again: list[Tensor]) -> float | None:
+    """The cosine between two runs' outputs."""
+    one = torch.cat([sampled(output) for output in outputs]) if outputs else torch.zeros(0)
+    other = torch.cat([sampled(output) for output in again]) if again else torch.zeros(0)
+    return cosine(one, other) if one.shape == other.shape else None
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """The first tensor of a result, if it is one whose numbers can be looked at."""
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    return value if plain and value.dim() and value.numel() and value.is_floating_point() else None
+
+
+def _softmax_axis(node: torch.fx.Node) -> int:
+    return int(node.args[1] if len(node.args) > 1 else node.kwargs["dim"])  # type: ignore[arg-type]
+
+
+def _told(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

@@ -1,0 +1,173 @@
+"""A captured graph on real tensors, with gradients: the model itself is neither run nor changed.
+
+Batch normalisations take the statistics of the batch, as in the first step of training, although the graph is that of
+evaluation; dropout stays off. The statistics can be kept, and a later run can be given them in place of the running
+ones: each sample then goes through a function of its own, the one that the batch has made.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from idfx.capture import tensors_in
+from idfx.errors import AuditError
+from idfx.interpreter import compute
+from idfx.ops.term import operator_name
+from idfx.records import Capture, Example
+from idfx.running import unwrap
+
+Before = Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], None]
+After = Callable[[torch.fx.Node, Any], Any]
+
+_TRAINING = 5  # the argument of aten.batch_norm that says whose statistics are taken
+
+
+class OutOfTimeError(AuditError):
+    """The budget ran out."""
+
+
+@dataclass
+class Replay:
+    """Runs a captured graph.
+
+    `parameters` are leaves of their own on the model's memory, by first name; `inputs` those of the last run.
+    `statistics` are the means and variances that the batch normalisations took, by the name of the running ones.
+    """
+
+    model: nn.Module
+    capture: Capture
+    seed: int = 0
+    out_of_time: Callable[[], bool] = lambda: False
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    inputs: list[Tensor] = field(default_factory=list)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(
+        self,
+        example: Example,
+        after: After = lambda node, value: value,
+        *,
+        before: Before = lambda node, args, kwargs: None,
+        wanted: str = "",
+        twice: bool = False,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return the floating outputs.
+
+        Args:
+            example: inputs of the form that was captured.
+            after: is shown each operator's node with its value, before anything overwrites it, and returns the value
+                to go on with.
+            before: is shown each operator's node with its arguments, before it is called.
+            wanted: what gradients are wanted for: "parameters", "inputs", or "" for neither.
+            twice: whether the gradients are differentiated again.
+            buffers: tensors in place of the model's own, by name; batch normalisations then take these.
+
+        Raises:
+            AuditError: an operator raised.
+            OutOfTimeError: the budget ran out.
+        """
+        leaf = self._leaves(example, wanted, buffers or {})
+
+        def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.out_of_time():
+                raise OutOfTimeError("the budget ran out during a pass")
+            assert callable(node.target)
+            if buffers is None and operator_name(node.target) == "aten.batch_norm" and not args[_TRAINING]:
+                self._keep(node, args)
+                args = (*args[:3], None, None, True, *args[6:])
+            before(node, args, kwargs)
+            with _differentiable_twice(node) if twice else nullcontext():
+                value = node.target(*args, **kwargs)
+            return after(node, value)
+
+        device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
+        with _seeded(self.seed), torch.set_grad_enabled(bool(wanted)):
+            try:
+                values = compute(self.capture.graph.nodes, leaf, device, call=call)
+            except (RuntimeError, NotImplementedError) as error:
+                first = str(error).strip().splitlines()[0]
+                raise AuditError(
+                    f"{self.capture.model}: replaying its graph raised {first}; expected it to run as the model does. "
+                    "Leave out the metrics of a batch (--batch none)."
+                ) from error
+        outputs = values[self.capture.graph.output_node()]
+        return [output for output in tensors_in(outputs) if output.is_floating_point()]
+
+    def _leaves(self, example: Example, wanted: str, given: Mapping[str, Tensor]) -> Callable[[torch.fx.Node], Any]:
+        """What the leaves of the graph are: inputs in their order, parameters, copies of buffers and constants."""
+        model = unwrap(self.model)
+        made: dict[int, Tensor] = {}
+
+        named: dict[str, Tensor] = {}
+        for name, own in model.named_buffers(remove_duplicate=False):
+            if id(own) not in made:
+                made[id(own)] = given.get(name, own).clone()
+            named[name] = made[id(own)]
+        for name, own in model.named_parameters(remove_duplicate=False):
+            if id(own) not in made:
+                made[id(own)] = own.detach().requires_grad_(wanted == "parameters" and own.requires_grad)
+                self.parameters[name] = made[id(own)]
+            named[name] = made[id(own)]
+        device = next((tensor.device for tensor in named.values()), torch.device("cpu"))
+        self.inputs = [
+            tensor.detach().clone().to(device) for tensor in tensors_in((example.args, dict(example.kwargs)))
+        ]
+        for tensor in self.inputs:
+            tensor.requires_grad_(wanted == "inputs" and tensor.is_floating_point())
+        waiting = iter(self.inputs)
+
+        def leaf(node: torch.fx.Node) -> Any:
+            if node.op == "placeholder":
+                value = next(waiting)
+                return value.clone() if value.requires_grad else value  # a forward may write to its inputs
+            if node.name in self.capture.constants:
+                return self.capture.constants[node.name].to(device, copy=True)
+            if node.target not in named:
+                raise AuditError(
+                    f"{self.capture.model}: the forward made {node.name} out of sight; expected its values. "
+                    "Leave out the metrics of a batch (--batch none)."
+                )
+            return named[str(node.target)]
+
+        return leaf
+
+    def _keep(self, node: torch.fx.Node, args: tuple[Any, ...]) -> None:
+        """Keep the statistics of a batch normalisation, as it takes them: the variance is that of the sample."""
+        mean, variance = node.args[3:5]
+        if isinstance(mean, torch.fx.Node) and isinstance(variance, torch.fx.Node):
+            value = args[0].detach()
+            axes = [axis for axis in range(value.dim()) if axis != 1]
+            found = torch.var_mean(value.float(), axes, correction=0)
+            self.statistics[str(variance.target)], self.statistics[str(mean.target)] = (
+                s.to(value.dtype) for s in found
+            )
+
+
+@contextmanager
+def _differentiable_twice(node: torch.fx.Node) -> Iterator[None]:
+    """Keep an operator inside the block from kernels that have no second derivative."""
+    name = operator_name(node.target)
+    with ExitStack() as stack:
+        if name == "aten.scaled_dot_product_attention":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        elif name == "aten.lstm":
+            stack.enter_context(warnings.catch_warnings(action="ignore"))  # of settings of devices that are not there
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        yield
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed % 2**63)
+        yield

@@ -1,0 +1,165 @@
+"""Tensors → numbers: what is said of the values at one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAMPLE = 65_536  # entries that a kurtosis, a correlation or a share of saturated entries is read from
+ROWS = 256  # places, and units, that an effective rank is read from
+FLAT = 0.01  # an activation with a smaller derivative is saturated
+PLACES = 1024  # more keys than that, and an attention is not looked into
+SURE = 0.99  # a softmax with a larger entry is saturated
+
+
+def sampled(value: Tensor, entries: int = SAMPLE) -> Tensor:
+    """Return at most so many entries of a tensor, spread evenly, as float32 of their own.
+
+    Example:
+        >>> sampled(torch.arange(10.0), 5)
+        tensor([0., 3., 6., 9.])
+    """
+    flat = value.detach().reshape(-1)
+    stride = -(-flat.numel() // entries) if flat.numel() else 1
+    stride += stride > 1 and stride % 2 == 0  # an odd stride runs through all columns of an even number of them
+    return flat[::stride].float().clone()
+
+
+def moments(value: Tensor) -> tuple[float, float, float]:
+    """Return mean, variance and excess kurtosis; the last of a sample of the entries.
+
+    Example:
+        >>> moments(torch.tensor([-1.0, 1.0, -1.0, 1.0]))
+        (0.0, 1.0, -2.0)
+    """
+    if not value.numel():
+        return math.nan, math.nan, math.nan
+    variance, mean = torch.var_mean(value.detach().float(), correction=0)
+    centred = sampled(value).double() - float(mean)
+    second = float(centred.square().mean())
+    fourth = float(centred.square().square().mean())
+    return float(mean), float(variance), fourth / second**2 - 3 if second else math.nan
+
+
+def as_rows(value: Tensor, axis: int) -> Tensor:
+    """Return values as (places, units).
+
+    Args:
+        value: any tensor with at least one axis.
+        axis: the one that counts units.
+    """
+    return value.detach().movedim(axis, -1).reshape(-1, value.shape[axis])
+
+
+def dead_share(value: Tensor, axis: int) -> float:
+    """Return the share of units that are the same number at every place.
+
+    Example:
+        >>> dead_share(torch.tensor([[0.0, 1.0], [0.0, 2.0]]), -1)
+        0.5
+    """
+    over = [a for a in range(value.dim()) if a != axis % value.dim()]
+    if not over or value.shape[axis] in (0, value.numel()):
+        return math.nan
+    low, high = torch.aminmax(as_rows(value, axis), dim=0)
+    return float((low == high).float().mean())
+
+
+def flat_share(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """Return the share of entries at which a function has a derivative below `FLAT` in size.
+
+    NaN for a function that is flat as such, for standard normal numbers too (sign, round), or that has no derivative,
+    or whose other arguments differ from entry to entry.
+
+    Args:
+        function: acts entry by entry on its first argument.
+        args, kwargs: what it was called with; the first is read before it is overwritten.
+
+    Example:
+        >>> flat_share(torch.relu, (torch.tensor([-1.0, 2.0]),), {}), flat_share(torch.sign, (torch.ones(2),), {})
+        (0.5, nan)
+    """
+    if any(isinstance(other, Tensor) and other.numel() > 1 for other in (*args[1:], *kwargs.values())):
+        return math.nan
+
+    def share(point: Tensor) -> float:
+        point.requires_grad_()
+        with torch.enable_grad():
+            value = function(point.clone(), *args[1:], **kwargs)
+            (slope,) = torch.autograd.grad(value.sum(), point)
+        return float((slope.abs() < FLAT).float().mean())
+
+    try:
+        usual = share(torch.randn(1024, generator=torch.Generator().manual_seed(0)).to(args[0].device))
+        return share(sampled(args[0])) if usual < SURE else math.nan
+    except (RuntimeError, TypeError):  # no derivative, or a form that a flat sample does not have
+        return math.nan
+
+
+def sure_share(value: Tensor, axis: int) -> float:
+    """Return the share of slices of a softmax that have an entry above `SURE`; NaN for slices of one entry."""
+    if value.shape[axis] < 2:
+        return math.nan
+    return float((value.detach().amax(axis) > SURE).float().mean())
+
+
+def sure_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """Return `sure_share` of the weights of a scaled dot product attention, those of the first of the batch.
+
+    The weights are what the operator itself gives for the identity as values, so that masks and scales count.
+
+    Args:
+        args, kwargs: what aten.scaled_dot_product_attention was called with, axes (batch, heads, places, width).
+
+    Example:
+        >>> round(sure_attention((torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), {}), 3)
+        0.0
+    """
+    query, key, value = args[:3]
+    places = key.shape[-2]
+    if places > PLACES or query.dim() != 4 or key.is_nested:
+        return math.nan
+    mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+    mask = mask[:1] if mask is not None and mask.dim() == 4 else mask
+    rest = {name: option for name, option in kwargs.items() if name not in ("attn_mask", "dropout_p")}
+    identity = torch.eye(places, dtype=value.dtype, device=value.device).expand(1, value.shape[1], places, places)
+    function = torch.nn.functional.scaled_dot_product_attention
+    with torch.no_grad():
+        weights = function(query[:1], key[:1], identity, mask, 0.0, *args[5:6], **rest)
+    return sure_share(weights, -1)
+
+
+def effective_rank(value: Tensor, axis: int) -> tuple[float, int]:
+    """Return the effective rank of values as a matrix (places, units), and the most that it could be.
+
+    exp(entropy) of the singular values, normalised to a sum of 1, of at most `ROWS` places and `ROWS` units, each
+    spread evenly.
+
+    Source: Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
+
+    Example:
+        >>> rank, most = effective_rank(torch.eye(4), -1)
+        >>> round(rank, 3), most
+        (4.0, 4)
+    """
+    rows = as_rows(value, axis)
+    rows = rows[:: max(1, -(-rows.shape[0] // ROWS)), :: max(1, -(-rows.shape[1] // ROWS))].float()
+    most = min(rows.shape)
+    if not most or not bool(torch.isfinite(rows).all()):
+        return math.nan, most
+    singular = torch.linalg.svdvals(rows.double())
+    if not bool(singular.any()):
+        return 0.0, most
+    shares = singular / singular.sum()
+    shares = shares[shares > 0]
+    return float(torch.exp(-(shares * shares.log()).sum())), most
+
+
+def cosine(one: Tensor, other: Tensor) -> float | None:
+    """Return the cosine between two tensors of one shape; None where either is zero."""
+    size = float(one.double().norm() * other.double().norm())
+    return float(one.double() @ other.double()) / size if size else None

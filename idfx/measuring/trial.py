@@ -1,0 +1,96 @@
+"""What a model is tried on: a batch, the structure captured on it, and how much time there is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from idfx.capture import capture
+from idfx.errors import CaptureError, ForwardError
+from idfx.findings import Batch, Observation
+from idfx.flow import Flow
+from idfx.measuring.batches import described
+from idfx.measuring.jacobian import Linearisation
+from idfx.measuring.observation import observe
+from idfx.network import Network
+from idfx.records import Example, Structure
+from idfx.structure import analyse
+
+BUDGET = 60.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A batch to run, and for how long.
+
+    `whole` is the structure on a capture of the batch, `point` that on the example at which derivatives are taken (one
+    sample of it, or the batch itself). `seconds` bound everything that is run.
+    """
+
+    batch: Batch
+    whole: Structure
+    point: Structure
+    seed: int = 0
+    seconds: float = BUDGET
+    started: float = field(default_factory=time.monotonic, compare=False)
+
+    def out_of_time(self) -> bool:
+        """Return whether the time is up."""
+        return time.monotonic() - self.started > self.seconds
+
+    def observe(self, model: nn.Module) -> tuple[Observation, Mapping[str, Tensor]]:
+        """Run the batch; return what it showed, and the statistics that batch normalisations took.
+
+        Raises:
+            AuditError: the graph cannot be run, or the budget ran out.
+        """
+        return observe(model, self.whole, self.batch, self.seed, self.out_of_time)
+
+    def linearise(self, model: nn.Module, flow: Flow | None, statistics: Mapping[str, Tensor]) -> Linearisation:
+        """Run the point, and keep it for derivatives.
+
+        Args:
+            model: with its values.
+            flow: of `point`, if it is at hand.
+            statistics: that batch normalisations take.
+
+        Raises:
+            AuditError: the graph cannot be run, or the budget ran out.
+        """
+        flow = flow or Network(self.point).flow
+        return Linearisation(model, self.point, flow, statistics, self.seed, self.out_of_time)
+
+
+def on_first(
+    model: nn.Module,
+    structure: Structure,
+    batches: Iterable[tuple[Example, str]],
+    seed: int = 0,
+    seconds: float = BUDGET,
+) -> Trial:
+    """Return a trial of the first batch that the model takes; of the structure's own example if there is none.
+
+    Derivatives are taken at the structure's own example.
+
+    Args:
+        model: of this structure.
+        structure: on a capture of one sample, or of a batch that was given.
+        batches: in the order of preference, each with where it comes from.
+        seed, seconds: of the trial.
+    """
+    for example, source in batches:
+        try:
+            whole = analyse(capture(model, example))
+        except (ForwardError, CaptureError):  # drawn numbers, or their number, make no sense to this model
+            continue
+        return Trial(described(example, source), whole, structure, seed, seconds)
+    own = structure.capture.example
+    return Trial(described(own, "the example"), structure, structure, seed, seconds)
+
+
+def at(structure: Structure, example: Example) -> Structure:
+    """Return a structure with another example of the same form, for derivatives to be taken there."""
+    return replace(structure, capture=replace(structure.capture, example=example))

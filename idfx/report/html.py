@@ -1,0 +1,136 @@
+"""Audits → one HTML file that holds all it needs: findings, structure, plots, tables."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib import metadata, resources
+
+from idfx._version import __version__
+from idfx.findings import Audit
+from idfx.report import html_sections as sections
+from idfx.report.html_data import PLOTS, data, plots
+from idfx.report.layout import count
+
+_SCRIPTS = ("tools.js", "table.js", "drawing.js", "plots.js", "main.js")
+_SPECTRA = {
+    "density": "Singular values of the whole model",
+    "extremes": "Largest and smallest singular value of each block",
+    "chi": "χ of each block: the mean square of its singular values",
+    "spread": "Spread of the squared singular values of each block",
+}
+
+
+def page(cases: Sequence[tuple[str, Audit]], command: str) -> str:
+    """Return the report of one or more audits as one HTML page, which loads nothing from anywhere.
+
+    Cases share the plots and tables, and are told apart by colour, symbol and name. Without a script the page still
+    shows verdicts, findings, measures and costs. plotly.js is in it (about 4.8 MB) only where there is a plot to draw.
+
+    Args:
+        cases: the label and the audit of each, all different things: models, or one model under several schemes.
+        command: what was typed to get this page, "" if it was made otherwise.
+
+    Example:
+        >>> page([("mine", Audit("M", (), {}, ("dead",)))], "")[:30]
+        '<!doctype html>\\n<html lang="en'
+    """
+    library = _plotly() if any(audit.profile or audit.spectra for _, audit in cases) else ""
+    program = '(() => {\n"use strict";\n' + "\n".join(map(_asset, _SCRIPTS)) + "\n})();\n"
+    told = {name: text for name, text in _sections(cases).items() if text}
+    slots = {
+        "policy": _policy(library, program),
+        "title": escape("Audit of " + (cases[0][0] if len(cases) == 1 else count(len(cases), "model"))),
+        "style": _asset("page.css"),
+        "heading": "Audit" if len(cases) == 1 else f"Audit of {count(len(cases), 'case')}",
+        "links": "".join(f'<a href="#{name}">{_NAMES[name]}</a>' for name in told),
+        "summary": sections.summary(cases),
+        "made": _made(command),
+        "sections": "".join(_section(name, text) for name, text in told.items()),
+        "data": data(cases),
+        "library": f"<script>{library}</script>" if library else "",
+        "program": program,
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: slots[slot[1]], _asset("page.html"))
+
+
+_NAMES = {
+    "findings": "Findings",
+    "structure": "Structure",
+    "depth": "Signal over depth",
+    "jacobians": "Jacobians",
+    "parameters": "Parameters",
+    "places": "Places",
+    "measures": "Measures",
+    "left-out": "Left out",
+    "costs": "Costs",
+}
+
+
+def _sections(cases: Sequence[tuple[str, Audit]]) -> dict[str, str]:
+    """The sections of the page by their names, "" for one that there is nothing to say in."""
+    audits = [audit for _, audit in cases]
+    drawn = any(audit.parameters or audit.blocks for audit in audits)
+    missing = sections.left_out(cases)
+    return {
+        "findings": sections.findings(cases),
+        "structure": '<div class="script" id="drawing"></div>' if drawn else "",
+        "depth": _figures({name: PLOTS[name] for name in plots(cases)}),
+        "jacobians": _jacobians(cases),
+        "parameters": '<div class="script"></div>' if any(audit.parameters for audit in audits) else "",
+        "places": '<div class="script"></div>' if any(audit.profile for audit in audits) else "",
+        "measures": sections.measures(cases),
+        "left-out": f"<ul>{missing}</ul>" if missing else "",
+        "costs": sections.costs(cases),
+    }
+
+
+def _jacobians(cases: Sequence[tuple[str, Audit]]) -> str:
+    found = [one for _, audit in cases for one in audit.spectra]
+    blocks = any(one.place for one in found)
+    whole = any(not one.place and one.density for one in found)
+    shown = {name: title for name, title in _SPECTRA.items() if (whole if name == "density" else blocks)}
+    return sections.spectra(cases) + _figures(shown)
+
+
+def _figures(titles: dict[str, str]) -> str:
+    if not titles:
+        return ""
+    figures = "".join(
+        f'<figure data-plot="{name}"><figcaption>{title}</figcaption><div class="canvas"></div><p class="note"></p></figure>'
+        for name, title in titles.items()
+    )
+    return f'<div class="script"><div class="legend"></div><div class="figures">{figures}</div></div>'
+
+
+def _section(name: str, text: str) -> str:
+    return (
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{_NAMES[name]}</h2>{text}</section>'
+    )
+
+
+def _made(command: str) -> str:
+    versions = f"idfx {__version__}, torch {metadata.version('torch')}"
+    made = f"<p>{escape(versions)}</p>"
+    return f'<p class="command"><code>{escape(command)}</code></p>{made}' if command else made
+
+
+def _asset(name: str) -> str:
+    return resources.files("idfx.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    text: str = get_plotlyjs()
+    return text.replace("\r\n", "\n")
+
+
+def _policy(*scripts: str) -> str:
+    """What the page may do: run these scripts, by their hashes, style itself and make pictures; load nothing."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts if script)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"  # noqa: E501

@@ -1,0 +1,174 @@
+"""Where each thing of an audit stands: its boxes in the drawing of the structure, and the places of its findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from idfx.findings import Audit, Finding, ParameterState
+
+_SHORTCUT = "projection shortcut"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The places of one audit, by their numbers in its records.
+
+    A box stands for one parameter, and for those that go with it: each matrix has one; a module without any, a
+    normalisation say, has one for all its parameters.
+    """
+
+    audit: Audit
+
+    @cached_property
+    def parameters(self) -> Mapping[str, int]:
+        """The number of each parameter by its name."""
+        return {one.name: number for number, one in enumerate(self.audit.parameters)}
+
+    @cached_property
+    def blocks(self) -> Mapping[str, int]:
+        """The number of each block by its name."""
+        return {one.name: number for number, one in enumerate(self.audit.blocks)}
+
+    @cached_property
+    def points(self) -> Mapping[str, int]:
+        """The number of each point of the forward pass by its name; the first of several."""
+        return {one.name: number for number, one in reversed(list(enumerate(self.audit.profile)))}
+
+    @cached_property
+    def parents(self) -> tuple[int | None, ...]:
+        """The block around each block; None for those of the main stem, and where blocks go round in a circle."""
+        known = [self.blocks.get(one.parent or "") for one in self.audit.blocks]
+        return tuple(None if self._circles(number, known) else above for number, above in enumerate(known))
+
+    @staticmethod
+    def _circles(number: int, known: Sequence[int | None]) -> bool:
+        above, steps = known[number], 0
+        while above is not None and above != number and steps < len(known):
+            above, steps = known[above], steps + 1
+        return above is not None
+
+    @cached_property
+    def home(self) -> tuple[int | None, ...]:
+        """The block in whose branch each parameter stands; None on the main stem."""
+        inner = {name: number for number in self._outer_first for name in self.audit.blocks[number].branch}
+        return tuple(self.blocks.get(one.block or "", inner.get(one.name)) for one in self.audit.parameters)
+
+    @cached_property
+    def _outer_first(self) -> list[int]:
+        def depth(number: int | None) -> int:
+            return 0 if number is None else 1 + depth(self.parents[number])
+
+        return sorted(range(len(self.audit.blocks)), key=depth)
+
+    @cached_property
+    def over(self) -> Mapping[int, int]:
+        """The block on whose shortcut a parameter stands, for projections and what stands beside them in a module."""
+        modules = {one.name.partition("#")[0]: number for number, one in enumerate(self.audit.blocks)}
+        outside = [n for n, home in enumerate(self.home) if home is None]
+        found: dict[int, int] = {}
+        beside: dict[str, int] = {}
+        for number in outside:
+            path = self.audit.parameters[number].name.split(".")
+            prefixes = (".".join(path[:length]) for length in range(len(path) - 1, 0, -1))
+            prefix = next((prefix for prefix in prefixes if prefix in modules), None)
+            if prefix is not None and self.audit.parameters[number].role == _SHORTCUT:
+                found[number] = modules[prefix]
+                if len(path) - 2 > len(prefix.split(".")):
+                    beside[".".join(path[:-2])] = modules[prefix]
+        for number in outside:
+            module = self.audit.parameters[number].name.rpartition(".")[0].rpartition(".")[0]
+            if module in beside:
+                found.setdefault(number, beside[module])
+        return found
+
+    @cached_property
+    def box(self) -> tuple[int, ...]:
+        """The parameter that each parameter has its box with, itself where it has its own."""
+        modules = [one.name.rpartition(".")[0] for one in self.audit.parameters]
+        first: dict[str, int] = {}
+        for number, one in enumerate(self.audit.parameters):
+            if is_matrix(one):
+                first.setdefault(modules[number], number)
+        return tuple(
+            number if is_matrix(one) else first.setdefault(modules[number], number)
+            for number, one in enumerate(self.audit.parameters)
+        )
+
+    def tree(self) -> list[Any]:
+        """Return what stands on the main stem, in the order of execution as far as it is known.
+
+        A number is the box of a parameter; {"block", "branch", "over"} is a block, with what stands in its branch and
+        the boxes on its shortcut.
+        """
+        inside: dict[int | None, list[tuple[int, Any]]] = {}
+        begins: dict[int, int] = {}
+        order = self._order
+        shown: list[dict[str, Any]] = [{"block": n, "branch": [], "over": []} for n in range(len(self.audit.blocks))]
+        for number in sorted(set(self.box), key=lambda number: (order[number], number)):
+            if (block := self.over.get(number)) is not None:
+                shown[block]["over"].append(number)
+            else:
+                inside.setdefault(self.home[number], []).append((order[number], number))
+        for block in reversed(self._outer_first):
+            items = sorted(inside.get(block, []), key=lambda item: item[0])
+            shown[block]["branch"] = [item for _, item in items]
+            begins[block] = items[0][0] if items else self._join_order(block)
+            inside.setdefault(self.parents[block], []).append((begins[block], shown[block]))
+        return [item for _, item in sorted(inside.get(None, []), key=lambda item: item[0])]
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """When each parameter acts; one that is not seen to act goes with the one before it."""
+        seen: dict[str, int] = {}
+        for position, point in enumerate(self.audit.profile):
+            seen.setdefault(point.parameter, position)
+        found: list[int] = []
+        for number, one in enumerate(self.audit.parameters):
+            before = found[-1] if found else 0
+            found.append(seen.get(one.name, before) if seen else number)
+        return found
+
+    def _join_order(self, block: int) -> int:
+        return self.points.get(self.audit.blocks[block].name, len(self.audit.profile) + len(self.audit.parameters))
+
+    @cached_property
+    def shown_at(self) -> tuple[tuple[str, int] | None, ...]:
+        """Where the drawing shows each point: ("p", parameter) for a box, ("b", block) for a join, None nowhere.
+
+        A function is shown by the box of the weight that last acted in the same block.
+        """
+        last: dict[str | None, int] = {}
+        found: list[tuple[str, int] | None] = []
+        for point in self.audit.profile:
+            if (number := self.parameters.get(point.parameter)) is not None and point.kind == "weight":
+                last[point.block] = self.box[number]
+            if point.kind == "join":
+                join = self.blocks.get(point.name)
+                found.append(None if join is None else ("b", join))
+            else:
+                shown = last.get(point.block)
+                found.append(None if shown is None else ("p", shown))
+        return tuple(found)
+
+    def of(self, finding: Finding) -> str:
+        """Return the row of the page that a finding is about: p, b or s with a number, "" for none.
+
+        Example:
+            >>> one = Finding("error", "dead", "w", "", 1, 0, "", "")
+            >>> Places(Audit("m", (one,), {}, (), parameters=(ParameterState("w", (2,), "", "", None, 0.0),))).of(one)
+            'p0'
+        """
+        if (number := self.parameters.get(finding.parameter)) is not None:
+            return f"p{number}"
+        for kind, known in (("b", self.blocks), ("s", self.points)):
+            if finding.site in known:
+                return f"{kind}{known[finding.site]}"
+        return ""
+
+
+def is_matrix(one: ParameterState) -> bool:
+    """Return whether a parameter has two axes or more."""
+    return len(one.shape) > 1
