@@ -179,11 +179,11 @@ class _Listener:
         elif not self.quiet:
             click.echo(f"{done} of {total} runs are done", err=True)
 
-    def begun(self, run: Run) -> None:
+    def begun(self, run: Run, epochs: int) -> None:
         """Hear of a run that begins."""
         if self._bars is not None:
             name = f"{run.model} {run.scheme} {run.lr:g} seed {run.seed}"
-            self._tasks[run] = self._bars.add_task(name, total=None, told="")
+            self._tasks[run] = self._bars.add_task(name, total=epochs, told="")
 
     def epoch(self, event: Event) -> None:
         """Hear of an epoch."""

@@ -28,7 +28,7 @@ class Listener(Protocol):
 
     def planned(self, done: int, total: int) -> None: ...
 
-    def begun(self, run: Run) -> None: ...
+    def begun(self, run: Run, epochs: int) -> None: ...
 
     def epoch(self, event: Event) -> None: ...
 
@@ -155,7 +155,7 @@ def _train(
                 break
             workers.submit(run)
             running.append(run)
-            listener.begun(run)
+            listener.begun(run, study.suite.models[run.model].epochs)
         if not running:
             return Outcome(_done(study, found, runs.records), total, cut, runs.records)
         for event in workers.events():
