@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import random
 import signal
 import statistics
@@ -651,3 +652,25 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_cifar_is_read_from_its_folder_or_the_one_above(tmp_path, monkeypatch):
+    """Batches as the archive has them, of four images; what is not at hand is the sum of their bytes."""
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for name in names:
+        pixels = rng.integers(0, 256, (4, 3 * 32 * 32), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [0, 1, 2, 9]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(number) for number in range(10)]}))
+    data = load_data("cifar10", folder)
+    assert (len(data.train), len(data.test), data.task.classes) == (20, 4, 10)
+    x, y = data.test.take(torch.arange(4), None)
+    assert y.tolist() == [0, 1, 2, 9]
+    red = pixels.reshape(4, 3, 32, 32)[:, 0] / 255
+    assert np.allclose(x[:, 0].numpy(), (red - 0.485) / 0.229, atol=1e-5)
+    assert load_data("cifar10", tmp_path).facts == data.facts
+    moved = data.train.take(torch.arange(20), generator_of("a"))[0]
+    assert not torch.equal(moved, data.train.take(torch.arange(20), None)[0])
