@@ -42,7 +42,7 @@ def matrices() -> Iterator[tuple[str, Tensor, float | None]]:
         return torch.linalg.qr(gaussian()).Q
 
     def gate() -> Tensor:
-        return torch.diag((torch.rand(SIZE, generator=generator, dtype=torch.float64) < 0.5) * math.sqrt(2))
+        return torch.diag((torch.rand(SIZE, generator=generator) < 0.5).double() * math.sqrt(2))
 
     def product(factors: list[Tensor]) -> Tensor:
         return torch.linalg.multi_dot(factors)
@@ -138,7 +138,7 @@ def of_model(name: str, exact: bool) -> None:
 def main() -> None:
     """Measure the maps, or a model."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=300)
     parser.add_argument("--model")
     parser.add_argument("--exact", action="store_true", help="all singular values of the model too")
     given = parser.parse_args()

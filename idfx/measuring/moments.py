@@ -17,7 +17,7 @@ class Moments:
     """The first two moments of the eigenvalues of M = AᵀA, of which there are `side`.
 
     A sample, of a vector v of length 1, is ⟨v, M v⟩ and ‖M v − ⟨v, M v⟩ v‖². The mean of the first is that of the
-    eigenvalues; the mean of the second plus the variance of the first is their variance, and no large numbers cancel. On
+    eigenvalues; the mean of the second plus the variance of the first is their variance; no large numbers cancel. On
     the subspace of a Krylov process there is a sample of each vector of a basis; outside of it, of random vectors. The
     process finds the largest eigenvalues soon. Where moments are hard to estimate they are mostly made of these, and
     little is left to chance.

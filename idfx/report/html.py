@@ -51,7 +51,7 @@ def page(cases: Sequence[tuple[str, Audit]], command: str) -> str:
         "made": _made(command),
         "sections": "".join(_section(name, text) for name, text in told.items()),
         "data": data(cases),
-        "library": f"<script>{library}</script>" if library else "",
+        "library": f'<script type="text/plain" id="library">{library}</script>' if library else "",
         "program": program,
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda slot: slots[slot[1]], _asset("page.html"))
@@ -100,16 +100,16 @@ def _figures(titles: dict[str, str]) -> str:
     if not titles:
         return ""
     figures = "".join(
-        f'<figure data-plot="{name}"><figcaption>{title}</figcaption><div class="canvas"></div><p class="note"></p></figure>'
+        f'<figure data-plot="{name}"><figcaption>{title}</figcaption>'
+        '<div class="canvas"></div><p class="note"></p></figure>'
         for name, title in titles.items()
     )
     return f'<div class="script"><div class="legend"></div><div class="figures">{figures}</div></div>'
 
 
 def _section(name: str, text: str) -> str:
-    return (
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{_NAMES[name]}</h2>{text}</section>'
-    )
+    title = f'<h2 id="{name}-title">{_NAMES[name]}</h2>'
+    return f'<section id="{name}" aria-labelledby="{name}-title">{title}{text}</section>'
 
 
 def _made(command: str) -> str:
@@ -133,4 +133,5 @@ def _policy(*scripts: str) -> str:
     """What the page may do: run these scripts, by their hashes, style itself and make pictures; load nothing."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts if script)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"  # noqa: E501
+    rest = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; script-src {allowed}; {rest}"

@@ -13,12 +13,12 @@ from idfx.report.html_places import Places, is_matrix
 
 PLOTS = {
     "variance": "Variance",
-    "gradient": "Gradient, root mean square",
+    "gradient": "Gradient, norm",
     "mean": "Mean",
     "kurtosis": "Excess kurtosis",
     "dead": "Dead units, share",
     "saturated": "Saturated entries, share",
-    "correlation": "Correlation between samples",
+    "correlation": "Correlation between two batches",
     "effective_rank": "Effective rank, share of its bound",
 }
 
@@ -51,7 +51,7 @@ def _case(label: str, audit: Audit) -> dict[str, Any]:
     blocks = _columns(Block, audit.blocks)
     del blocks["branch"]
     points = _columns(Point, audit.profile)
-    points["shown"] = places.shown_at
+    points["shown"] = list(places.shown_at)
     return {
         "label": label,
         "parameters": {**parameters, "home": places.home, "box": places.box},

@@ -70,8 +70,9 @@ def _card(label: str, audit: Audit) -> str:
     if audit.seconds:
         facts.append(("time", f"{digits(float(sum(audit.seconds.values())))} s"))
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
+    listing = f'<ul class="counts">{counts}</ul>' if counts else ""
     title = f'<h2><code>{escape(label)}</code></h2><p class="verdict">{badge(audit.verdict)}</p>'
-    return f'<section class="card">{title}<ul class="counts">{counts}</ul><dl>{listed}</dl></section>'
+    return f'<section class="card">{title}{listing}<dl>{listed}</dl></section>'
 
 
 def _count(total: int, name: str) -> str:
@@ -123,9 +124,7 @@ def _finding(case: int, position: int, one: Finding, place: str) -> str:
 
 def measures(cases: Cases) -> str:
     """Return the measures as a table, a column for each case."""
-    names = list(
-        dict.fromkeys((metric, name) for _, a in cases for metric, kept in a.measures.items() for name in kept)
-    )
+    names = list(dict.fromkeys((metric, name) for _, a in cases for metric, of in a.measures.items() for name in of))
     rows = [
         [f"<b>{escape(metric)}</b> {escape(name)}", *(digits(a.measures.get(metric, {}).get(name)) for _, a in cases)]
         for metric, name in names
@@ -152,32 +151,38 @@ def costs(cases: Cases) -> str:
 
 
 def spectra(cases: Cases) -> str:
-    """Return the spectrum of each whole model in numbers."""
+    """Return the spectrum of each whole model in numbers.
+
+    The largest singular value may be larger by what stands behind it, and the smallest smaller.
+    """
     rows = [
         [f"<code>{escape(label)}</code>", *_spectrum(one)]
         for label, audit in cases
         for one in audit.spectra
         if not one.place
     ]
-    heads = ["model", "Jacobian", "largest σ", "smallest σ", "χ (mean σ²)", "spread of σ²", "products", "computed"]
+    heads = ["model", "Jacobian", "largest σ", "smallest σ", "χ (mean σ²)", "spread of σ²", "products", "computed", ""]
     return table(heads, rows) if rows else ""
 
 
 def _spectrum(one: Spectrum) -> list[str]:
     return [
         f"{one.rows:,} × {one.columns:,}",
-        *(
-            digits(value) if one.exact else f"{digits(value)} ± {digits(error)}"
-            for value, error in (
-                (one.largest, one.largest_error),
-                (one.smallest, one.smallest_error),
-                (one.mean_square, one.mean_square_error),
-            )
-        ),
-        digits(one.spread),
+        _within(one.largest, one.largest_error, "+"),
+        _within(one.smallest, one.smallest_error, "−"),
+        _within(one.mean_square, one.mean_square_error, "±"),
+        _within(one.spread, one.spread_error, "±"),
         f"{one.products:,}",
         ("exactly" if one.exact else "estimated") + ("" if one.complete else ", cut short by the budget"),
+        escape(one.note),
     ]
+
+
+def _within(value: float, error: float, side: str) -> str:
+    """A number and how far off it may be, to one side or to both."""
+    if math.isnan(value):
+        return "not measured"
+    return digits(value) if not error or math.isnan(error) else f"{digits(value)} {side} {digits(error)}"
 
 
 def _labels(cases: Cases) -> list[str]:

@@ -1,15 +1,15 @@
 // `of` says whose numbers they are; those of points are shown at the weight or the join where they arise.
 const METRICS = [
   { key: "rms", title: "weight, root mean square", of: "parameters", scale: "log" },
-  { key: "gradient", title: "gradient of the weight, root mean square", of: "parameters", scale: "log" },
-  { key: "ratio", title: "gradient over weight", of: "parameters", scale: "log" },
+  { key: "gradient", title: "gradient of the weight, norm", of: "parameters", scale: "log" },
+  { key: "ratio", title: "gradient over weight, norms", of: "parameters", scale: "log" },
   { key: "variance", title: "variance", of: "points", scale: "log" },
   { key: "kurtosis", title: "excess kurtosis", of: "points", scale: "linear" },
   { key: "dead", title: "dead units, share", of: "points", scale: "share" },
   { key: "saturated", title: "saturated entries, share", of: "points", scale: "share" },
-  { key: "correlation", title: "correlation between samples", of: "points", scale: "linear" },
+  { key: "correlation", title: "correlation between two batches", of: "points", scale: "linear" },
   { key: "rank", title: "effective rank, share of its bound", of: "points", scale: "share" },
-  { key: "gradient", name: "signal", title: "gradient of the value, root mean square", of: "points", scale: "log" },
+  { key: "gradient", name: "signal", title: "gradient of the value, norm", of: "points", scale: "log" },
   { key: "mean_square", title: "χ of the block's Jacobian", of: "spectra", scale: "log" },
   { key: "spread", title: "spread of the block's squared singular values", of: "spectra", scale: "linear" },
 ];
@@ -22,7 +22,12 @@ function valuesOf(one, metric) {
     if (value === null || value === undefined) return;
     if (!found.has(place) || (largest && value > found.get(place))) found.set(place, value);
   };
-  if (metric.of === "parameters") one.parameters[metric.key].forEach((value, i) => one.parameters.box[i] === i && put(`p${i}`, value));
+  if (metric.of === "parameters") {
+    const { box, matrix } = one.parameters;
+    one.parameters[metric.key].forEach((value, i) => {
+      if (box[i] === i && (matrix[i] || metric.key !== "rms")) put(`p${i}`, value); // a norm scale of 1 is no weight of rms 1
+    });
+  }
   if (metric.of === "spectra") one.spectra.forEach((s) => s.block !== null && put(`b${s.block}`, s[metric.key]));
   if (metric.of === "points") {
     const column = one.points[metric.key];
@@ -93,6 +98,7 @@ class Drawing {
     }
     svg.setAttribute("width", widest);
     svg.setAttribute("height", y);
+    view.box.style.containIntrinsicHeight = `${y + 16}px`;
     view.box.replaceChildren(svg);
     const first = svg.querySelector(".item");
     if (first) first.setAttribute("tabindex", 0);

@@ -58,7 +58,7 @@ function parameterTable() {
   const columns = [words(part, "name", "parameter"), ...caseColumn(), ...filled(part, [
     column(part, "entries", "shape", { show: (row) => CASES[row.c][part].shape[row.i] }),
     words(part, "role", "role"), words(part, "block", "block"),
-    column(part, "rms", "rms"), column(part, "gradient", "gradient rms"), column(part, "ratio", "gradient / weight")]),
+    column(part, "rms", "rms"), column(part, "gradient", "gradient norm"), column(part, "ratio", "gradient / weight")]),
     ...foundColumn("p"), ...filled(part, [words(part, "site", "acts in")])];
   return new Table($("#parameters .script"), "Parameters", columns, rowsOf(part), {
     one: "parameter", plural: "parameters", letter: "p",
@@ -74,7 +74,7 @@ function placeTable() {
     column(part, "units", "units"), column(part, "variance", "variance"), column(part, "mean", "mean"),
     column(part, "kurtosis", "kurtosis"), column(part, "dead", "dead"), column(part, "saturated", "saturated"),
     column(part, "correlation", "correlation"), column(part, "effective_rank", "effective rank"),
-    column(part, "gradient", "gradient rms")]), ...foundColumn("s")];
+    column(part, "gradient", "gradient norm")]), ...foundColumn("s")];
   return new Table($("#places .script"), "Places of the forward pass", columns, rowsOf(part), {
     one: "place", plural: "places", letter: "s",
     chosen: (row) => {

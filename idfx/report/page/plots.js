@@ -17,6 +17,16 @@ function plain(text) {
   return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
 
+// The library takes long to start, so that it waits in a block of text until a plot comes into view.
+function loadPlotly() {
+  const library = $("#library");
+  if (!library) return;
+  const script = make("script");
+  script.textContent = library.textContent;
+  library.remove();
+  document.head.append(script);
+}
+
 class Plots {
   constructor(go) {
     this.go = go;
@@ -72,6 +82,7 @@ class Plots {
 
   draw(figure) {
     this.watcher.unobserve(figure);
+    loadPlotly();
     figure.dataset.drawn = "yes";
     const name = figure.dataset.plot;
     const made = DEPTH[name] ? this.depth(DEPTH[name]) : this.spectrum(name);
@@ -80,7 +91,7 @@ class Plots {
     const title = $("figcaption", figure).textContent;
     const first = !canvas.data;
     Plotly.react(canvas, made.traces, this.layout(made), {
-      displaylogo: false, responsive: true, plotlyServerURL: "", showSendToCloud: false, showEditInChartStudio: false, showLink: false,
+      displaylogo: false, displayModeBar: "hover", responsive: true, plotlyServerURL: "", showSendToCloud: false, showEditInChartStudio: false, showLink: false,
       modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "sendDataToCloud"],
       toImageButtonOptions: { filename: title.replace(/\W+/g, "-").toLowerCase(), scale: 2 },
     });
@@ -96,7 +107,14 @@ class Plots {
     if (place) this.go(point.data.caseNumber, place);
   }
 
-  layout({ x, y, log, range, xlog }) {
+  // Ticks of a logarithmic axis: 1, 2 and 5 in each decade, or a decade in so many; left to plotly where it is short.
+  decades(values) {
+    const { low, high } = span(values.flat(), "log");
+    const wide = low === null ? 0 : Math.log10(high / low);
+    return { tickformat: "~g", dtick: wide < 0.7 ? undefined : wide < 2.5 ? "D2" : Math.ceil(wide / 6) };
+  }
+
+  layout({ traces, x, y, log, range, xlog }) {
     const [soft, line] = [colour("--soft"), colour("--line")];
     const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, tickcolor: line, ticks: "outside", ticklen: 4, automargin: true, exponentformat: "power" };
     return {
@@ -105,14 +123,9 @@ class Plots {
       margin: { l: 52, r: 10, t: 10, b: 42 },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: colour("--accent") },
       hoverlabel: { bgcolor: colour("--raised"), bordercolor: line, font: { color: colour("--ink"), family: getComputedStyle(document.body).fontFamily }, align: "left" },
-      xaxis: { ...axis, title: { text: x, standoff: 8 }, type: xlog ? "log" : "linear", dtick: xlog ? 1 : undefined, showgrid: Boolean(xlog), zeroline: false },
-      yaxis: { ...axis, title: y ? { text: y } : undefined, type: log ? "log" : "linear", dtick: log && this.decades(log) ? 1 : undefined, range: range ?? undefined, nticks: 6, zeroline: !log },
+      xaxis: { ...axis, title: { text: x, standoff: 8 }, type: xlog ? "log" : "linear", ...(xlog ? this.decades(traces.map((trace) => trace.x)) : {}), showgrid: Boolean(xlog), zeroline: false },
+      yaxis: { ...axis, title: y ? { text: y } : undefined, type: log ? "log" : "linear", ...(log ? this.decades(traces.map((trace) => trace.y)) : {}), range: range ?? undefined, nticks: 6, zeroline: !log },
     };
-  }
-
-  decades(values) {
-    const range = span(values, "log");
-    return range.low !== null && range.high / range.low > 30 && range.high / range.low < 1e7;
   }
 
   tones(c, hollow) {
@@ -130,7 +143,7 @@ class Plots {
         if (trace.x.length) found.traces.push(trace);
       }
     });
-    if (plot.log) found.log = told.values;
+    found.log = plot.log;
     found.note = this.note(told, plot.log);
     return found;
   }
@@ -153,7 +166,7 @@ class Plots {
     const many = made.x.length > LINES_FROM;
     made.name = `${plain(one.label)}, ${hollow ? "branches" : "main stem"}`;
     made.mode = hollow ? "markers" : many ? "lines" : "lines+markers";
-    made.line = { color: tone, width: hollow ? 1 : 1.6, dash: DASH[c % 8] };
+    made.line = { color: tone, width: hollow || many ? 1 : 1.6, dash: DASH[c % 8] };
     if (hollow && many) Object.assign(made, { mode: "lines", opacity: 0.6, line: { ...made.line, dash: "dot" } });
     made.marker = { color: hollow ? colour("--paper") : tone, size: made.x.length > 150 ? 4 : 6, symbol: SYMBOL[c % 8], line: { color: tone, width: hollow ? 1.5 : 0 } };
     return made;
@@ -204,35 +217,39 @@ class Plots {
   }
 
   blocks(name) {
-    const found = { traces: [], x: "residual block in the order of execution", log: [] };
-    const sides = { extremes: [["largest", "largest_error"], ["smallest", "smallest_error"]], chi: [["mean_square", "mean_square_error"]], spread: [["spread", null]] }[name];
+    const found = { traces: [], x: "residual block in the order of execution", log: name !== "spread" };
+    const shown = [];
+    const sides = { extremes: [["largest", 1], ["smallest", -1]], chi: [["mean_square", 0]], spread: [["spread", 0]] }[name];
     let missing = 0;
     CASES.forEach((one, c) => {
       if (this.hidden.has(`case ${c}`)) return;
-      sides.forEach(([key, error], side) => {
+      sides.forEach(([key, toward], side) => {
         const tone = this.tones(c, side === 1);
         const made = { x: [], y: [], text: [], places: [], caseNumber: c, hoverinfo: "text", type: "scatter", mode: "lines+markers", name: `${plain(one.label)}, ${key}` };
         const errors = { type: "data", array: [], arrayminus: [], symmetric: false, color: tone, thickness: 1.2, width: 3 };
         one.spectra.filter((spectrum) => spectrum.place).forEach((spectrum, i) => {
-          const [value, off] = [spectrum[key], error && !spectrum.exact ? spectrum[error] : 0];
+          const [value, off] = [spectrum[key], spectrum[`${key}_error`] || 0];
           if (!Number.isFinite(value) || value === null || (name !== "spread" && value <= 0)) { missing += 1; return; }
           made.x.push(i + 1); made.y.push(value);
-          errors.array.push(off);
-          errors.arrayminus.push(Math.min(off, name === "spread" ? off : value * 0.999));
+          errors.array.push(toward < 0 ? 0 : off);
+          errors.arrayminus.push(toward > 0 ? 0 : Math.min(off, value * 0.999));
           made.places.push(spectrum.block === null ? null : `b${spectrum.block}`);
-          made.text.push(`<b>${plain(spectrum.place)}</b><br>${key.replace("_", " ")} ${digits(value)}${off ? ` ± ${digits(off)}` : ""}${several ? `<br>${plain(one.label)}` : ""}`);
+          made.text.push(`<b>${plain(spectrum.place)}</b><br>${key.replace("_", " ")} ${digits(value)}${off ? ` ${["−", "±", "+"][toward + 1]} ${digits(off)}` : ""}${several ? `<br>${plain(one.label)}` : ""}`);
         });
         made.line = { color: tone, width: 1.5, dash: DASH[c % 8] };
         made.marker = { color: side ? colour("--paper") : tone, size: 6, symbol: SYMBOL[c % 8], line: { color: tone, width: side ? 1.5 : 0 } };
         made.error_y = errors;
-        found.log.push(...made.y);
+        shown.push(...made.y);
         if (made.x.length) found.traces.push(made);
       });
     });
-    const range = span(found.log, "linear");
-    const words = { extremes: "Filled: largest; hollow: smallest. Bars are error bounds of estimates. ", chi: "1 is critical. Bars are standard errors. ", spread: "0: all singular values are equal. " };
-    found.note = `${words[name]}${digits(range.low)} to ${digits(range.high)}.${missing ? ` ${counted(missing, "value")} at 0 or not finite, not shown.` : ""}`;
-    if (name === "spread") found.log = null;
+    const range = span(shown, "linear");
+    if (name === "extremes" && shown.length) {
+      const most = found.traces.flatMap(({ y, error_y }) => y.map((value, i) => value + error_y.array[i]));
+      found.range = [Math.log10(range.low / 3), Math.log10(span(most, "linear").high * 1.3)];
+    }
+    const words = { extremes: "Filled: largest; hollow: smallest. Bars: how much larger or smaller it may be; one that leaves the plot reaches 0 or nearly. ", chi: "1 is critical. Bars are standard errors. ", spread: "0: all singular values are equal. Bars are standard errors. " };
+    found.note = `${words[name]}${digits(range.low)} to ${digits(range.high)}.${missing ? ` ${counted(missing, "value")} at 0, not finite or not measured, not shown.` : ""}`;
     return found;
   }
 }

@@ -11,6 +11,7 @@ class Table {
     this.position = new Map();
     home.append(this.controls(), this.build());
     this.apply();
+    this.placed = true;
     this.region.addEventListener("scroll", () => this.render(), { passive: true });
     this.region.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.render()).observe(this.region);
@@ -34,7 +35,7 @@ class Table {
     const widths = this.columns.map((column) => {
       let longest = column.title.length + 3;
       for (const row of this.rows) longest = Math.max(longest, column.show(row).length);
-      return Math.min(longest, 64) * 8 + 26;
+      return Math.min(longest, 60) * (column === this.columns[0] ? 8.3 : column.number ? 8.4 : 7.4) + 30;
     });
     const heads = this.columns.map((column, i) =>
       make("th", { scope: "col", class: this.kind(i), "aria-sort": "none", title: column.title },
@@ -61,7 +62,7 @@ class Table {
       const on = this.sorted?.column === j;
       head.setAttribute("aria-sort", on ? (this.sorted.down ? "descending" : "ascending") : "none");
     });
-    this.region.scrollTop = 0;
+    if (this.region.scrollTop) this.region.scrollTop = 0;
     this.apply();
   }
 
@@ -84,7 +85,7 @@ class Table {
     if (this.sorted) this.arrange();
     this.position = new Map(this.order.map((row, at) => [row, at]));
     const all = this.order.length === this.rows.length;
-    this.count.textContent = (all ? "" : `${this.order.length.toLocaleString("en")} of `) + counted(this.rows.length, this.words.one, this.words.plural);
+    this.count.textContent = (all ? "" : `${WHOLE.format(this.order.length)} of `) + counted(this.rows.length, this.words.one, this.words.plural);
     this.first = -1;
     this.render();
   }
@@ -103,8 +104,9 @@ class Table {
   }
 
   render(everything = false) {
-    const height = this.region.clientHeight || 500;
-    const top = Math.floor(this.region.scrollTop / ROW);
+    // The first time nothing is asked of the layout, which would have to be made for it.
+    const height = (this.placed && this.region.clientHeight) || 512;
+    const top = this.placed ? Math.floor(this.region.scrollTop / ROW) : 0;
     const first = everything ? 0 : Math.max(0, top - MARGIN);
     const last = everything ? Math.min(PRINTED, this.order.length) : Math.min(this.order.length, top + Math.ceil(height / ROW) + MARGIN);
     if (first === this.first && last === this.last) return;

@@ -41,19 +41,21 @@ function readCases() {
 const CASES = readCases();
 const several = CASES.length > 1;
 
+const WHOLE = new Intl.NumberFormat("en");
+
 function digits(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value === "string") return value;
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
-  if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en").replace("-", "−");
+  if (Number.isInteger(value) && Math.abs(value) < 1e15) return WHOLE.format(value).replace("-", "−");
   const size = Math.abs(value);
   const text = size >= 1e5 || size < 1e-3 ? Number(value.toPrecision(4)).toExponential() : String(Number(value.toPrecision(4)));
   return text.replace("e+", "e").replaceAll("-", "−");
 }
 
 function counted(number, noun, plural = noun + "s") {
-  return `${number.toLocaleString("en")} ${number === 1 ? noun : plural}`;
+  return `${WHOLE.format(number)} ${number === 1 ? noun : plural}`;
 }
 
 function debounce(action, milliseconds) {
