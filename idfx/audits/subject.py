@@ -81,6 +81,13 @@ class Subject:
             if is_weight(role) and name not in self._computed and self.sound(name):
                 yield info, role
 
+    def recurrent(self) -> Iterator[tuple[ParameterInfo, Role]]:
+        """Yield the weights of recurrent layers whose matrix is known and finite."""
+        for name, info in self.structure.parameters.items():
+            role = self.structure.roles[name]
+            if role.name == "recurrent" and role.layout is not None and name not in self._computed and self.sound(name):
+                yield info, role
+
     def sound(self, name: str) -> bool:
         """Return whether a tensor has entries, floating and finite ones."""
         tensor = self.tensors[name]
@@ -106,6 +113,10 @@ class Subject:
         """Return the first name of a parameter that may have several."""
         return self._first[name]
 
+    def alias(self, name: str) -> str:
+        """Return the first name of a parameter, "" for anything that is none."""
+        return self._first.get(name, "")
+
     @functools.cached_property
     def _first(self) -> Mapping[str, str]:
         infos = self.structure.parameters.values()
@@ -114,9 +125,25 @@ class Subject:
     def ratio(self, info: ParameterInfo, role: Role) -> float:
         """Return the root mean square of a weight, times √fan-in, over the gain of the function that follows.
 
+        A constant below 1 that its output is multiplied by at once counts in.
         At 1 a layer keeps the mean square of independent inputs: each output is a sum of fan-in terms.
         """
-        return self.rms(info.name) * math.sqrt(fans(info, role)[0]) / gain(role)
+        size = self.rms(info.name) * self._scaled.get(info.name, 1.0)
+        return size * math.sqrt(fans(info, role)[0]) / gain(role)
+
+    @functools.cached_property
+    def _scaled(self) -> Mapping[str, float]:
+        """The constants below 1 by which the output of a weight is multiplied at once, at each of its sites."""
+        terms, found = self.flow.terms, dict[str, float]()
+        for position, term in enumerate(terms):
+            leaves = [terms[o].node for o in term.operands if terms[o].kind == "parameter"]
+            if term.kind == "contract" and leaves:
+                name = self.first_name(self.flow.capture.parameters[leaves[0]])
+                users, factor = self.flow.users.get(position, ()), 1.0
+                if len(users) == 1 and terms[users[0]].kind == "scale" and terms[users[0]].factor:
+                    factor = min(1.0, abs(terms[users[0]].factor or 1.0))
+                found[name] = max(found.get(name, 0.0), factor)
+        return found
 
     def matrices(self, name: str) -> Tensor:
         """Return a weight as its matrices, (count, D_out, D_in); it may be a view of the parameter."""
@@ -134,6 +161,26 @@ class Subject:
         tensor = outputs_first(tensor, role.layout) if role.layout is not None else tensor
         parts = (_computable(tensor[start:stop]) for start, stop in end.rows)
         return all(bool(part.square().mean() * columns <= CLOSED**2) for part in parts)
+
+    def biased(self, name: str) -> bool:
+        """Return whether a bias other than zero is added to what a weight gives."""
+        return name in self._biased
+
+    @functools.cached_property
+    def _biased(self) -> frozenset[str]:
+        terms, found = self.flow.terms, set[str]()
+        weights: dict[int, str] = {}  # by term: the weight whose output it is, moved at most
+        for position, term in enumerate(terms):
+            leaves = [terms[o].node for o in term.operands if terms[o].kind == "parameter"]
+            names = [self.first_name(self.flow.capture.parameters[leaf]) for leaf in leaves]
+            before = [weights[o] for o in term.operands if o in weights]
+            if term.kind == "contract" and names:
+                weights[position] = names[0]
+            elif term.kind in ("move", "scale") and before:
+                weights[position] = before[0]
+            elif term.kind == "sum" and before and any(bool(self.tensors[one].any()) for one in names):
+                found.update(before)
+        return frozenset(found)
 
     @functools.cached_property
     def closing(self) -> frozenset[str]:
