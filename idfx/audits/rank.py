@@ -33,8 +33,9 @@ def rank(subject: Subject) -> Iterator[Finding | Measure]:
     largest; where a Cholesky factorisation shows that none is too small (first of a part of the matrix, in single
     precision, with a margin of a hundred times its rounding), they are not computed. In the main stem and on projection
     shortcuts the whole is looked at, but for a smaller side above 2048, which is left out and counted. Inside of
-    branches, whose shortcut carries what they lose, in heads, recurrent weights and those that only steer another value, it is up to
-    256 evenly spaced rows (or columns, if they are fewer) of up to 8 groups or experts, and closed ones are no finding.
+    branches, whose shortcut carries what they lose, in heads, embeddings, recurrent weights and those that only
+    steer another value, it is up to 256 evenly spaced rows (or columns, if they are fewer) of up to 8 groups or
+    experts; closed ones are no finding.
 
     Unit: the share of min(D_out, D_in) that is lost. Thresholds: 0.01 (warning): a square Gaussian matrix of side 2048
     has one singular value below 1e-6 of the largest once in some 250 draws, never a hundredth of them; 0.5 (error).
@@ -43,7 +44,8 @@ def rank(subject: Subject) -> Iterator[Finding | Measure]:
     Source: Edelman, "Eigenvalues and condition numbers of random matrices", 1988, for the smallest singular value.
     """
     looked_at = skipped = 0
-    for info, role in (*subject.weights(), *subject.recurrent()):
+    weights = (*subject.weights(), *subject.normalised(), *subject.recurrent(), *subject.embeddings())
+    for info, role in weights:
         whole = role.name in PLACES and "steers" not in role.traits
         side = min(role.layout.matrix(info.shape)) if role.layout is not None else 0
         if not side or (not whole and (side == 1 or subject.ratio(info, role) <= CLOSED)):

@@ -42,7 +42,7 @@ def scale(subject: Subject) -> Iterator[Finding]:
     Unit: r, a ratio. Thresholds: r > 4 (warning), r > 10 (error): mean squares grow a hundredfold in one layer. r <
     0.01 (warning; not for ends of branches, nor heads): normalisations make up for small weights, so it is no error;
     truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. Below 1e-4, zero aside, it is one: mean
-    squares fall below the eps of a normalisation behind it (1e-5 to 1e-12); not where a bias other than 0 stands
+    squares fall below the eps of a normalisation behind it (1e-5 to 1e-12); not where a constant bias stands
     in its place (gMLP's gates), nor for what only steers another value. A weight whose deviation is gain / √fan-out to
     within what a sample of its size tells, with gain 1, √2 or 1/√3, and not that of fan-in, where the two differ by
     half or more, is told as such (info; a warning above r = 4). Biases that are not 0 and norm scales that are not 1

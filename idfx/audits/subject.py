@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,9 @@ CLOSED = 0.01  # a factor that lets no more than 1 part in 10,000 of the varianc
 class Subject:
     """A model that is audited.
 
-    `tensors` are its parameters, each under its first name, and its buffers. `unwritten` is the number of entries of a
-    tensor that no initialiser wrote, by name; None where the model stood already, so that nobody knows.
+    `tensors` are its parameters, each under its first name, its buffers, and tensors that are attributes of a
+    module. `unwritten` is the number of entries of a tensor that no initialiser wrote, by name; None where the model
+    stood already, so that nobody knows.
     """
 
     model: nn.Module = field(repr=False)
@@ -52,7 +53,9 @@ class Subject:
         found = float(torch.linalg.vector_norm(_computable(tensor))) / math.sqrt(tensor.numel())
         if math.isfinite(found) and (found or not bool(tensor.any())):
             return found
-        return float(torch.linalg.vector_norm(tensor.double())) / math.sqrt(tensor.numel())  # squares may overflow
+        return float(torch.linalg.vector_norm((tensor.abs() if tensor.is_complex() else tensor).double())) / math.sqrt(
+            tensor.numel()
+        )  # squares may overflow
 
     def is_zero(self, name: str) -> bool:
         """Return whether every entry of a tensor is zero."""
@@ -80,6 +83,20 @@ class Subject:
             role = self.structure.roles[name]
             if is_weight(role) and name not in self._computed and self.sound(name):
                 yield info, role
+
+    def normalised(self) -> Iterator[tuple[ParameterInfo, Role]]:
+        """Yield the weights whose matrix is known and finite, but whose own size is not what acts."""
+        for name, info in self.structure.parameters.items():
+            role = self.structure.roles[name]
+            if is_weight(role) and name in self._computed and self.sound(name):
+                yield info, role
+
+    def embeddings(self) -> Iterator[tuple[ParameterInfo, Role]]:
+        """Yield the trainable tables that an input looks up, each with a role whose matrix has a row for each entry."""
+        for name, info in self.structure.parameters.items():
+            role = self.structure.roles[name]
+            if role.name == "embedding" and len(info.shape) == 2 and info.requires_grad and self.sound(name):
+                yield info, replace(role, layout=role.layout or Layout())
 
     def recurrent(self) -> Iterator[tuple[ParameterInfo, Role]]:
         """Yield the weights of recurrent layers whose matrix is known and finite."""
@@ -128,28 +145,12 @@ class Subject:
         A constant below 1 that its output is multiplied by at once counts in.
         At 1 a layer keeps the mean square of independent inputs: each output is a sum of fan-in terms.
         """
-        size = self.rms(info.name) * self._scaled.get(info.name, 1.0)
+        size = self.rms(info.name) * self._behind[0].get(info.name, 1.0)
         return size * math.sqrt(fans(info, role)[0]) / gain(role)
-
-    @functools.cached_property
-    def _scaled(self) -> Mapping[str, float]:
-        """The constants below 1 by which the output of a weight is multiplied at once, at each of its sites."""
-        terms, found = self.flow.terms, dict[str, float]()
-        for position, term in enumerate(terms):
-            leaves = [terms[o].node for o in term.operands if terms[o].kind == "parameter"]
-            if term.kind == "contract" and leaves:
-                name = self.first_name(self.flow.capture.parameters[leaves[0]])
-                users, factor = self.flow.users.get(position, ()), 1.0
-                if len(users) == 1 and terms[users[0]].kind == "scale" and terms[users[0]].factor:
-                    factor = min(1.0, abs(terms[users[0]].factor or 1.0))
-                found[name] = max(found.get(name, 0.0), factor)
-        return found
 
     def matrices(self, name: str) -> Tensor:
         """Return a weight as its matrices, (count, D_out, D_in); it may be a view of the parameter."""
-        layout = self.structure.roles[name].layout
-        assert layout is not None
-        return as_matrices(self.tensors[name], layout)
+        return as_matrices(self.tensors[name], self.structure.roles[name].layout or Layout())
 
     def is_closed(self, end: End) -> bool:
         """Return whether an end lets next to nothing through (`CLOSED`)."""
@@ -163,24 +164,18 @@ class Subject:
         return all(bool(part.square().mean() * columns <= CLOSED**2) for part in parts)
 
     def biased(self, name: str) -> bool:
-        """Return whether a bias other than zero is added to what a weight gives."""
-        return name in self._biased
+        """Return whether a constant bias other than zero is added to what a weight gives."""
+        return any(map(self._is_constant, self._behind[1].get(name, ())))
+
+    def _is_constant(self, name: str) -> bool:
+        values = self.tensors[name].flatten()
+        return bool(values.numel()) and bool(values[0]) and bool((values == values[0]).all())
 
     @functools.cached_property
-    def _biased(self) -> frozenset[str]:
-        terms, found = self.flow.terms, set[str]()
-        weights: dict[int, str] = {}  # by term: the weight whose output it is, moved at most
-        for position, term in enumerate(terms):
-            leaves = [terms[o].node for o in term.operands if terms[o].kind == "parameter"]
-            names = [self.first_name(self.flow.capture.parameters[leaf]) for leaf in leaves]
-            before = [weights[o] for o in term.operands if o in weights]
-            if term.kind == "contract" and names:
-                weights[position] = names[0]
-            elif term.kind in ("move", "scale") and before:
-                weights[position] = before[0]
-            elif term.kind == "sum" and before and any(bool(self.tensors[one].any()) for one in names):
-                found.update(before)
-        return frozenset(found)
+    def _behind(self) -> tuple[Mapping[str, float], Mapping[str, set[str]]]:
+        from idfx.audits.outputs import behind
+
+        return behind(self.flow, self.first_name)
 
     @functools.cached_property
     def closing(self) -> frozenset[str]:
