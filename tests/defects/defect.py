@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import idfx
 from idfx.auditing import examine
 from idfx.findings import SEVERITIES, Audit, Finding
+from idfx.measuring.batches import enlarged, sizes
+from idfx.measuring.trial import on_first
 from idfx.unwritten import filled, unwritten
 
 Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -24,7 +26,7 @@ class Defect:
     `model` builds the healthy model, and with `options` one whose own code has the defect; `spoil` puts it into a built
     one. `place` is the parameter or buffer that a finding must name ("" for any). `severity` is the least that the
     finding must have; below "error", `why` says why an honest tool can say no more. `metrics` are those that may find
-    it; none: any may. `needs` is "batch" where the weights alone do not show it.
+    it; none: any may.
     """
 
     name: str
@@ -36,7 +38,6 @@ class Defect:
     severity: str = "error"
     why: str = ""
     metrics: tuple[str, ...] = ()
-    needs: str = ""
 
     def made(self) -> Made:
         """The model with the defect; the same one each time, but for memory that nobody wrote."""
@@ -73,7 +74,9 @@ def audited(make: Callable[[], Made]) -> Audit:
     with filled():
         model, args, kwargs = make()
     structure = idfx.analyze(model, args, kwargs)
-    return examine(model, structure, (), unwritten(model, lambda: make()[0]))
+    own = structure.capture.example
+    trial = on_first(model, structure, enlarged(own, sizes(own)))
+    return examine(model, structure, (), unwritten(model, lambda: make()[0]), trial)
 
 
 Change = Callable[[Tensor], Any]
