@@ -13,7 +13,7 @@ import click
 from idfx._version import __version__
 from idfx.errors import IdfxError
 
-_NOT_COMMANDS = frozenset({"cases", "limits", "main", "options", "session"})
+_NOT_COMMANDS = frozenset({"bench_speed", "bench_train", "cases", "limits", "main", "options", "session"})
 
 
 class Commands(click.Group):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from idfx.api import analyze
 from idfx.audits import inventory
@@ -87,6 +87,23 @@ def check(only: Sequence[str]) -> None:
         METRICS.find(name)
 
 
+def attributes(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that modules hold as plain attributes, neither parameters nor buffers, by path.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.shift = torch.ones(2)
+        >>> attributes(nn.Sequential(layer))
+        {'0.shift': tensor([1., 1.])}
+    """
+    found = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_meta and type(value) in (Tensor, nn.Parameter):
+                found[f"{path}.{name}" if path else name] = value.detach()
+    return found
+
+
 def examine(
     model: nn.Module,
     structure: Structure,
@@ -110,6 +127,7 @@ def examine(
     """
     model = unwrap(model)
     tensors = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+    tensors.update(attributes(model))
     subject = Subject(model, structure, Network(structure), tensors, unwritten, trial)
     found = _Found(subject)
     for name in asked(only, also):

@@ -45,7 +45,8 @@ class Point:
     """A place of the forward pass, and what one batch showed there.
 
     `kind` is "weight" (what a weight site gives), "activation" (what a function that is no weight and no normalisation
-    gives), or "join" (the end of a residual block). `block` is the residual block in whose branch it lies; None on the
+    gives), or "join" (the end of a residual block). `parameter` is the weight, for an activation the one that it comes
+    from; "" for a join. `block` is the residual block in whose branch it lies; None on the
     main stem. `units` is the number of its channels or features.
 
     `mean`, `variance` and `kurtosis` (excess, 0 for a normal distribution) are over all entries. `dead` is the share of

@@ -117,7 +117,7 @@ def test_units_that_are_off_for_the_batch_silence_the_weights_before_them() -> N
     model = mlp()
     nn.init.constant_(model[2].bias, -1000.0)
     found = told(model, torch.randn(64, 32))
-    assert ("error", "forward", "", "3") in found
+    assert ("error", "forward", "2.weight", "3") in found
     assert {("warning", "backward", f"{layer}.weight", f"{layer}") for layer in (0, 2)} <= set(found)
 
 

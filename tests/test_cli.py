@@ -23,7 +23,8 @@ import idfx
 
 MAIN = "init timm:test_resnet -o weights.safetensors"
 SLOW = "init net.py:slow --input-shape 2,4 -o weights.pt"
-COMMANDS = ("analyze", "audit", "diff", "explain", "init", "list", "plan")
+COMMANDS = ("analyze", "audit", "bench", "diff", "explain", "init", "list", "plan")
+BENCH = ("bench speed", "bench train")
 
 FILE = '''
 import os
@@ -170,18 +171,19 @@ def _plan(run, spec: str = "net.py:make --input-shape 2,4", name: str = "plan.js
 # Help, version, and what is not imported
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", (*(name for name in COMMANDS if name != "bench"), *BENCH))
 def test_every_command_has_help_with_an_example_and_the_common_options(run, command):
     code, out, err = run(f"{command} --help")
     assert (code, err) == (0, "")
     assert f"idfx {command} " in out.partition("Example:")[2].partition("Options:")[0]
     assert "--json" in out and "-q, --quiet" in out
-    if command != "list":
+    if command not in ("list", *BENCH):
         assert "--input-shape" in out and "--model-arg" in out
 
 
 def test_the_program_has_the_commands_and_options_of_the_issue(run):
     assert tuple(cli.list_commands(None)) == COMMANDS
+    assert [name for name in BENCH if name.removeprefix("bench ") not in run("bench --help")[1]] == []
     _, out, _ = run("--help")
     assert all(command in out for command in COMMANDS) and "Example:" in out
     _, out, _ = run("init --help")

@@ -103,7 +103,7 @@ class Replay:
         with _seeded(self.seed), torch.set_grad_enabled(bool(wanted)):
             try:
                 values = compute(self.capture.graph.nodes, leaf, device, call=call)
-            except (RuntimeError, NotImplementedError) as error:
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise AuditError(
                     f"{self.capture.model}: replaying its graph raised {first}; expected it to run as the model does. "
