@@ -37,7 +37,7 @@ def forward(subject: Subject) -> Iterator[Finding | Measure]:
     activation of which 0.9 of the entries (warning) or 0.999 (error) are saturated: a derivative below 0.01, or for a
     softmax slices with one entry above 0.99; all units dead besides a flat derivative (error). An effective rank below
     1.5, of 16 or more possible, at the end of a block (warning). Outputs equal to 1e-6 for two batches, though neither
-    is zero (warning).
+    is zero (warning). Saturation and rank are not judged by a batch that is one number throughout.
 
     Source: the measures: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
     networks", AISTATS 2010; Schoenholz et al., "Deep information propagation", ICLR 2017 (correlations); Dong,
@@ -54,9 +54,12 @@ def forward(subject: Subject) -> Iterator[Finding | Measure]:
     if active:
         yield Measure("forward", "most saturated", max(point.saturated or 0.0 for point in active))
         yield Measure("forward", "most dead units", max(point.dead or 0.0 for point in active))
-    for point in seen.points:
-        yield from _asleep(subject, point)
-        yield from _collapsed(subject, point)
+    if subject.trial is not None and subject.trial.uniform:
+        yield Measure("forward", "inputs", "one number throughout, by which no unit and no rank is judged")
+    else:
+        for point in seen.points:
+            yield from _asleep(subject, point)
+            yield from _collapsed(subject, point)
     if seen.no_second:
         yield Measure("forward", "correlation", seen.no_second)
     if seen.correlation is not None:
