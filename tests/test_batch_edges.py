@@ -206,3 +206,17 @@ def test_a_batch_of_one_number_throughout_finds_no_fault_in_a_sound_model(number
     assert str(audit.measures["forward"]["inputs"]).startswith("one number throughout")
     nn.init.constant_(model[2].fc.weight, math.inf)
     assert idfx.audit(model, (torch.full((8, 32), number),), only=BATCH).verdict == "error"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"only": "forward"}, r"metrics 'forward': a string; expected several of them\. Write \['forward'\]"),
+        ({"example_kwargs": ["forward"]}, "example_kwargs: a list; expected inputs by name"),
+        ({"seed": 2**64}, "seed=18446744073709551616; expected a number"),
+        ({"budget": None}, "budget=None; expected seconds above 0"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused_in_one_line(given: dict[str, object], words: str) -> None:
+    with pytest.raises(idfx.IdfxError, match=words):
+        idfx.audit(nn.Linear(4, 4), (torch.ones(2, 4),), **given)  # type: ignore[arg-type]
