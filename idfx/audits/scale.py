@@ -42,10 +42,11 @@ def scale(subject: Subject) -> Iterator[Finding]:
     Unit: r, a ratio. Thresholds: r > 4 (warning), r > 10 (error): mean squares grow a hundredfold in one layer. r <
     0.01 (warning; not for ends of branches, nor heads): normalisations make up for small weights, so it is no error;
     truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. Below 1e-4, zero aside, it is one: mean
-    squares fall below the eps of a normalisation behind it (1e-5 to 1e-12); not where a constant bias stands
-    in its place (gMLP's gates), nor for what only steers another value. A weight whose deviation is gain / √fan-out to
-    within what a sample of its size tells, with gain 1, √2 or 1/√3, and not that of fan-in, where the two differ by
-    half or more, is told as such (info; a warning above r = 4). Biases that are not 0 and norm scales that are not 1
+    squares fall below the eps of a normalisation behind it (1e-5 to 1e-12); not where a constant bias stands in its
+    place (gMLP's gates), nor for what only steers another value. An embedding is held to it with a fan-in of 1. A
+    weight whose deviation is gain / √fan-out to within what a sample of its size tells, with gain 1, √2 or 1/√3, and
+    not that of fan-in, where the two differ by half or more, is told as such (info; a warning above r = 4). Biases that
+    are not 0 and norm scales that are not 1
     are told (info); a norm scale that is 0 throughout, or below 1e-4, and behind which no block is closed, is an error;
     one above 4 and 10 is judged as a weight is. Biases, embeddings, positions, tokens and learned scales of a root mean
     square above 10 (warning) and 100 (error): nothing divides them by a fan-in, and learned temperatures reach 10 (Swin
@@ -57,18 +58,24 @@ def scale(subject: Subject) -> Iterator[Finding]:
         if role.layout is not None:
             yield from _weight(subject, info, role)
     for name, role in subject.structure.roles.items():
-        if not subject.sound(name):
-            continue
-        rms = subject.rms(name)
-        if role.name in ADDED and rms:
-            severity, bound = _far(rms)
-            message = f"a {role.name} of root mean square {rms:.3g}"
-            yield subject.finding(severity or "info", "scale", name, rms, bound, message, _BIAS)
-        elif role.name == "norm scale":
-            yield from _norm(subject, name, rms)
-        elif role.name in _FREE and (found := _far(rms))[0]:
-            message = f"an entry of this {role.name} has a root mean square of {rms:.3g}"
-            yield subject.finding(found[0], "scale", name, rms, found[1], message, _FREE_REMEDY)
+        if subject.sound(name):
+            yield from _beside(subject, name, role)
+
+
+def _beside(subject: Subject, name: str, role: Role) -> Iterator[Finding]:
+    """What is to be said of a parameter that is no weight."""
+    rms = subject.rms(name)
+    severity, bound = _far(rms)
+    told = f"a {role.name} of root mean square {rms:.3g}"
+    if role.name == "norm scale":
+        yield from _norm(subject, name, rms)
+    elif role.name in ADDED and rms:
+        message = f"a {role.name} of root mean square {rms:.3g}"
+        yield subject.finding(severity or "info", "scale", name, rms, bound, message, _BIAS)
+    elif role.name in _FREE and severity:
+        yield subject.finding(severity, "scale", name, rms, bound, told, _FREE_REMEDY)
+    elif role.name == "embedding" and 0 < rms < TOO_SMALL:
+        yield subject.finding("error", "scale", name, rms, TOO_SMALL, told, _FREE_REMEDY)
 
 
 def _far(rms: float) -> tuple[str, float]:
@@ -113,14 +120,14 @@ def _fan_out(subject: Subject, info: ParameterInfo, role: Role) -> str:
 
 def _norm(subject: Subject, name: str, rms: float) -> Iterator[Finding]:
     """What is to be said of the scale of a normalisation."""
-    if rms > LARGE or 0 < rms < TOO_SMALL:
+    told, closing = f"a norm scale of root mean square {rms:.3g}", name in subject.closing
+    if rms > LARGE:
         severity, bound = ("error", TOO_LARGE) if rms > TOO_LARGE else ("warning", LARGE)
-        if rms < 1 and name not in subject.closing:
-            severity, bound = "error", TOO_SMALL
-        yield subject.finding(severity, "scale", name, rms, bound, f"a norm scale of root mean square {rms:.3g}", _CUT)
-    elif rms == 0 and name not in subject.closing:
+        yield subject.finding(severity, "scale", name, rms, bound, told, _CUT)
+    elif 0 < rms < TOO_SMALL and not closing:
+        yield subject.finding("error", "scale", name, rms, TOO_SMALL, told, _CUT)
+    elif rms == 0 and not closing:
         message = "it is 0 throughout, and closes no residual block"
         yield subject.finding("error", "scale", name, 0, 1, message, _CUT)
     elif rms and not bool((subject.tensors[name] == 1).all()):
-        message = f"a norm scale of root mean square {rms:.3g}"
-        yield subject.finding("info", "scale", name, rms, 1, message, _NORM)
+        yield subject.finding("info", "scale", name, rms, 1, told, _NORM)
