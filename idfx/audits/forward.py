@@ -36,9 +36,10 @@ def forward(subject: Subject) -> Iterator[Finding | Measure]:
     Unit: that of each. Thresholds: NaN or Inf (error). A variance above 1e12 (error): its square is not far from the
     end of float32. A trend by a factor beyond 1e6 over depth, more than three standard errors from none (warning). An
     activation of which 0.9 of the entries (warning) or 0.999 (error) are saturated: a derivative below 0.01, or for a
-    softmax slices with one entry above 0.99; a ReLU with fewer than 16 units may be off by chance (warning). An effective rank below
-    1.5, of 16 or more possible, at the end of a block (warning). Outputs equal to 1e-6 for two batches, though neither
-    is zero (warning; info where branches are closed, through which alone a class token sees its input). Saturation and rank are not judged by a batch that is one number throughout.
+    softmax slices with one entry above 0.99; a ReLU with fewer than 16 units may be off by chance (warning). An
+    effective rank below 1.5, of 16 or more possible, at the end of a block (warning). Outputs equal to 1e-6 for two
+    batches, though neither is zero (warning; info where branches are closed, through which alone a class token sees its
+    input). Saturation and rank are not judged by a batch that is one number throughout.
 
     Source: the measures: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
     networks", AISTATS 2010; Schoenholz et al., "Deep information propagation", ICLR 2017 (correlations); Dong,
