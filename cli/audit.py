@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,8 @@ def command(
 
     if github and as_json:
         raise click.UsageError("--github and --json: both are given; expected one of them. Leave one out.")
+    if options["batch_size"] is not None and (said := _says_size(options)):
+        raise click.UsageError(f"--batch-size and {said}: both are given; expected one of them. Leave one out.")
     question = Question(_names(only), _names(also), options.pop("batch"), options.pop("batch_size"),
                         options.pop("budget"), options.pop("weights"))  # fmt: skip
     asked(question.only, question.also)
@@ -84,6 +87,14 @@ def command(
     click.echo(_text(audits, as_json, github))
     judged = [audit for case, (_, audit) in zip(cases, audits, strict=True) if case.judged]
     return int(any(audit.at_least(fail_on) for audit in judged))
+
+
+def _says_size(options: Mapping[str, Any]) -> str:
+    """The option that leaves no say to --batch-size, "" if none does."""
+    if options["batch"] == "none":
+        return "--batch none"
+    given = [name for name in ("input_shapes", "inputs") if options[name]] if options["batch"] == "normal" else []
+    return {"input_shapes": "--input-shape", "inputs": "--input"}[given[0]] if given else ""
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from idfx.records import Plan, Structure
     from idfx.steering import Steering
 
+SEED = click.IntRange(-(2**63), 2**64 - 1)  # what torch takes
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -55,7 +57,7 @@ def _model_options(argument: Callable[[F], F]) -> Callable[[F], F]:
         ),
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:n]"),
         click.option("--dtype", default=None, metavar="float32|bfloat16|float16|float64"),
-        click.option("--seed", default=0, show_default=True, help="Seed of every random number."),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of every random number."),
         click.option(
             "--role", "roles", multiple=True, metavar="PARAM=ROLE",
             help="What a parameter is, where you know better; a pattern (*) is allowed; repeatable.",

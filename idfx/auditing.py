@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from idfx.api import analyze
 from idfx.audits import inventory
@@ -54,7 +54,8 @@ def audit(
         Findings, each with its place, value, threshold and remedy, and what was measured.
 
     Raises:
-        UsageError: an unknown metric, or a budget that is not above 0.
+        UsageError: an unknown metric, a budget that is not above 0, a seed that torch does not take, or a model on the
+            meta device.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -65,8 +66,15 @@ def audit(
         ('error', [('rank', '0.weight'), ('replicas', '0.weight')])
     """
     asked(only, also)
-    if not budget > 0:
+    if not isinstance(budget, (int, float)) or not budget > 0:
         raise UsageError(f"audit: budget={budget!r}; expected seconds above 0. Leave it out for {BUDGET:g}.")
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"audit: seed={seed}; expected a number from -2**63 to 2**64 - 1. Leave it out for 0.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UsageError(
+                f"audit: {name} is on the meta device; expected values. Give a model that is materialised."
+            )
     structure = analyze(model, example_inputs, example_kwargs)
     trial = Trial(described(structure.capture.example), structure, structure, seed, budget) if batch else None
     return examine(model, structure, only, trial=trial, also=also)
@@ -80,6 +88,23 @@ def check(only: Sequence[str]) -> None:
     """
     for name in only:
         METRICS.find(name)
+
+
+def attributes(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that modules hold as plain attributes, neither parameters nor buffers, by path.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.shift = torch.ones(2)
+        >>> attributes(nn.Sequential(layer))
+        {'0.shift': tensor([1., 1.])}
+    """
+    found = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_meta and type(value) in (Tensor, nn.Parameter):
+                found[f"{path}.{name}" if path else name] = value.detach()
+    return found
 
 
 def examine(
@@ -105,6 +130,7 @@ def examine(
     """
     model = unwrap(model)
     tensors = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+    tensors.update(attributes(model))
     subject = Subject(model, structure, Network(structure), tensors, unwritten, trial)
     found = _Found(subject)
     for name in asked(only, also):
@@ -122,6 +148,9 @@ def asked(only: Sequence[str], also: Sequence[str]) -> list[str]:
         >>> asked(["scale"], ["finite"])
         ['finite', 'scale']
     """
+    for names in (only, also):
+        if isinstance(names, str):
+            raise UsageError(f"metrics {names!r}: a string; expected several of them. Write [{names!r}].")
     check((*only, *also))
     named = {*only, *also}
     return [name for name in METRICS if name in named or (not only and not METRICS[name].on_request)]

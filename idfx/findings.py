@@ -45,7 +45,8 @@ class Point:
     """A place of the forward pass, and what one batch showed there.
 
     `kind` is "weight" (what a weight site gives), "activation" (what a function that is no weight and no normalisation
-    gives), or "join" (the end of a residual block). `block` is the residual block in whose branch it lies; None on the
+    gives), or "join" (the end of a residual block). `parameter` is the weight, for an activation the one that it comes
+    from; "" for a join. `block` is the residual block in whose branch it lies; None on the
     main stem. `units` is the number of its channels or features.
 
     `mean`, `variance` and `kurtosis` (excess, 0 for a normal distribution) are over all entries. `dead` is the share of
@@ -184,7 +185,8 @@ class Observation:
 
     `points` are in the order of execution. `gradients` are the norms of the gradients of the parameters, 0 where none
     arrives, for a random gradient of norm 1 at the outputs. `finite`: no output holds NaN or Inf. `correlation` is the
-    cosine between the outputs of the two batches, less their common mean over entries; None if there is no second one.
+    cosine between the outputs of the two batches; None if there is no second one. `no_backward` and `no_second` say why
+    there are no gradients and no second batch, "" where there are.
     """
 
     batch: Batch
@@ -192,6 +194,8 @@ class Observation:
     gradients: Mapping[str, float]
     finite: bool
     correlation: float | None
+    no_backward: str = ""
+    no_second: str = ""
 
 
 @dataclass(frozen=True)

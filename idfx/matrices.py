@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
@@ -87,6 +88,11 @@ def as_float(value: float) -> float:
         return math.inf
 
 
+@functools.lru_cache(maxsize=256)
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=torch.float64).to(dtype).item()
+
+
 def check_number(target: Target, name: str, value: object) -> float:
     """Return a number of which something is left in the dtype of the target."""
     shown = repr(value)
@@ -94,7 +100,7 @@ def check_number(target: Target, name: str, value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(as_float(value)):
         raise PlanError(f"{subject}; expected a finite number. Write one such as 1.0.")
     dtype = target.tensor.dtype
-    rounded = torch.tensor(float(value), dtype=torch.float64).to(dtype).item()
+    rounded = _rounded(float(value), dtype)
     if not math.isfinite(rounded) or (value and not rounded):
         raise PlanError(
             f"{subject} rounds to {rounded} in {dtype}; expected a number that it can hold. "

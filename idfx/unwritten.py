@@ -79,9 +79,11 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _pattern(tensor: Tensor) -> Tensor:
-    """Which entries are what new memory was filled with; none of a tensor of booleans."""
+    """Which entries are what new memory was filled with."""
     if tensor.is_floating_point() or tensor.is_complex():
         return torch.isnan(tensor)
-    if tensor.dtype == torch.bool or tensor.is_quantized:
+    if tensor.dtype == torch.bool:
+        return tensor
+    if tensor.is_quantized:
         return torch.zeros_like(tensor, dtype=torch.bool)
     return tensor == torch.iinfo(tensor.dtype).max

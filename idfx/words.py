@@ -30,14 +30,8 @@ def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
             f"{subject} {text!r}: expected NAME or NAME(KEY=VALUE, ...). Write kaiming(mode=fan_out), say."
         )
     inside = found[2] or ""
-    pairs, depth, start = [], 0, 0
-    for at, letter in enumerate(f"{inside},"):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and not depth:
-            pairs.append(inside[start:at])
-            start = at + 1
     values: dict[str, object] = {}
-    for pair in pairs if inside.strip() else ():
+    for pair in split_calls(inside):
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not key.isidentifier() or not value or key in values:
             raise UsageError(f"{subject} {text!r}: {pair.strip()!r}; expected KEY=VALUE, each key once. Correct it.")
@@ -68,3 +62,19 @@ def is_file_name(text: str) -> bool:
         (True, False)
     """
     return text.endswith((".json", ".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
+
+
+def split_calls(text: str) -> list[str]:
+    """Return the parts of a list that is separated by commas, those inside of brackets left alone.
+
+    Example:
+        >>> split_calls("default, idinit(eps=1e-4, conv_order=tap),xavier")
+        ['default', 'idinit(eps=1e-4, conv_order=tap)', 'xavier']
+    """
+    parts, depth, start = [], 0, 0
+    for at, letter in enumerate(f"{text},"):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append(text[start:at].strip())
+            start = at + 1
+    return [*parts, *([text[start:]] if depth else [])] if text.strip() else []

@@ -117,7 +117,7 @@ def test_units_that_are_off_for_the_batch_silence_the_weights_before_them() -> N
     model = mlp()
     nn.init.constant_(model[2].bias, -1000.0)
     found = told(model, torch.randn(64, 32))
-    assert ("error", "forward", "", "3") in found
+    assert ("error", "forward", "2.weight", "3") in found
     assert {("warning", "backward", f"{layer}.weight", f"{layer}") for layer in (0, 2)} <= set(found)
 
 
@@ -289,6 +289,9 @@ def test_annotations_of_github(run: Run, spec: str) -> None:
         ("--only frward", "Did you mean forward"),
         ("--github --json", "expected one of them"),
         ("--budget 0", "no time"),
+        ("--batch none --batch-size 3", "--batch-size and --batch none: both are given"),
+        ("--input-shape 2,8 --batch-size 3", "--batch-size and --input-shape: both are given"),
+        ("--seed 99999999999999999999", "is not in the range"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(run: Run, spec: str, line: str, words: str) -> None:

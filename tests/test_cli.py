@@ -23,7 +23,8 @@ import idfx
 
 MAIN = "init timm:test_resnet -o weights.safetensors"
 SLOW = "init net.py:slow --input-shape 2,4 -o weights.pt"
-COMMANDS = ("analyze", "audit", "diff", "explain", "init", "list", "plan")
+COMMANDS = ("analyze", "audit", "bench", "diff", "explain", "init", "list", "plan")
+BENCH = ("bench speed", "bench train")
 
 FILE = '''
 import os
@@ -170,18 +171,19 @@ def _plan(run, spec: str = "net.py:make --input-shape 2,4", name: str = "plan.js
 # Help, version, and what is not imported
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", (*(name for name in COMMANDS if name != "bench"), *BENCH))
 def test_every_command_has_help_with_an_example_and_the_common_options(run, command):
     code, out, err = run(f"{command} --help")
     assert (code, err) == (0, "")
     assert f"idfx {command} " in out.partition("Example:")[2].partition("Options:")[0]
     assert "--json" in out and "-q, --quiet" in out
-    if command != "list":
+    if command not in ("list", *BENCH):
         assert "--input-shape" in out and "--model-arg" in out
 
 
 def test_the_program_has_the_commands_and_options_of_the_issue(run):
     assert tuple(cli.list_commands(None)) == COMMANDS
+    assert [name for name in BENCH if name.removeprefix("bench ") not in run("bench --help")[1]] == []
     _, out, _ = run("--help")
     assert all(command in out for command in COMMANDS) and "Example:" in out
     _, out, _ = run("init --help")
@@ -654,3 +656,12 @@ def test_progress_is_shown_in_a_terminal_and_the_result_is_not_mixed_with_it(run
     # Another process, the same bytes; and the same lines where nobody watches.
     assert run("init timm:test_resnet -o again.safetensors")[1].splitlines()[:-1] == out.splitlines()[:-1]
     assert Path("again.safetensors").read_bytes() == Path("weights.safetensors").read_bytes()
+
+
+def test_an_interrupt_that_an_import_turns_into_another_error_is_an_interrupt(folder: Path) -> None:
+    text = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
+    (folder / "cut.py").write_text(text + "raise AttributeError('module sympy has no attribute logic')\n")
+    line = [sys.executable, "-m", "idfx", "analyze", "cut.py:Net"]
+    found = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (130, "")
+    assert found.stderr.strip().splitlines()[-1] == "idfx: interrupted; nothing was written"

@@ -263,6 +263,24 @@ def test_the_drawing_has_branches_in_branches_and_shortcuts_apart() -> None:
     assert places.box == (0, 1, 1, 3, 3, 5, 6, 7, 8)  # a bias goes with the matrix of its module
 
 
+def test_all_that_acts_between_fork_and_join_stands_in_the_branch_and_nothing_else() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc1, self.fc2 = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 6)
+            self.short, self.after = nn.Linear(8, 6), nn.LayerNorm(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.after(self.short(x) + self.fc2(torch.relu(self.fc1(self.norm(x)))))
+
+    audit = idfx.audit(nn.Sequential(nn.Linear(4, 8), Residual(), nn.Linear(6, 2)), (torch.ones(3, 4),), batch=False)
+    (block,) = audit.blocks
+    inside = {one.name for one in audit.parameters if one.block == block.name}
+    assert inside == {f"1.{module}.{name}" for module in ("norm", "fc1", "fc2") for name in ("weight", "bias")}
+    short = next(n for n, one in enumerate(audit.parameters) if one.name == "1.short.weight")
+    assert short in Places(audit).over
+
+
 def test_blocks_that_go_round_in_a_circle_end_somewhere() -> None:
     blocks = (Block("a", "identity", "b", True, ()), Block("b", "identity", "a", True, ()))
     assert len(Places(Audit("m", (), {}, (), blocks=blocks)).tree()) == 2

@@ -9,6 +9,7 @@ from idfx.audits.forward import stem
 from idfx.audits.metric import metric
 from idfx.audits.starving import fed
 from idfx.audits.subject import Subject
+from idfx.errors import AuditError
 from idfx.findings import Finding, Measure, Point
 from idfx.measuring.trend import trend
 
@@ -31,13 +32,15 @@ def backward(subject: Subject) -> Iterator[Finding | Measure]:
 
     Unit: norms; ratios. Thresholds: NaN or Inf (error). A trend by a factor beyond 1e4 over depth, more than three
     standard errors from none (warning). A weight whose gradient is exactly 0, although no zero of the weights keeps it
-    away (warning).
+    away (warning; not of a batch that is one number throughout, of which a normalisation makes zeros).
 
     Source: Glorot and Bengio, AISTATS 2010; Hanin, "Which neural net architectures give rise to exploding and
     vanishing gradients?", NeurIPS 2018; the gradient-to-weight ratio: You, Gitman and Ginsburg, "Large batch training
     of convolutional networks" (LARS), 2017. The thresholds are ours.
     """
     seen = subject.observation
+    if seen.no_backward:
+        raise AuditError(seen.no_backward)
     yield from _not_finite(subject)
     yield from _silent(subject)
     ratios = sorted(_ratios(subject))
@@ -64,6 +67,8 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
 
 
 def _silent(subject: Subject) -> Iterator[Finding]:
+    if subject.trial is not None and subject.trial.uniform:  # a normalisation makes zeros of it
+        return
     zeros = [name for name in subject.structure.parameters if subject.is_zero(name)]
     reached = fed(subject.flow, zeros, subject.first_name)
     for name, norm in subject.observation.gradients.items():

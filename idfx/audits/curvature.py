@@ -44,5 +44,7 @@ def curvature(subject: Subject) -> Iterator[Measure]:
     if value.largest > 0:
         yield Measure("curvature", "largest stable step", 2 / value.largest)
     yield Measure("curvature", "products", value.products)
+    if value.note:
+        yield Measure("curvature", "note", value.note)
     if not value.complete:
         yield Measure("curvature", "cut short", "the budget ran out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from idfx.audits.folding import Folding
 from idfx.audits.metric import metric
 from idfx.audits.starving import starved
 from idfx.audits.subject import Subject
@@ -22,13 +23,15 @@ def dead(subject: Subject) -> Iterator[Finding]:
     and the flow is followed again, until nothing changes. What is left starves: both factors of a product that are zero
     (a zero scale behind a zero weight), all that stands before them, and a weight that gives a ReLU zeros alone. Only
     whole tensors of zeros count, all else is taken to let a gradient through; frozen zeros stay. A finding is placed at
-    each zero factor that starves.
+    each zero factor that starves. A buffer of zeros that multiplies data entry by entry, and with that keeps the
+    gradient from parameters, is a zero factor too.
 
     Unit: trainable parameters without a gradient. Threshold: 0 (error): they stay as they are for ever.
 
     Source: the product rule; for ReLU, torch's derivative at 0, which is 0. Zhang, Dauphin and Ma, "Fixup
     initialization", ICLR 2019, close each branch by one zero alone.
     """
+    yield from _by_buffers(subject)
     infos, roles = subject.structure.parameters, subject.structure.roles
     zeros = {name for name in infos if subject.sound(name) and subject.is_zero(name)}
     if not zeros:
@@ -47,6 +50,26 @@ def dead(subject: Subject) -> Iterator[Finding]:
         stays = "it is frozen at zero" if name in frozen else "it is zero, and no gradient ever reaches it"
         message = f"{stays}; {len(hungry)} trainable parameters of the model get none for such zeros"
         yield subject.finding("error", "dead", name, len(hungry), 0, message, _REMEDY)
+
+
+def _by_buffers(subject: Subject) -> Iterator[Finding]:
+    """Buffers of zeros that multiply data, and keep the gradient from parameters."""
+    flow = subject.flow
+    frozen = {name for name, info in subject.structure.parameters.items() if not info.requires_grad}
+    factors: dict[str, set[int]] = {}
+    for term in flow.terms:
+        if term.kind == "product" and term.data:
+            for operand in term.operands:
+                if flow.terms[operand].kind == "zero":
+                    for name in Folding(subject).leaves(flow.nodes[flow.terms[operand].node]):
+                        if name not in subject.structure.parameters and not bool(subject.tensors[name].any()):
+                            factors.setdefault(name, set()).add(operand)
+    for name, terms in factors.items():
+        without = starved(flow, (), frozen, subject.first_name)
+        hungry = without - starved(flow, (), frozen, subject.first_name, terms) - frozen
+        if hungry:
+            message = f"a buffer of zeros multiplies data; {len(hungry)} trainable parameters get no gradient for it"
+            yield subject.finding("error", "dead", name, len(hungry), 0, message, _REMEDY)
 
 
 def _starved(subject: Subject, zeros: set[str], frozen: set[str]) -> frozenset[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from idfx.audits.metric import metric
 from idfx.audits.subject import Subject, sample
 from idfx.findings import Finding
+from idfx.ops.term import operator_name
 
 DENORMAL = 0.01  # of the entries that are not zero
 
@@ -22,8 +23,9 @@ def finite(subject: Subject) -> Iterator[Finding]:
     """NaN or Inf in parameters and buffers; numbers too small for their dtype.
 
     Definition: the number of entries that are NaN or infinite. A buffer that holds nothing but 0 and −Inf is an
-    additive mask, as attention has it, and no finding. Beside it the share of denormal numbers (0 < |w| < the smallest
-    normal number of the dtype) among the entries that are not zero, read from up to 16,384 evenly spaced ones.
+    additive mask, as attention has it, and one that only bounds other values (clamp) may be infinite: no findings.
+    Beside it the share of denormal numbers (0 < |w| < the smallest normal number of the dtype) among the entries that
+    are not zero, read from up to 16,384 evenly spaced ones.
 
     Unit: entries; a share. Thresholds: 0 entries (error), since one NaN reaches every output; 0.01 of the entries
     (warning): single ones occur in any large draw of a half-precision tensor, a hundredth in none of a usual spread.
@@ -34,7 +36,7 @@ def finite(subject: Subject) -> Iterator[Finding]:
         if not (tensor.is_floating_point() or tensor.is_complex()) or name in (subject.unwritten or {}):
             continue
         if not subject.is_finite(name):
-            if name in subject.structure.parameters or not _is_mask(tensor):
+            if name in subject.structure.parameters or not (_is_mask(tensor) or _only_bounds(subject, name)):
                 count = int((~torch.isfinite(tensor)).sum())
                 message = f"{count:,} of its {tensor.numel():,} entries are NaN or Inf"
                 yield subject.finding("error", "finite", name, count, 0, message, _REPAIR)
@@ -46,6 +48,17 @@ def finite(subject: Subject) -> Iterator[Finding]:
 def _is_mask(tensor: Tensor) -> bool:
     """Whether a tensor holds 0 and −Inf alone."""
     return bool(((tensor == 0) | torch.isneginf(tensor)).all()) if tensor.is_floating_point() else False
+
+
+def _only_bounds(subject: Subject, name: str) -> bool:
+    """Whether a buffer without NaN is used, and as a bound of clamp alone."""
+    nodes = [node for node in subject.flow.nodes.values() if node.op == "get_attr" and str(node.target) == name]
+    users = [(node, user) for node in nodes for user in node.users]
+    clamps = all(
+        operator_name(user.target).startswith(("aten.clamp", "aten.clip")) and user.args[0] is not node
+        for node, user in users
+    )
+    return bool(users) and clamps and not bool(subject.tensors[name].isnan().any())
 
 
 def _denormal(tensor: Tensor) -> float:

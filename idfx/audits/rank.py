@@ -1,4 +1,4 @@
-"""Weights of the main stem that lose directions."""
+"""Weights that lose directions."""
 
 from __future__ import annotations
 
@@ -9,52 +9,74 @@ import torch
 from torch import Tensor
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject
+from idfx.audits.subject import CLOSED, Subject
 from idfx.findings import Finding, Measure
 
 PLACES = ("input stem", "main stem", "transition", "projection shortcut")
 SMALLEST = 1e-6  # of the largest singular value
 SURE = 1e-5  # of the norm of a Gram matrix in single precision, which is known to some 1e-7
 LARGEST = 2048  # of the smaller side
-LOST = 0.01
+WHOLE = (0.01, 0.5)
+INSIDE = (0.25, 0.75)
+ROWS = 256  # of a matrix inside of a branch that are looked at
+MATRICES = 8  # of a weight inside of a branch
 
 _REMEDY = "Draw it anew (orthogonal, kaiming, idinit): what it loses no later layer can bring back."
 
 
 @metric("rank")
 def rank(subject: Subject) -> Iterator[Finding | Measure]:
-    """Weights of the main stem and of projection shortcuts that lose rank.
+    """Weights that lose rank.
 
     Definition: the number of singular values of each matrix above 1e-6 of the largest, against min(D_out, D_in), in
     float64. It is counted by eigenvalues of the smaller Gram matrix, which tell singular values down to 1e-8 of the
     largest; where a Cholesky factorisation shows that none is too small (first of a part of the matrix, in single
-    precision, with a margin of a hundred times its rounding), they are not computed. Weights inside of branches are not
-    looked at: their shortcut carries what they lose; nor are those that only steer another value. A smaller side of
-    more than 2048 is left out and counted.
+    precision, with a margin of a hundred times its rounding), they are not computed. In the main stem and on projection
+    shortcuts the whole is looked at, but for a smaller side above 2048, which is left out and counted. Inside of
+    branches, whose shortcut carries what they lose, in heads, embeddings, recurrent weights and those that only
+    steer another value, it is up to 256 evenly spaced rows (or columns, if they are fewer) of up to 8 groups or
+    experts; closed ones are no finding.
 
     Unit: the share of min(D_out, D_in) that is lost. Thresholds: 0.01 (warning): a square Gaussian matrix of side 2048
     has one singular value below 1e-6 of the largest once in some 250 draws, never a hundredth of them; 0.5 (error).
+    Inside of branches 0.25 and 0.75: a mirrored weight (looks-linear) loses half on purpose.
 
     Source: Edelman, "Eigenvalues and condition numbers of random matrices", 1988, for the smallest singular value.
     """
     looked_at = skipped = 0
-    for info, role in subject.weights():
-        if role.name not in PLACES or role.layout is None or "steers" in role.traits:
+    weights = (*subject.weights(), *subject.normalised(), *subject.recurrent(), *subject.embeddings())
+    for info, role in weights:
+        whole = role.name in PLACES and "steers" not in role.traits
+        side = min(role.layout.matrix(info.shape)) if role.layout is not None else 0
+        if not side or (not whole and (side == 1 or subject.ratio(info, role) <= CLOSED)):
             continue
-        side = min(role.layout.matrix(info.shape))
-        if side > LARGEST:
+        if whole and side > LARGEST:
             skipped += 1
             continue
         looked_at += 1
         matrices = subject.matrices(info.name)
-        lost = sum(missing(matrix) for matrix in matrices) if side > 1 else _zeros(matrices)
-        share = lost / (side * matrices.shape[0])
-        if share > LOST:
-            severity = "error" if share >= 0.5 else "warning"
-            message = f"it loses {lost:,} of the {side * matrices.shape[0]:,} directions that its shape has"
-            yield subject.finding(severity, "rank", info.name, share, LOST, message, _REMEDY)
+        yield from _told(subject, info.name, matrices if whole else _part(matrices), WHOLE if whole else INSIDE)
     yield Measure("rank", "weights looked at", looked_at)
     yield Measure("rank", f"left out, a side above {LARGEST}", skipped)
+
+
+def _told(subject: Subject, name: str, matrices: Tensor, thresholds: tuple[float, float]) -> Iterator[Finding]:
+    side = min(matrices.shape[1:])
+    lost = sum(missing(matrix) for matrix in matrices) if side > 1 else _zeros(matrices)
+    total = side * matrices.shape[0]
+    share = lost / total
+    if share > thresholds[0]:
+        severity = "error" if share >= thresholds[1] else "warning"
+        message = f"it loses {lost:,} of the {total:,} directions that were looked at"
+        yield subject.finding(severity, "rank", name, share, thresholds[0], message, _REMEDY)
+
+
+def _part(matrices: Tensor) -> Tensor:
+    """Some of the matrices, and of each some rows, or columns if they are fewer."""
+    matrices = matrices[:: -(-matrices.shape[0] // MATRICES)]
+    axis = 1 if matrices.shape[1] <= matrices.shape[2] else 2
+    size = matrices.shape[axis]
+    return matrices.index_select(axis, torch.arange(0, size, -(-size // ROWS), device=matrices.device))
 
 
 def _zeros(matrices: Tensor) -> int:

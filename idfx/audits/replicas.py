@@ -22,10 +22,10 @@ _REMEDY = "Draw the rows at random, or as an identity with noise (idinit), so th
 def replicas(subject: Subject) -> Iterator[Finding]:
     """Outputs of a weight that start as exact copies of another output.
 
-    Definition: in each matrix of a weight (of each group, expert and fused part) the rows that are equal, bit for bit,
-    to an earlier row. Not counted: rows of zeros, rows of which one entry holds 0.9 of the squared length (a padded
-    identity repeats rows on purpose), matrices of fewer than 4 columns (equal by chance), and ends of branches and
-    heads that are closed.
+    Definition: in each matrix of a weight (of each group, expert and fused part), and among the rows of a trainable
+    embedding, the rows that are equal, bit for bit, to an earlier row. Not counted: rows of zeros, rows of which one
+    entry holds 0.9 of the squared length (a padded identity repeats rows on purpose), matrices of fewer than 4 columns
+    (equal by chance), and ends of branches and heads that are closed.
 
     Unit: the share of the rows. Thresholds: above 0 a warning: copies begin with the same output and are told apart
     only by what reads them. Half of the rows or more an error: a matrix filled with one constant has one direction
@@ -33,7 +33,7 @@ def replicas(subject: Subject) -> Iterator[Finding]:
 
     Source: Goodfellow, Bengio and Courville, "Deep learning", 2016, section 8.4, on breaking symmetry.
     """
-    for info, role in subject.weights():
+    for info, role in (*subject.weights(), *subject.normalised(), *subject.recurrent(), *subject.embeddings()):
         rows, columns = role.layout.matrix(info.shape) if role.layout else (0, 0)
         closed = role.name in ("end", "head") and subject.ratio(info, role) < CLOSED
         if rows < 2 or columns < NARROW or closed or subject.is_zero(info.name):

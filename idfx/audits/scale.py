@@ -14,6 +14,8 @@ from idfx.schemes.scheme import ADDED, fans
 LARGE = 4.0
 TOO_LARGE = 10.0
 SMALL = 0.01
+TOO_SMALL = 1e-4
+FAR = 100.0  # for what is added, and for scales that are learned: error; a tenth of it: warning
 MANY = 1024  # entries from which a standard deviation is known well enough to tell which fan it was made from
 GAINS = (1.0, math.sqrt(2.0), 1 / math.sqrt(3.0))  # LeCun, He, and nn.Linear's own
 
@@ -22,7 +24,9 @@ _SMALL = "Nothing, if it is meant to start closed; else draw it with the deviati
 _FAN = "Nothing, if mode=fan_out was meant; else check which axis counts the inputs (Conv1D of transformers, groups)."
 _BIAS = "Nothing, if it is meant; most schemes begin with biases at 0."
 _NORM = "Nothing, if it is meant; a norm scale begins at 1 as a rule."
-_CUT = "Set it to 1: behind it the signal is gone, and only the shift is left."
+_FREE = ("embedding", "position", "offset", "token", "branch scale", "end scale", "scale", "gain", "attention bias")
+_FREE_REMEDY = "Draw it with a deviation of 0.02 to 1; a learned scale begins at 1 or below."
+_CUT = "Set it to 1."
 
 
 @metric("scale")
@@ -32,28 +36,51 @@ def scale(subject: Subject) -> Iterator[Finding]:
     Definition: r = rms(W) · √fan-in / gain, the root mean square of a weight over that at which a layer keeps the mean
     square of independent inputs. Fan-in is that of the matrix in use (of one group, expert, fused part; inputs as
     inputs, however the tensor lies), gain that of the function behind it (√2 for ReLU; 1 where torch.nn.init has none).
-    Weights that are normalised or multiplied by another parameter before their use are not judged.
+    Weights that are normalised or multiplied by another parameter before their use are not judged; a constant below 1
+    that the forward multiplies the output by at once (Swiftformer's queries) counts in.
 
     Unit: r, a ratio. Thresholds: r > 4 (warning), r > 10 (error): mean squares grow a hundredfold in one layer. r <
     0.01 (warning; not for ends of branches, nor heads): normalisations make up for small weights, so it is no error;
-    truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. A weight whose deviation is gain / √fan-out to
-    within what a sample of its size tells, with gain 1, √2 or 1/√3, and not that of fan-in, where the two differ by
-    half or more, is told as such (info; a warning above r = 4). Biases that are not 0 and norm scales that are not 1
-    are told (info); a norm scale that is 0 throughout, and behind which no block is closed, is an error.
+    truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. Below 1e-4, zero aside, it is one: mean
+    squares fall below the eps of a normalisation behind it (1e-5 to 1e-12); not where a constant bias stands in its
+    place (gMLP's gates), nor for what only steers another value. An embedding is held to it with a fan-in of 1. A
+    weight whose deviation is gain / √fan-out to within what a sample of its size tells, with gain 1, √2 or 1/√3, and
+    not that of fan-in, where the two differ by half or more, is told as such (info; a warning above r = 4). Biases that
+    are not 0 and norm scales that are not 1
+    are told (info); a norm scale that is 0 throughout, or below 1e-4, and behind which no block is closed, is an error;
+    one above 4 and 10 is judged as a weight is. Biases, embeddings, positions, tokens and learned scales of a root mean
+    square above 10 (warning) and 100 (error): nothing divides them by a fan-in, and learned temperatures reach 10 (Swin
+    v2), logit scales 4.6 (CLIP).
 
     Source: LeCun et al., "Efficient backprop", 1998; He et al., "Delving deep into rectifiers", ICCV 2015.
     """
-    for info, role in subject.weights():
-        yield from _weight(subject, info, role)
+    for info, role in (*subject.weights(), *subject.recurrent()):
+        if role.layout is not None:
+            yield from _weight(subject, info, role)
     for name, role in subject.structure.roles.items():
-        if not subject.sound(name):
-            continue
-        rms = subject.rms(name)
-        if role.name in ADDED and rms:
-            message = f"a {role.name} of root mean square {rms:.3g}"
-            yield subject.finding("info", "scale", name, rms, 0, message, _BIAS)
-        elif role.name == "norm scale":
-            yield from _norm(subject, name, rms)
+        if subject.sound(name):
+            yield from _beside(subject, name, role)
+
+
+def _beside(subject: Subject, name: str, role: Role) -> Iterator[Finding]:
+    """What is to be said of a parameter that is no weight."""
+    rms = subject.rms(name)
+    severity, bound = _far(rms)
+    told = f"a {role.name} of root mean square {rms:.3g}"
+    if role.name == "norm scale":
+        yield from _norm(subject, name, rms)
+    elif role.name in ADDED and rms:
+        message = f"a {role.name} of root mean square {rms:.3g}"
+        yield subject.finding(severity or "info", "scale", name, rms, bound, message, _BIAS)
+    elif role.name in _FREE and severity:
+        yield subject.finding(severity, "scale", name, rms, bound, told, _FREE_REMEDY)
+    elif role.name == "embedding" and 0 < rms < TOO_SMALL:
+        yield subject.finding("error", "scale", name, rms, TOO_SMALL, told, _FREE_REMEDY)
+
+
+def _far(rms: float) -> tuple[str, float]:
+    """The severity of a size that nothing divides by, "" for none, and what it is held to."""
+    return ("error", FAR) if rms > FAR else ("warning", FAR / 10) if rms > FAR / 10 else ("", 0)
 
 
 def _weight(subject: Subject, info: ParameterInfo, role: Role) -> Iterator[Finding]:
@@ -68,6 +95,8 @@ def _weight(subject: Subject, info: ParameterInfo, role: Role) -> Iterator[Findi
     elif ratio > LARGE:
         severity, bound = ("error", TOO_LARGE) if ratio > TOO_LARGE else ("warning", LARGE)
         yield subject.finding(severity, "scale", info.name, ratio, bound, told, _TOO_LARGE)
+    elif 0 < ratio < TOO_SMALL and not closing and "steers" not in role.traits and not subject.biased(info.name):
+        yield subject.finding("error", "scale", info.name, ratio, TOO_SMALL, told, _SMALL)
     elif ratio < SMALL and not closing:
         yield subject.finding("warning", "scale", info.name, ratio, SMALL, told, _SMALL)
 
@@ -91,9 +120,14 @@ def _fan_out(subject: Subject, info: ParameterInfo, role: Role) -> str:
 
 def _norm(subject: Subject, name: str, rms: float) -> Iterator[Finding]:
     """What is to be said of the scale of a normalisation."""
-    if rms == 0 and name not in subject.closing:
+    told, closing = f"a norm scale of root mean square {rms:.3g}", name in subject.closing
+    if rms > LARGE:
+        severity, bound = ("error", TOO_LARGE) if rms > TOO_LARGE else ("warning", LARGE)
+        yield subject.finding(severity, "scale", name, rms, bound, told, _CUT)
+    elif 0 < rms < TOO_SMALL and not closing:
+        yield subject.finding("error", "scale", name, rms, TOO_SMALL, told, _CUT)
+    elif rms == 0 and not closing:
         message = "it is 0 throughout, and closes no residual block"
         yield subject.finding("error", "scale", name, 0, 1, message, _CUT)
     elif rms and not bool((subject.tensors[name] == 1).all()):
-        message = f"a norm scale of root mean square {rms:.3g}"
-        yield subject.finding("info", "scale", name, rms, 1, message, _NORM)
+        yield subject.finding("info", "scale", name, rms, 1, told, _NORM)

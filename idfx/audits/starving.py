@@ -32,7 +32,10 @@ def reaching(flow: Flow) -> frozenset[str]:
     return frozenset(name for position, name in _leaves(flow) if position in found)
 
 
-def starved(flow: Flow, zeros: Collection[str], frozen: Collection[str], first: Callable[[str], str]) -> frozenset[str]:
+def starved(
+    flow: Flow, zeros: Collection[str], frozen: Collection[str], first: Callable[[str], str],
+    filled: Collection[int] = (),
+) -> frozenset[str]:  # fmt: skip
     """Return the parameters that no gradient ever reaches, by first name.
 
     A parameter that a gradient reaches is not zero after one step, which may open the way for others; this is repeated
@@ -43,11 +46,12 @@ def starved(flow: Flow, zeros: Collection[str], frozen: Collection[str], first: 
         zeros: the parameters that are zero, by first name.
         frozen: those that are never updated.
         first: from a name of a parameter to its first name.
+        filled: terms that are zero, but are taken not to be.
     """
     leaves = {position: first(name) for position, name in _leaves(flow)}
     zeros = set(zeros)
     while True:
-        reached = _reached(flow, {position for position, name in leaves.items() if name in zeros})
+        reached = _reached(flow, {position for position, name in leaves.items() if name in zeros}, filled)
         fed = {name for position, name in leaves.items() if reached[position]}
         opened = (zeros & fed).difference(frozen)
         if not opened:
@@ -72,9 +76,9 @@ def _leaves(flow: Flow) -> Iterator[tuple[int, str]]:
             yield position, flow.capture.parameters[term.node]
 
 
-def _reached(flow: Flow, zeros: Collection[int]) -> list[bool]:
+def _reached(flow: Flow, zeros: Collection[int], filled: Collection[int] = ()) -> list[bool]:
     """Which terms a gradient reaches at one step, given the parameter terms that are zero."""
-    zero = _zero_terms(flow, zeros)
+    zero = _zero_terms(flow, zeros, filled)
     reached = [False] * len(flow.terms)
     for output in flow.outputs:
         reached[output] = True
@@ -85,13 +89,15 @@ def _reached(flow: Flow, zeros: Collection[int]) -> list[bool]:
     return reached
 
 
-def _zero_terms(flow: Flow, zeros: Collection[int]) -> list[bool]:
+def _zero_terms(flow: Flow, zeros: Collection[int], filled: Collection[int] = ()) -> list[bool]:
     """Which terms are zero for every input."""
     zero: list[bool] = []
     for position, term in enumerate(flow.terms):
         operands = [zero[operand] for operand in term.operands]
         if term.kind == "parameter":
             zero.append(position in zeros)
+        elif position in filled:
+            zero.append(False)
         elif term.kind in ("product", "contract"):
             zero.append(any(operands))
         elif term.kind == "scale" and term.factor == 0:

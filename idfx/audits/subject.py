@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,10 @@ CLOSED = 0.01  # a factor that lets no more than 1 part in 10,000 of the varianc
 class Subject:
     """A model that is audited.
 
-    `tensors` are its parameters, each under its first name, and its buffers. `unwritten` is the number of entries of a
-    tensor that no initialiser wrote, by name; None where the model stood already, so that nobody knows.
-    `trial` is the batch that is run, None if nothing is.
+    `tensors` are its parameters, each under its first name, its buffers, and tensors that are attributes of a
+    module. `unwritten` is the number of entries of a tensor that no initialiser wrote, by name; None where the model
+    stood already, so that nobody knows. `trial` is the batch that is run, None if
+    nothing is.
     """
 
     model: nn.Module = field(repr=False)
@@ -82,7 +83,9 @@ class Subject:
         found = float(torch.linalg.vector_norm(_computable(tensor))) / math.sqrt(tensor.numel())
         if math.isfinite(found) and (found or not bool(tensor.any())):
             return found
-        return float(torch.linalg.vector_norm(tensor.double())) / math.sqrt(tensor.numel())  # squares may overflow
+        return float(torch.linalg.vector_norm((tensor.abs() if tensor.is_complex() else tensor).double())) / math.sqrt(
+            tensor.numel()
+        )  # squares may overflow
 
     def is_zero(self, name: str) -> bool:
         """Return whether every entry of a tensor is zero."""
@@ -111,6 +114,27 @@ class Subject:
             if is_weight(role) and name not in self._computed and self.sound(name):
                 yield info, role
 
+    def normalised(self) -> Iterator[tuple[ParameterInfo, Role]]:
+        """Yield the weights whose matrix is known and finite, but whose own size is not what acts."""
+        for name, info in self.structure.parameters.items():
+            role = self.structure.roles[name]
+            if is_weight(role) and name in self._computed and self.sound(name):
+                yield info, role
+
+    def embeddings(self) -> Iterator[tuple[ParameterInfo, Role]]:
+        """Yield the trainable tables that an input looks up, each with a role whose matrix has a row for each entry."""
+        for name, info in self.structure.parameters.items():
+            role = self.structure.roles[name]
+            if role.name == "embedding" and len(info.shape) == 2 and info.requires_grad and self.sound(name):
+                yield info, replace(role, layout=role.layout or Layout())
+
+    def recurrent(self) -> Iterator[tuple[ParameterInfo, Role]]:
+        """Yield the weights of recurrent layers whose matrix is known and finite."""
+        for name, info in self.structure.parameters.items():
+            role = self.structure.roles[name]
+            if role.name == "recurrent" and role.layout is not None and name not in self._computed and self.sound(name):
+                yield info, role
+
     def sound(self, name: str) -> bool:
         """Return whether a tensor has entries, floating and finite ones."""
         tensor = self.tensors[name]
@@ -136,6 +160,10 @@ class Subject:
         """Return the first name of a parameter that may have several."""
         return self._first[name]
 
+    def alias(self, name: str) -> str:
+        """Return the first name of a parameter, "" for anything that is none."""
+        return self._first.get(name, "")
+
     @functools.cached_property
     def _first(self) -> Mapping[str, str]:
         infos = self.structure.parameters.values()
@@ -144,15 +172,15 @@ class Subject:
     def ratio(self, info: ParameterInfo, role: Role) -> float:
         """Return the root mean square of a weight, times √fan-in, over the gain of the function that follows.
 
+        A constant below 1 that its output is multiplied by at once counts in.
         At 1 a layer keeps the mean square of independent inputs: each output is a sum of fan-in terms.
         """
-        return self.rms(info.name) * math.sqrt(fans(info, role)[0]) / gain(role)
+        size = self.rms(info.name) * self._behind[0].get(info.name, 1.0)
+        return size * math.sqrt(fans(info, role)[0]) / gain(role)
 
     def matrices(self, name: str) -> Tensor:
         """Return a weight as its matrices, (count, D_out, D_in); it may be a view of the parameter."""
-        layout = self.structure.roles[name].layout
-        assert layout is not None
-        return as_matrices(self.tensors[name], layout)
+        return as_matrices(self.tensors[name], self.structure.roles[name].layout or Layout())
 
     def is_closed(self, end: End) -> bool:
         """Return whether an end lets next to nothing through (`CLOSED`)."""
@@ -164,6 +192,20 @@ class Subject:
         tensor = outputs_first(tensor, role.layout) if role.layout is not None else tensor
         parts = (_computable(tensor[start:stop]) for start, stop in end.rows)
         return all(bool(part.square().mean() * columns <= CLOSED**2) for part in parts)
+
+    def biased(self, name: str) -> bool:
+        """Return whether a constant bias other than zero is added to what a weight gives."""
+        return any(map(self._is_constant, self._behind[1].get(name, ())))
+
+    def _is_constant(self, name: str) -> bool:
+        values = self.tensors[name].flatten()
+        return bool(values.numel()) and bool(values[0]) and bool((values == values[0]).all())
+
+    @functools.cached_property
+    def _behind(self) -> tuple[Mapping[str, float], Mapping[str, set[str]]]:
+        from idfx.audits.outputs import behind
+
+        return behind(self.flow, self.first_name)
 
     @functools.cached_property
     def closing(self) -> frozenset[str]:

@@ -16,11 +16,12 @@ def uninitialised(subject: Subject) -> Iterator[Finding]:
     """Memory that no initialiser wrote: parameters and buffers left as torch.empty gave them.
 
     Definition: the number of entries that hold, after the constructor is done, what the allocation was filled with. The
-    model is built while torch fills new memory with NaN (whole numbers: with the largest one); entries that hold that
-    are compared with a second build, in which new memory is zero, so that a NaN of the author's own is no finding here.
+    model is built while torch fills new memory with NaN (whole numbers: with the largest one; booleans: with True);
+    entries that hold that are compared with a second build, in which new memory is zero, so that a NaN of the author's
+    own is no finding here.
 
-    Unit: entries. Threshold: 0, since such values differ from run to run. Tensors of booleans are not looked at. For a
-    model that was not built by idfx the number is not known, and the metric is left out.
+    Unit: entries. Threshold: 0, since such values differ from run to run. For a model that was not built by idfx the
+    number is not known, and the metric is left out.
 
     Source: torch.utils.deterministic.fill_uninitialized_memory.
     """

@@ -7,6 +7,7 @@ themselves.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,11 @@ from idfx.records import Decision
 from idfx.registry import Registry
 
 fills: Registry[Callable[..., None]] = Registry("fill", "idfx.fills", "idfx.schemes")  # a scheme may bring its own
+
+
+@functools.cache
+def _parameters(fill: Callable[..., None]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(fill).parameters
 
 
 def check_fill(decision: Decision, shape: Sequence[int], dtype: str | torch.dtype, seed: int) -> None:
@@ -94,7 +100,7 @@ def fill_(
             f"{parameter}: {place} of shape {shape}; expected a part of the full tensor. Correct the offsets."
         )
     key(seed, parameter)  # raises for a seed that is none, before anything is written
-    known = inspect.signature(fill).parameters
+    known = _parameters(fill)
     for argument in arguments or {}:
         check_name(f"{parameter}: argument", argument, [*known][1:])
     for argument, needed in [*known.items()][1:]:

@@ -33,8 +33,13 @@ def hessian(
     """
     run = Replay(model, structure.capture, seed, out_of_time)
     outputs = run.run(structure.capture.example, wanted="parameters", twice=True)
-    if not outputs:
+    if not outputs or not outputs[0].numel():
         raise AuditError(f"{structure.model}: no floating output; expected one. Leave out the metric curvature.")
+    for name, leaf in run.parameters.items():
+        if leaf.is_complex() and leaf.requires_grad:
+            raise AuditError(
+                f"{structure.model}: {name} is complex; expected real parameters. Leave out the metric curvature."
+            )
     loss, words = _loss(outputs[0], seed)
     leaves = [leaf for leaf in run.parameters.values() if leaf.requires_grad]
     gradients = _grad(structure.model, [loss], leaves, None, create_graph=True)

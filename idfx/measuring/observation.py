@@ -12,9 +12,10 @@ import torch.fx
 from torch import Tensor, nn
 
 from idfx.certification import another
+from idfx.errors import AuditError
 from idfx.findings import Batch, Observation, Point
 from idfx.measuring.places import ATTENTION, SOFTMAX, Place, places
-from idfx.measuring.replay import Replay
+from idfx.measuring.replay import OutOfTimeError, Replay
 from idfx.measuring.statistics import (
     cosine,
     dead_share,
@@ -90,7 +91,7 @@ class _Watch:
         def arrived(gradients: tuple[Tensor | None, ...]) -> None:
             gradient = gradients[edge.output_nr]
             if gradient is not None:
-                self.gradients[name] = float(torch.linalg.vector_norm(gradient.float()))
+                self.gradients[name] = _size(gradient)
 
         edge.node.register_prehook(arrived)
 
@@ -105,7 +106,8 @@ def observe(
     """Return what one batch shows, and the statistics of its batch normalisations; the model is left as it was.
 
     The batch is the example of the structure's capture. Batch normalisations take its statistics, dropout is off. The
-    gradient at the outputs is normal, of norm 1 over all of them together.
+    gradient at the outputs is normal, of norm 1 over all of them together. A backward pass or a second batch that
+    cannot be run is missing, and the observation says why.
 
     Args:
         model: with its values.
@@ -120,28 +122,58 @@ def observe(
     run = Replay(model, structure.capture, seed, out_of_time)
     watch = _Watch(places(structure, Network(structure)))
     outputs = run.run(structure.capture.example, watch.first, before=watch.before, wanted="parameters")
-    gradients = _backward(outputs, run.parameters, seed)
+    gradients: dict[str, float] = {}
+    no_backward = no_second = ""
+    try:
+        gradients = _backward(structure.model, outputs, run.parameters, seed)
+    except AuditError as error:
+        no_backward = str(error)
+        watch.gradients.clear()
+    alone, correlation = dict(watch.points), None
     other = another(structure.capture.example)
-    correlation = None
     if other is not None:
-        again = Replay(model, structure.capture, seed, out_of_time).run(other, watch.second)
-        correlation = _correlation(outputs, again)
+        try:
+            again = Replay(model, structure.capture, seed, out_of_time).run(other, watch.second)
+            correlation = _correlation(outputs, again)
+        except OutOfTimeError:
+            raise
+        except AuditError:  # the graph is that of one batch, and another may be routed otherwise
+            no_second = "a second batch does not fit the graph of the first"
+            watch.points = alone
     points = tuple(replace(point, gradient=watch.gradients.get(name)) for name, point in watch.points.items())
     finite = all(bool(torch.isfinite(output).all()) for output in outputs)
-    return Observation(batch, points, gradients, finite, correlation), run.statistics
+    return Observation(batch, points, gradients, finite, correlation, no_backward, no_second), run.statistics
 
 
-def _backward(outputs: list[Tensor], parameters: dict[str, Tensor], seed: int) -> dict[str, float]:
-    """Send a random gradient of norm 1 back from the outputs; return the norm of each parameter's."""
+def _backward(model: str, outputs: list[Tensor], parameters: dict[str, Tensor], seed: int) -> dict[str, float]:
+    """Send a random gradient of norm 1 back from the outputs; return the norm of each parameter's.
+
+    Raises:
+        AuditError: there is no floating output, or an operator raised.
+    """
     ends = [output for output in outputs if output.requires_grad]
     leaves = {name: leaf for name, leaf in parameters.items() if leaf.requires_grad}
+    if leaves and not sum(output.numel() for output in outputs):
+        raise AuditError(
+            f"{model}: no number among the outputs is a floating one; expected some. No gradient starts there."
+        )
     if not ends or not leaves:
         return dict.fromkeys(leaves, 0.0)
-    found = torch.autograd.grad(ends, list(leaves.values()), unit_gradients(ends, seed), allow_unused=True)
-    return {
-        name: float(torch.linalg.vector_norm(gradient.float())) if gradient is not None else 0.0
-        for name, gradient in zip(leaves, found, strict=True)
-    }
+    try:
+        found = torch.autograd.grad(ends, list(leaves.values()), unit_gradients(ends, seed), allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise AuditError(
+            f"{model}: its backward pass raised {first}; expected a model that can be differentiated. "
+            "Leave out the metric backward."
+        ) from error
+    return {name: 0.0 if one is None else _size(one) for name, one in zip(leaves, found, strict=True)}
+
+
+def _size(gradient: Tensor) -> float:
+    """The norm of a gradient, in float32 or better, of complex numbers by their absolute values."""
+    gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
+    return float(torch.linalg.vector_norm(gradient.abs().float() if gradient.is_complex() else gradient.float()))
 
 
 def unit_gradients(outputs: list[Tensor], seed: int) -> list[Tensor]:

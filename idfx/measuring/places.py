@@ -44,9 +44,11 @@ def places(structure: Structure, network: Network) -> dict[str, Place]:
     sites = {site.step: site for site in reversed(structure.sites)}
     joins = {join.step: join for join in structure.joins}
     found: dict[str, Place] = {}
-    origins: dict[int, tuple[str, str | None]] = {}  # of each value: the weight or join that it comes from, its block
+    origins: dict[
+        int, tuple[str, str, str | None]
+    ] = {}  # of each value: where it comes from, by which weight, its block
     for position, term in enumerate(flow.terms):
-        origin = next((origins[source] for source in flow.sources[position] if source in origins), ("", None))
+        origin = next((origins[source] for source in flow.sources[position] if source in origins), ("", "", None))
         origins[position] = origin
         node = flow.nodes[term.node]
         if node.op != "call_function" or flow.positions[node.name] != position:
@@ -62,10 +64,11 @@ def places(structure: Structure, network: Network) -> dict[str, Place]:
             found[node.name] = Place(site.name, "weight", operator, site.parameter, block, axis)
         elif _is_activation(flow, position, node):
             name = structure.capture.modules.get(node.name, "") or origin[0] or node.name
-            found[node.name] = Place(name, "activation", operator, "", origin[1], axis)
+            found[node.name] = Place(name, "activation", operator, origin[1], origin[2], axis)
             continue
         if node.name in found:
-            origins[position] = (found[node.name].name, found[node.name].block)
+            place = found[node.name]
+            origins[position] = (place.name, place.parameter, place.block)
     return found
 
 

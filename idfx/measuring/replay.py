@@ -8,6 +8,7 @@ ones: each sample then goes through a function of its own, the one that the batc
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -40,7 +41,8 @@ class Replay:
     """Runs a captured graph.
 
     `parameters` are leaves of their own on the model's memory, by first name; `inputs` those of the last run.
-    `statistics` are the means and variances that the batch normalisations took, by the name of the running ones.
+    `statistics` are the means and variances that the batch normalisations took, by the name of the running ones, with
+    "#1", "#2" for what a shared one took at its next calls.
     """
 
     model: nn.Module
@@ -77,6 +79,7 @@ class Replay:
             OutOfTimeError: the budget ran out.
         """
         leaf = self._leaves(example, wanted, buffers or {})
+        calls: Counter[str] = Counter()
 
         def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self.out_of_time():
@@ -84,11 +87,13 @@ class Replay:
             assert callable(node.target)
             function = node.target
             if operator_name(node.target) == "aten.batch_norm" and not args[_TRAINING]:
-                if buffers is None:
-                    self._keep(node, args)
-                    args = (*args[:3], None, None, True, *args[6:])
-                else:
+                mean, variance = _running(node, calls)
+                if buffers is not None:
+                    args = (*args[:3], buffers.get(mean, args[3]), buffers.get(variance, args[4]), *args[5:])
                     function = _affine
+                elif args[0].numel() > args[0].shape[1]:  # one number per channel has no variance: training refuses it
+                    self._keep(mean, variance, args[0].detach())
+                    args = (*args[:3], None, None, True, *args[6:])
             before(node, args, kwargs)
             with _differentiable_twice(node) if twice else nullcontext():
                 value = function(*args, **kwargs)
@@ -98,7 +103,7 @@ class Replay:
         with _seeded(self.seed), torch.set_grad_enabled(bool(wanted)):
             try:
                 values = compute(self.capture.graph.nodes, leaf, device, call=call)
-            except (RuntimeError, NotImplementedError) as error:
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise AuditError(
                     f"{self.capture.model}: replaying its graph raised {first}; expected it to run as the model does. "
@@ -145,16 +150,19 @@ class Replay:
 
         return leaf
 
-    def _keep(self, node: torch.fx.Node, args: tuple[Any, ...]) -> None:
+    def _keep(self, mean: str, variance: str, value: Tensor) -> None:
         """Keep the statistics of a batch normalisation, as it takes them: the variance is that of the sample."""
-        mean, variance = node.args[3:5]
-        if isinstance(mean, torch.fx.Node) and isinstance(variance, torch.fx.Node):
-            value = args[0].detach()
-            axes = [axis for axis in range(value.dim()) if axis != 1]
-            found = torch.var_mean(value.float(), axes, correction=0)
-            self.statistics[str(variance.target)], self.statistics[str(mean.target)] = (
-                s.to(value.dtype) for s in found
-            )
+        axes = [axis for axis in range(value.dim()) if axis != 1]
+        found = torch.var_mean(value.float(), axes, correction=0)
+        self.statistics[variance], self.statistics[mean] = (one.to(value.dtype) for one in found)
+
+
+def _running(node: torch.fx.Node, calls: Counter[str]) -> tuple[str, str]:
+    """The names of the mean and the variance of a batch normalisation, numbered from its second call on."""
+    mean, variance = (str(one.target if isinstance(one, torch.fx.Node) else one) for one in node.args[3:5])
+    number = calls[mean]
+    calls[mean] += 1
+    return (f"{mean}#{number}", f"{variance}#{number}") if number else (mean, variance)
 
 
 def _affine(

@@ -72,8 +72,10 @@ def dead_share(value: Tensor, axis: int) -> float:
 def flat_share(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
     """Return the share of entries at which a function has a derivative below `FLAT` in size.
 
-    NaN for a function that is flat as such, for standard normal numbers too (sign, round), or that has no derivative,
-    or whose other arguments differ from entry to entry.
+    The derivative of a power or a logarithm depends on the unit of what goes in, and is taken at a root mean square
+    of 1. NaN for an exponential, which is nowhere flatter than elsewhere in proportion; for a function that is flat as
+    such, for standard normal numbers too (sign, round), that has no derivative, that takes entries together
+    (log_softmax, cumsum), or whose other arguments differ from entry to entry.
 
     Args:
         function: acts entry by entry on its first argument.
@@ -82,22 +84,47 @@ def flat_share(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapp
     Example:
         >>> flat_share(torch.relu, (torch.tensor([-1.0, 2.0]),), {}), flat_share(torch.sign, (torch.ones(2),), {})
         (0.5, nan)
+        >>> flat_share(torch.square, (torch.tensor([-0.001, 0.002]),), {})
+        0.0
     """
-    if any(isinstance(other, Tensor) and other.numel() > 1 for other in (*args[1:], *kwargs.values())):
+    others = (*args[1:], *kwargs.values())
+    if not isinstance(args[0], Tensor) or any(isinstance(other, Tensor) and other.numel() > 1 for other in others):
         return math.nan
 
-    def share(point: Tensor) -> float:
+    def slope(point: Tensor) -> Tensor:
         point.requires_grad_()
         with torch.enable_grad():
             value = function(point.clone(), *args[1:], **kwargs)
-            (slope,) = torch.autograd.grad(value.sum(), point)
-        return float((slope.abs() < FLAT).float().mean())
+            (found,) = torch.autograd.grad(value.sum(), point)
+        return found.abs()
 
+    def together(point: Tensor) -> bool:
+        half = len(point) // 2
+        whole, part = (function(given.clone(), *args[1:], **kwargs) for given in (point, point[half:]))
+        return not torch.allclose(whole[half:], part, equal_nan=True)
+
+    usual = torch.randn(1024, generator=torch.Generator().manual_seed(0)).to(args[0].device)
     try:
-        usual = share(torch.randn(1024, generator=torch.Generator().manual_seed(0)).to(args[0].device))
-        return share(sampled(args[0])) if usual < SURE else math.nan
-    except (RuntimeError, TypeError):  # no derivative, or a form that a flat sample does not have
+        if together(usual):
+            return math.nan
+        here = slope(usual.clone())
+        if float((here < FLAT).float().mean()) >= SURE or _are_multiples(slope(usual + 1), here):
+            return math.nan
+        point = sampled(args[0])
+        size = float(point.square().mean().sqrt())
+        if 0 < size < math.inf and _are_multiples(slope(2 * usual), here):
+            point = point / size
+        return float((slope(point) < FLAT).float().mean())
+    except (RuntimeError, TypeError, IndexError):  # no derivative, or a form that a flat sample does not have
         return math.nan
+
+
+def _are_multiples(slopes: Tensor, others: Tensor) -> bool:
+    """Whether slopes are those of other places times one number that is not 1, as far as both are numbers."""
+    known = slopes.isfinite() & others.isfinite()
+    slopes, others = slopes[known], others[known]
+    factor = float(slopes.sum() / others.sum()) if bool(others.any()) else 1.0
+    return abs(factor - 1) > FLAT and torch.allclose(slopes, factor * others, rtol=1e-3)
 
 
 def sure_share(value: Tensor, axis: int) -> float:
@@ -160,6 +187,6 @@ def effective_rank(value: Tensor, axis: int) -> tuple[float, int]:
 
 
 def cosine(one: Tensor, other: Tensor) -> float | None:
-    """Return the cosine between two tensors of one shape; None where either is zero."""
+    """Return the cosine between two tensors of one shape; None where either is zero, or holds NaN or Inf."""
     size = float(one.double().norm() * other.double().norm())
-    return float(one.double() @ other.double()) / size if size else None
+    return float(one.double() @ other.double()) / size if 0 < size < math.inf else None

@@ -50,7 +50,7 @@ def describe(batch: Batch) -> str:
 
 def _profile(found: Audit) -> list[object]:
     rows = profile(found.profile)
-    return ["", table(("along depth", "", "first to last", ""), rows)] if rows else []
+    return ["", table(("along depth", "", "first to last place", "smallest to largest"), rows)] if rows else []
 
 
 def _measures(found: Sequence[tuple[str, Audit]]) -> list[object]:

@@ -35,7 +35,7 @@ class Table {
     const widths = this.columns.map((column) => {
       let longest = column.title.length + 3;
       for (const row of this.rows) longest = Math.max(longest, column.show(row).length);
-      return Math.min(longest, 60) * (column === this.columns[0] ? 8.3 : column.number ? 8 : 7.4) + 26;
+      return Math.min(longest, 60) * (column === this.columns[0] ? 8.3 : column.number ? 8.4 : 7.4) + 30;
     });
     const heads = this.columns.map((column, i) =>
       make("th", { scope: "col", class: this.kind(i), "aria-sort": "none", title: column.title },

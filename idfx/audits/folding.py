@@ -1,0 +1,81 @@
+"""What the forward makes of parameters and buffers alone: the parts of the graph that no input enters, computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from idfx.audits.subject import Subject
+from idfx.interpreter import compute
+
+LARGEST = 2**24  # entries of a value that is still computed
+
+
+class Folding:
+    """Computes values that do not depend on the inputs, each once.
+
+    Args:
+        subject: what is audited; its tensors are read, never written.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject, self._flow = subject, subject.flow
+        self._values: dict[torch.fx.Node, Tensor | None] = {}
+
+    def is_fixed(self, node: object) -> bool:
+        """Return whether something in a graph is a node that no input enters."""
+        return isinstance(node, torch.fx.Node) and not self._flow.terms[self._flow.positions[node.name]].data
+
+    def value(self, node: torch.fx.Node) -> Tensor | None:
+        """Return the value of a fixed node; None where it cannot be computed, or is too large."""
+        if node not in self._values:
+            self._values[node] = self._computed(node)
+        return self._values[node]
+
+    def leaves(self, node: torch.fx.Node) -> tuple[str, ...]:
+        """Return the parameters and buffers that a fixed node is made of, in the order of the graph."""
+        above = self._above(node)
+        return tuple(name for one in above if one.op == "get_attr" and (name := self._name(one)))
+
+    def maximal(self) -> Iterator[torch.fx.Node]:
+        """Yield the fixed nodes that meet the data and are more than a parameter or buffer as it is."""
+        for node in self._flow.nodes.values():
+            if node.op == "call_function" and self.is_fixed(node) and self._meets_data(node):
+                yield node
+
+    def _meets_data(self, node: torch.fx.Node) -> bool:
+        return any(user.op == "output" or not self.is_fixed(user) for user in node.users)
+
+    def _name(self, node: torch.fx.Node) -> str:
+        name = self._flow.capture.parameters.get(node.name, str(node.target))
+        return name if name in self._subject.tensors else self._subject.alias(name)
+
+    def _above(self, node: torch.fx.Node) -> list[torch.fx.Node]:
+        found, stack = {node}, [node]
+        while stack:
+            for other in stack.pop().all_input_nodes:
+                if other not in found:
+                    found.add(other)
+                    stack.append(other)
+        return [one for one in self._flow.nodes.values() if one in found]
+
+    def _leaf(self, node: torch.fx.Node) -> Tensor:
+        name = self._name(node)
+        found = self._subject.tensors[name] if name else self._flow.capture.constants[node.name]
+        return found.detach().clone()
+
+    def _computed(self, node: torch.fx.Node) -> Tensor | None:
+        above = self._above(node)
+        shapes = (self._flow.capture.shapes.get(one.name, ()) for one in above)
+        if any(torch.Size(shape).numel() > LARGEST for shape in shapes):
+            return None
+        device = next((tensor.device for tensor in self._subject.tensors.values()), torch.device("cpu"))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                found = compute(above, self._leaf, device)[node]
+        except (RuntimeError, KeyError, TypeError, NotImplementedError, ValueError, IndexError):
+            return None
+        return found if isinstance(found, Tensor) and not found.is_meta else None

@@ -1,0 +1,103 @@
+"""Masks that leave a place nothing to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from idfx.audits.folding import Folding
+from idfx.audits.metric import metric
+from idfx.audits.subject import Subject
+from idfx.findings import Finding
+from idfx.ops.term import operator_name
+
+MASKED = -1e4
+
+_REMEDY = "Check its axis and its sense: True keeps for scaled_dot_product_attention, and hides for masked_fill."
+
+
+@metric("masks")
+def masks(subject: Subject) -> Iterator[Finding]:
+    """Masks under which a softmax has no place left.
+
+    Definition: what the forward adds to, fills into or chooses for the operand of a softmax (or gives to
+    scaled_dot_product_attention) and makes of buffers and constants alone is computed. An entry is hidden if it gets
+    −10⁴ or less, −Inf included. Rows of which every entry is hidden are counted. Masks that depend on an input are not
+    looked at.
+
+    Unit: rows. Threshold: 0 (error): the row becomes NaN where the mask is −Inf, and an average over what was to be
+    hidden where it is a finite number. −10⁴ is the smallest number that models in half precision mask with.
+
+    Source: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.3.
+    """
+    folding = Folding(subject)
+    for node in subject.flow.nodes.values():
+        if node.op != "call_function":
+            continue
+        for hidden, source, dim in _hidden(folding, node, subject):
+            rows = hidden.all(dim)
+            if count := int(rows.sum()):
+                names = folding.leaves(source)
+                name = next((name for name in names if name not in subject.structure.parameters), (*names, "")[0])
+                message = f"{count:,} of {rows.numel():,} rows of the mask hide every place"
+                if name:
+                    yield subject.finding("error", "masks", name, count, 0, message, _REMEDY)
+                else:
+                    where = subject.structure.capture.modules.get(node.name) or subject.structure.model
+                    yield Finding("error", "masks", "", where, count, 0, message, _REMEDY)
+
+
+def _hidden(folding: Folding, node: torch.fx.Node, subject: Subject) -> Iterator[tuple[Tensor, torch.fx.Node, int]]:
+    """What a softmax may not see: a tensor of booleans, the mask it comes from, and the axis of the softmax."""
+    name = operator_name(node.target).removeprefix("aten.")
+    if name == "scaled_dot_product_attention":
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        if folding.is_fixed(mask) and (value := folding.value(mask)) is not None:  # type: ignore[arg-type]
+            yield (~value if value.dtype == torch.bool else value <= MASKED), mask, -1  # type: ignore[misc]
+    elif name in ("softmax", "_softmax", "log_softmax", "_log_softmax") and folding.is_fixed(node.args[0]) is False:
+        first: Any = node.args[0]
+        shape = subject.structure.capture.shapes.get(first.name)
+        if shape:
+            dim: Any = node.args[1]
+            for hidden, source in _before(folding, first):
+                if hidden.dim() <= len(shape):
+                    yield hidden.expand(shape), source, dim
+
+
+def _before(folding: Folding, node: Any) -> Iterator[tuple[Tensor, torch.fx.Node]]:
+    """The masks that were applied to a value, past changes of type."""
+    while isinstance(node, torch.fx.Node) and node.op == "call_function" and node.args:
+        name = operator_name(node.target).removeprefix("aten.").removesuffix("_")
+        given: Any = node.args
+        following: Any = None
+        if name in ("to", "_to_copy", "clone", "contiguous", "dropout", "div", "float", "type_as"):
+            following = given[0]
+        elif name == "add" and len(given) > 1:
+            both = given[:2] if folding.is_fixed(given[1]) else given[1::-1]
+            following = both[0]
+            if folding.is_fixed(both[1]) and (value := folding.value(both[1])) is not None:
+                yield value <= MASKED, both[1]
+        elif name == "masked_fill":
+            following = given[0]
+            value = folding.value(given[1]) if folding.is_fixed(given[1]) and _is_low(folding, given[2]) else None
+            if value is not None:
+                yield value.bool(), given[1]
+        elif name == "where" and len(given) == 3:
+            kept, dropped = (given[1], given[2]) if _is_low(folding, given[2]) else (given[2], given[1])
+            following = kept
+            value = folding.value(given[0]) if folding.is_fixed(given[0]) and _is_low(folding, dropped) else None
+            if value is not None:
+                yield (~value.bool() if dropped is given[2] else value.bool()), given[0]
+        node = following
+
+
+def _is_low(folding: Folding, value: Any) -> bool:
+    """Whether a number, or every entry of a fixed value, hides a place."""
+    if isinstance(value, (int, float)):
+        return value <= MASKED
+    found = folding.value(value) if folding.is_fixed(value) else None
+    return found is not None and found.numel() > 0 and bool((found <= MASKED).all())

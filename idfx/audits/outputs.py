@@ -1,0 +1,42 @@
+"""What the data flow does with the output of each weight at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from idfx.flow import Flow
+
+
+def behind(flow: Flow, first: Callable[[str], str]) -> tuple[dict[str, float], dict[str, set[str]]]:
+    """Return the constants below 1 that the output of each weight is multiplied by, and the parameters added to it.
+
+    Of a weight with several sites it is the largest constant; one that is used as it is has 1.
+
+    Args:
+        flow: the data flow of one forward pass.
+        first: from a name of a parameter to its first name.
+    """
+    terms = flow.terms
+    factors: dict[str, float] = {}
+    added: dict[str, set[str]] = {}
+    outputs: dict[int, str] = {}  # by term: the weight whose output it is, moved at most
+    for position, term in enumerate(terms):
+        leaves = [terms[operand].node for operand in term.operands if terms[operand].kind == "parameter"]
+        names = [first(flow.capture.parameters[leaf]) for leaf in leaves]
+        before = [outputs[operand] for operand in term.operands if operand in outputs]
+        if term.kind == "contract" and names:
+            outputs[position] = names[0]
+            factors[names[0]] = max(factors.get(names[0], 0.0), _factor(flow, position))
+        elif term.kind in ("move", "scale") and before:
+            outputs[position] = before[0]
+        elif term.kind == "sum":
+            for name in before:
+                added.setdefault(name, set()).update(names)
+    return factors, added
+
+
+def _factor(flow: Flow, position: int) -> float:
+    """The constant below 1 that the only user of a term multiplies it by, else 1."""
+    users = flow.users.get(position, ())
+    user = flow.terms[users[0]] if len(users) == 1 else None
+    return min(1.0, abs(user.factor)) if user is not None and user.kind == "scale" and user.factor else 1.0

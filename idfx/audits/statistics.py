@@ -1,0 +1,62 @@
+"""Running means and variances that no data can have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idfx.audits.folding import Folding
+from idfx.audits.metric import metric
+from idfx.audits.subject import Subject
+from idfx.findings import Finding
+from idfx.ops.term import operator_name
+
+FAR = 1e3
+DEAF = 1e-4
+_WITH = frozenset({"batch_norm", "native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "instance_norm"})
+
+_REMEDY = "Reset them (running mean 0, running variance 1), or load the statistics with the weights."
+
+
+@metric("statistics")
+def statistics(subject: Subject) -> Iterator[Finding]:
+    """Running statistics that no data can have: variances of 0 or below, values far from their mean.
+
+    Definition: of each normalisation by running statistics, the channels whose variance is negative, whose
+    variance is 0, whose factor 1/√(var + eps) is at most 1e-4, or whose mean is more than 1000 deviations
+    √(var + eps) off 0.
+
+    Unit: channels. Thresholds: one negative variance is an error, since none is and its root is NaN. The others are an
+    error from half of the channels on (a variance of 0 multiplies by 1/√eps, 316 as a rule; a factor of 1e-4 leaves the
+    shift alone) and a warning below that: single channels of trained networks are constant.
+
+    Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
+    """
+    folding, flow = Folding(subject), subject.flow
+    for node in flow.nodes.values():
+        name = operator_name(node.target).removeprefix("aten.") if node.op == "call_function" else ""
+        if name not in _WITH or len(node.args) < 8 or not all(map(folding.is_fixed, node.args[3:5])):
+            continue
+        given: Any = node.args
+        mean, variance = folding.value(given[3]), folding.value(given[4])
+        names = [(*folding.leaves(place), "")[0] for place in given[3:5]]
+        if mean is not None and variance is not None and all(names):
+            yield from _judged(subject, names, mean.double(), variance.double(), float(given[7]))
+
+
+def _judged(subject: Subject, names: list[str], mean: Tensor, variance: Tensor, eps: float) -> Iterator[Finding]:
+    deviation = (variance.clamp(min=0) + eps).sqrt()
+    checks = (
+        (names[1], variance < 0, "a negative variance", True),
+        (names[1], variance == 0, "a variance of 0", False),
+        (names[1], (1 / deviation <= DEAF) & variance.isfinite(), f"a variance that leaves at most {DEAF:g}", False),
+        (names[0], (mean.abs() > FAR * deviation) & mean.isfinite(), f"a mean {FAR:g} deviations off 0", False),
+    )
+    for name, found, what, always in checks:
+        if count := int(torch.as_tensor(found).sum()):
+            severity = "error" if always or 2 * count >= variance.numel() else "warning"
+            message = f"{count:,} of its {variance.numel():,} channels have {what}"
+            yield subject.finding(severity, "statistics", name, count, 0, message, _REMEDY)

@@ -1,0 +1,101 @@
+"""Buffers, and what the forward makes of fixed values, that cannot be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from idfx.audits.folding import Folding
+from idfx.audits.metric import metric
+from idfx.audits.subject import Subject
+from idfx.findings import Finding
+from idfx.ops.term import operator_name
+
+LARGE = 1e6
+
+_VALUES = "Compute it again when the model is on its device: what no checkpoint holds is lost on the meta device."
+_INDEX = "Build the index for the size of the table that it is used with."
+
+
+@metric("tables")
+def tables(subject: Subject) -> Iterator[Finding]:
+    """Fixed tables that cannot be meant: astronomic numbers, indices out of range, NaN made from sound values.
+
+    Definition: (a) entries of floating buffers above 10⁶ in size, unless all of these are one and the same negative
+    number, as in an additive mask. (b) Of what the forward looks up by fixed indices (embedding, index, gather,
+    index_select), the indices that the table does not have. (c) NaN, and Inf other than a mask's −Inf, in what the
+    forward computes of parameters and buffers that hold neither (a root of a negative variance, an exponential beyond
+    the dtype).
+
+    Unit: entries. Threshold: 0 (error). Frequencies, positions, relative offsets, masks and windows of models stay
+    below 10⁶; memory that nobody wrote holds numbers of any size. A table of wrong but ordinary numbers is not told.
+
+    Source: the definition; transformers issues on non-persistent buffers that are lost on the meta device.
+    """
+    folding = Folding(subject)
+    for name, tensor in subject.tensors.items():
+        if name not in subject.structure.parameters and tensor.is_floating_point() and tensor.numel():
+            large = tensor[tensor.isfinite() & (tensor.abs() > LARGE)]
+            if large.numel() and not (large[0] < 0 and bool((large == large[0]).all())):
+                message = f"{large.numel():,} of its {tensor.numel():,} entries are above {LARGE:g} in size"
+                yield subject.finding("error", "tables", name, large.numel(), 0, message, _VALUES)
+    yield from _out_of_range(subject, folding)
+    yield from _made(subject, folding)
+
+
+def _out_of_range(subject: Subject, folding: Folding) -> Iterator[Finding]:
+    for node in subject.flow.nodes.values():
+        if node.op != "call_function":
+            continue
+        for size, index in _looked_up(subject, node):
+            value = folding.value(index) if folding.is_fixed(index) else None
+            if value is None or value.dtype == torch.bool or value.is_floating_point() or not value.numel():
+                continue
+            count = int(((value >= size) | (value < -size)).sum())
+            names = folding.leaves(index)
+            if count and names:
+                message = f"{count:,} of the {value.numel():,} indices are outside of the {size:,} rows they look up"
+                yield subject.finding("error", "tables", names[0], count, 0, message, _INDEX)
+
+
+def _looked_up(subject: Subject, node: torch.fx.Node) -> Iterator[tuple[int, torch.fx.Node]]:
+    """How many rows a lookup has, and the indices."""
+    name, given = operator_name(node.target).removeprefix("aten."), node.args
+    first: Any = given[0] if given else None
+    shape = subject.structure.capture.shapes.get(getattr(first, "name", ""))
+    if not shape:
+        return
+    pairs: list[tuple[Any, Any]] = []
+    if name == "embedding":
+        pairs = [(0, given[1])]
+    elif name in ("gather", "index_select"):
+        pairs = [(given[1], given[2])]
+    elif name in ("index", "_unsafe_index") and isinstance(given[1], (list, tuple)):
+        kinds = (subject.structure.capture.dtypes.get(getattr(one, "name", "")) for one in given[1])
+        pairs = [] if "bool" in kinds else list(enumerate(given[1]))
+    for dim, index in pairs:
+        if isinstance(index, torch.fx.Node):
+            yield shape[dim], index
+
+
+def _made(subject: Subject, folding: Folding) -> Iterator[Finding]:
+    for node in folding.maximal():
+        names = folding.leaves(node)
+        if not names or not all(map(subject.is_finite, names)) or any(n in (subject.unwritten or {}) for n in names):
+            continue
+        value = folding.value(node)
+        if value is None or not value.is_floating_point():
+            continue
+        count = int((value.isnan() | (value == torch.inf)).sum())
+        if count:
+            worst = max(names, key=lambda name: _size(subject.tensors[name]))
+            message = f"the forward makes {count:,} NaN or Inf of it, with no input"
+            yield subject.finding("error", "tables", worst, count, 0, message, _VALUES)
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() and not tensor.is_complex() else 0.0

@@ -1,0 +1,39 @@
+"""What is to be known of a machine beside numbers that were measured on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from idfx._version import __version__
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Return the processor, its cores, the memory in GiB, the system and the GPU, if the device is one."""
+    info, memory = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+    names = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in names if "model name" in line), platform.processor())
+    found: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system()}
+    if memory.exists():
+        found["memory"] = round(int(memory.read_text().split()[1]) / 2**20, 1)
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of idfx, Python and the packages that numbers depend on, those that are installed."""
+    found = {"idfx": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,111 @@
+"""Where the time of `idfx init` goes: a process of its own does what the command does, then the floor of each.
+
+    python -m idfx.bench.stages timm:resnet50 weights.pt
+
+Prints one JSON object, seconds by stage and by floor. The floor of a stage is the least that anyone has to do for it:
+the imports of torch and the model's library alone, a build with no value drawn, a forward pass on meta tensors for the
+capture, `zero_()` of fresh memory of the same size for the fills, the same two forward passes for the certificate, and
+writing the same bytes with one system call after the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STAGES = ("imports", "build", "capture", "analysis", "fill", "certificate", "write")
+
+
+class Clock:
+    """Seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def of(self, name: str, act: Callable[[], Any]) -> Any:
+        """Return the result of an action, and note how long it took."""
+        start = time.perf_counter()
+        result = act()
+        self.seconds[name] = time.perf_counter() - start
+        return result
+
+
+def _imports(spec: str) -> None:
+    importlib.import_module("torch")
+    library = spec.partition(":")[0]
+    if library in ("timm", "torchvision", "transformers"):
+        importlib.import_module(library)
+
+
+def _own_imports() -> None:
+    for name in ("api", "building", "export", "planning", "structure"):
+        importlib.import_module(f"idfx.{name}")
+
+
+def measure(spec: str, file: str) -> dict[str, dict[str, float]]:
+    """Return seconds by stage and by floor; to be called once, in a fresh process."""
+    stage, floor = Clock(), Clock()
+    floor.of("imports", lambda: _imports(spec))
+    stage.of("imports", _own_imports)
+    stage.seconds["imports"] += floor.seconds["imports"]
+
+    from idfx.api import prove
+    from idfx.apply import apply_
+    from idfx.building import build
+    from idfx.capture import capture
+    from idfx.export import save
+    from idfx.planning import make_plan
+    from idfx.structure import analyse
+
+    built = stage.of("build", lambda: build(spec, device="cpu"))
+    assert built.example is not None
+    captured = stage.of("capture", lambda: capture(built.model, built.example))
+    structure, plan = stage.of("analysis", lambda: (made := analyse(captured), make_plan(made)))
+
+    def fill() -> None:
+        built.pending.discard(built.model, [*plan.decisions])
+        built.pending.settle(built.model)
+        apply_(built.model, plan)
+
+    stage.of("fill", fill)
+    stage.of("certificate", lambda: prove(built.model, structure, plan))
+    stage.of("write", lambda: save(built.model, file, plan=plan))
+    _floors(floor, spec, file, built)
+    return {"stages": stage.seconds, "floors": floor.seconds}
+
+
+def _floors(floor: Clock, spec: str, file: str, built: Any) -> None:
+    import torch
+
+    from idfx.building import build
+
+    floor.of("build", lambda: build(spec, device="cpu"))
+    model, x = built.model.eval(), built.example.args
+    named = (*model.named_parameters(), *model.named_buffers())
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
+    on_meta = tuple(value.to("meta") for value in x)
+    with torch.no_grad():
+        floor.of("capture", lambda: torch.func.functional_call(model, meta, on_meta))
+        floor.of("certificate", lambda: (model(*x), model(*x)))
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    floor.of("fill", lambda: [torch.empty(size).zero_() for size in sizes])
+    floor.of("write", lambda: write_raw(model, f"{file}.raw"))
+    Path(f"{file}.raw").unlink()
+
+
+def write_raw(model: Any, file: str) -> int:
+    """Write the bytes of a state dict one tensor after the other, nothing else, and return how many there were."""
+    written = 0
+    with open(file, "wb", buffering=0) as raw:  # noqa: PTH123
+        for tensor in model.state_dict().values():
+            written += raw.write(memoryview(tensor.numpy()).cast("B")) if tensor.numel() else 0
+    return written
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], sys.argv[2])))

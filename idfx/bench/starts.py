@@ -1,0 +1,130 @@
+"""How a model starts: by its author, or by a scheme of idfx; and whether a scheme does anything of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idfx.api import analyze, init_, plan
+from idfx.bench.models import Task, build_model
+from idfx.errors import CertificateError, IdfxError
+from idfx.records import Plan
+from idfx.schemes.scheme import SCHEMES
+from idfx.words import parse_call
+
+DEFAULT = "default"  # the model as its author initialises it
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a scheme does to a model: a fingerprint of its plan, or why it does not apply."""
+
+    plan: str
+    reason: str = ""
+
+    @property
+    def applies(self) -> bool:
+        """Whether there is anything to train."""
+        return not self.reason
+
+
+def check_scheme(text: str) -> None:
+    """Return if a text is `default`, or a scheme with options that it takes.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text != DEFAULT:
+        name, options = parse_call(text, "--schemes")
+        SCHEMES.find(name).read_options(options)
+
+
+def _call(text: str) -> tuple[str, dict[str, Any]]:
+    return parse_call(text, "--schemes")
+
+
+def fingerprint(made: Plan) -> str:
+    """Return 16 hexadecimal digits for what a plan writes: fills, arguments, scalars, but neither reasons nor the seed.
+
+    Example:
+        >>> layer, x = nn.Linear(2, 2), (torch.ones(1, 2),)
+        >>> plans = [plan(analyze(layer, x), "kaiming", seed) for seed in (0, 1)]
+        >>> fingerprint(plans[0]) == fingerprint(plans[1])
+        True
+    """
+    written = {name: [decision.fill, dict(decision.arguments)] for name, decision in made.decisions.items()}
+    scalars = [[scalar.value, [[end.parameter, end.rows] for end in scalar.on]] for scalar in made.scalars]
+    text = json.dumps([written, scalars], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def starts(build: str, task: Task, example: Tensor, schemes: Sequence[str]) -> Mapping[str, Start]:
+    """Return what each scheme does to a model.
+
+    A scheme does not apply where it cannot be planned, writes nothing, or writes exactly what kaiming or a scheme
+    before it writes; the reason says which.
+
+    Args:
+        build: the model, as in `build_model`.
+        task: it is for.
+        example: two inputs.
+        schemes: texts that `check_scheme` takes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(build, task)
+    found: dict[str, Start] = {}
+    structure = analyze(model, (example,)) if any(text != DEFAULT for text in schemes) else None
+    known = {"kaiming": fingerprint(plan(structure, "kaiming"))} if structure is not None else {}
+    for text in schemes:
+        if text == DEFAULT:
+            found[text] = Start(DEFAULT)
+            continue
+        assert structure is not None
+        name, options = _call(text)
+        try:
+            made = plan(structure, name, **options)
+        except IdfxError as error:
+            found[text] = Start("", f"it cannot be planned: {error}")
+            continue
+        mark = fingerprint(made)
+        same = next((other for other, its in known.items() if its == mark and other != text), None)
+        if not made.decisions and not made.scalars:
+            found[text] = Start(mark, "it writes nothing in this model")
+        elif same is not None:
+            found[text] = Start(mark, f"in this model it writes exactly what {same} writes")
+        else:
+            found[text] = Start(mark)
+            known.setdefault(text, mark)
+    return found
+
+
+def begin(build: str, task: Task, example: Tensor, scheme: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a model as a scheme starts it, and what is recorded of it: the plan's fingerprint, and the certificate.
+
+    The author's own random values are those of the seed, whatever the scheme. A certificate that fails is recorded, and
+    the model is trained all the same.
+
+    Args:
+        build, task, example: as in `starts`.
+        scheme: `default`, or as on the command line.
+        seed: of every random number.
+    """
+    torch.manual_seed(seed)
+    model = build_model(build, task)
+    if scheme == DEFAULT:
+        return model, {"plan": DEFAULT, "certificate": None}
+    name, options = _call(scheme)
+    try:
+        report = init_(model, (example,), scheme=name, seed=seed, **options)
+        said = "passed"
+    except CertificateError as error:
+        assert error.report is not None
+        report, said = error.report, str(error)
+    return model, {"plan": fingerprint(report.plan), "certificate": said}

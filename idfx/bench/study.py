@@ -1,0 +1,176 @@
+"""A study: what is to be run, in which order, and whether a results directory belongs to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idfx.bench.machine import versions
+from idfx.bench.starts import Start
+from idfx.bench.statistics import Point, Record, choose, point_of
+from idfx.bench.suites import Settings, Suite, settings
+from idfx.bench.training import Run
+from idfx.errors import UsageError
+
+SELECTION = 2  # seeds that the learning rate is chosen on
+GROWS = ("models", "schemes", "seeds", "data")  # a study may be given more of these later on
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be run: a suite with everything that was said about it.
+
+    `full`: every seed at every point of the grid, not only at the chosen one. `watch`: look into the models as they
+    train. `facts`: of the data sets, by their texts.
+    """
+
+    suite: Suite
+    full: bool = False
+    watch: bool = False
+    device: str = "cpu"
+    path: Path | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def selection(self) -> range:
+        """The seeds that the learning rate is chosen on."""
+        return range(min(SELECTION, self.suite.seeds))
+
+    @property
+    def planned(self) -> int:
+        """How many runs one model and scheme take, for each model, schemes that do not apply left out."""
+        return sum(map(self.runs_of, self.suite.models.values()))
+
+    def runs_of(self, model: Settings) -> int:
+        """Return how many runs a scheme takes on a model."""
+        points, chosen_on = len(model.grid), len(self.selection)
+        return points * self.suite.seeds if self.full else points * chosen_on + self.suite.seeds - chosen_on
+
+    def config(self) -> dict[str, Any]:
+        """Return what stands in config.json and tells a study from another one."""
+        return {
+            "suite": self.suite.name,
+            "about": self.suite.about,
+            "models": {name: dataclasses.asdict(model) for name, model in self.suite.models.items()},
+            "schemes": list(self.suite.schemes),
+            "seeds": self.suite.seeds,
+            "selection_seeds": len(self.selection),
+            "full": self.full,
+            "watch": self.watch,
+            "device": self.device,
+            "data": dict(self.facts),
+            "versions": versions(),
+        }
+
+
+def key_of(record: Record) -> Run:
+    """Return the run that a record is of."""
+    return Run(record["model"], record["scheme"], record["lr"], record["weight_decay"], record["seed"])
+
+
+def unit(records: Sequence[Record], model: str, scheme: str) -> list[Record]:
+    """Return the records of the runs of a model and a scheme."""
+    return [r for r in records if r["model"] == model and r["scheme"] == scheme and "lr" in r]
+
+
+def chosen(study: Study, records: Sequence[Record], model: str, scheme: str) -> Point | None:
+    """Return the learning rate and weight decay of a model and a scheme; None while runs that decide it are missing."""
+    grid = study.suite.models[model].grid
+    if len(grid) == 1:
+        return grid[0]
+    deciding = [r for r in unit(records, model, scheme) if r["seed"] in study.selection and point_of(r) in grid]
+    return choose(deciding) if len(deciding) == len(grid) * len(study.selection) else None
+
+
+def ready(
+    study: Study, starts: Mapping[tuple[str, str], Start], records: Sequence[Record], running: Collection[Run] = ()
+) -> Iterator[Run]:
+    """Yield the runs that are not done and can begin, in order: model after model, in each scheme after scheme.
+
+    Args:
+        study: what is wanted.
+        starts: by model and scheme.
+        records: of runs that are done.
+        running: those that have begun.
+    """
+    begun = {*running, *(key_of(record) for record in records if "lr" in record)}
+    for model, settings_ in study.suite.models.items():
+        for scheme in study.suite.schemes:
+            if not starts[model, scheme].applies:
+                continue
+            seeds = range(study.suite.seeds) if study.full else study.selection
+            wanted = [Run(model, scheme, *point, seed) for point in settings_.grid for seed in seeds]
+            if (best := chosen(study, records, model, scheme)) is not None:
+                wanted += [Run(model, scheme, *best, seed) for seed in range(study.suite.seeds)]
+            yield from (run for run in dict.fromkeys(wanted) if run not in begun)
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """Return in words where two configurations differ; what a study may be given more of may be more in the new one.
+
+    Example:
+        >>> differences({"seeds": 5, "device": "cpu"}, {"seeds": 6, "device": "cuda:0"})
+        ["device was 'cpu' and is 'cuda:0'"]
+        >>> differences({"schemes": ["kaiming", "zero"]}, {"schemes": ["zero", "xavier"]})
+        ['schemes: kaiming is left out']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in [*old, *(key for key in new if key not in old)]:
+            path = f"{where}.{key}" if where else str(key)
+            if key not in new:
+                found.append(f"{where}: {key} is left out" if where in GROWS else f"{path} is left out")
+            elif key in old:
+                found += differences(old[key], new[key], path)
+            elif where not in GROWS:
+                found.append(f"{path} is new")
+        return found
+    if where == "schemes":
+        return [f"{where}: {name} is left out" for name in old if name not in new]
+    if where == "seeds" and new >= old:
+        return []
+    return [] if old == new else [f"{where} was {old!r} and is {new!r}"]
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return what stands in the config.json of a results directory; None where there is none.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {error}; expected the configuration of a study. Choose another -o.") from error
+    if not isinstance(found, dict) or not {"suite", "models", "schemes", "seeds"} <= found.keys():
+        raise UsageError(f"{path}: no configuration of a study; expected one. Choose another -o.")
+    return found
+
+
+def suite_of(config: Mapping[str, Any]) -> Suite:
+    """Return the suite that a configuration was made of."""
+    models = {name: settings(given, f"config.json, model {name}") for name, given in config["models"].items()}
+    return Suite(config["suite"], config.get("about", ""), models, tuple(config["schemes"]), config["seeds"])
+
+
+def check_same(folder: Path, old: Mapping[str, Any], study: Study) -> None:
+    """Return if a study goes on with what lies in a results directory.
+
+    Raises:
+        UsageError: it was begun with another configuration; the message says what differs.
+    """
+    new = json.loads(json.dumps(study.config()))
+    found = differences({key: value for key, value in old.items() if key != "machine"}, new)
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UsageError(
+            f"{folder}: begun with another configuration: {'; '.join(found[:5])}{more}; expected the same one. "
+            "Choose another -o, or go on as it was begun with -o alone."
+        )

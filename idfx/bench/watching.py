@@ -1,0 +1,67 @@
+"""What a run looks at when it is asked to: the gradient that reaches each weight, dead units, ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from idfx.bench.data import Samples, generator_of
+
+BATCHES, SIZE = 4, 64
+
+
+class Watch:
+    """Looks at a model by the gradients of the same few batches every time; training goes on as if it had not.
+
+    A unit is a row of a weight. It is dead if its gradient is exactly 0 in every one of the batches: nothing that it
+    does reaches the loss, or nothing reaches it.
+
+    Args:
+        samples: for training.
+        device: of the model.
+    """
+
+    def __init__(self, samples: Samples, device: torch.device) -> None:
+        order = torch.randperm(len(samples), generator=generator_of("watch"))[: BATCHES * SIZE]
+        self._batches = [samples.take(numbers, None) for numbers in torch.split(order, SIZE)]
+        self._device = device
+
+    def look(self, model: nn.Module, ranks: bool = False) -> dict[str, Any]:
+        """Return, by weight, the norm of the mean gradient, how many units there are and how many are dead.
+
+        Args:
+            model: in the middle of training; its gradients are cleared, its mode and buffers stay.
+            ranks: also the rank of each weight as a matrix (rows, the rest).
+        """
+        weights = {name: weight for name, weight in model.named_parameters() if weight.dim() > 1}
+        sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        alive = {
+            name: torch.zeros(len(weight), dtype=torch.bool, device=weight.device) for name, weight in weights.items()
+        }
+        training = model.training
+        model.eval()
+        for x, y in self._batches:
+            model.zero_grad(set_to_none=True)
+            logits = model(x.to(self._device))
+            target = y.to(self._device)
+            loss = functional.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=-100)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, weight in weights.items():
+                if weight.grad is not None:
+                    sums[name] += weight.grad / len(self._batches)
+                    alive[name] |= (weight.grad.flatten(1) != 0).any(1)
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        found: dict[str, Any] = {}
+        for name, weight in weights.items():
+            norm = float(sums[name].norm())
+            row: dict[str, Any] = {"gradient": norm if math.isfinite(norm) else None, "units": len(weight)}
+            row["dead"] = int((~alive[name]).sum())
+            if ranks:
+                row["rank"] = int(torch.linalg.matrix_rank(weight.detach().flatten(1).float()))
+            found[name] = row
+        return found
