@@ -185,7 +185,8 @@ class Observation:
 
     `points` are in the order of execution. `gradients` are the norms of the gradients of the parameters, 0 where none
     arrives, for a random gradient of norm 1 at the outputs. `finite`: no output holds NaN or Inf. `correlation` is the
-    cosine between the outputs of the two batches; None if there is no second one. `no_backward` and `no_second` say why
+    cosine between the outputs of the two batches, `difference` the norm of their difference over that of the first;
+    None if there is no second one, or if the outputs are zero. `no_backward` and `no_second` say why
     there are no gradients and no second batch, "" where there are.
     """
 
@@ -194,6 +195,7 @@ class Observation:
     gradients: Mapping[str, float]
     finite: bool
     correlation: float | None
+    difference: float | None = None
     no_backward: str = ""
     no_second: str = ""
 

@@ -15,6 +15,7 @@ GROWTH = 1e6
 HUGE = 1e12
 MOSTLY, ALL = 0.9, 0.999
 SAME = 1 - 1e-6
+DIFFERENT = 1e-4
 TOLD = 16  # fewer units or directions than that say little
 
 _FINITE = "Look at the first place that is told: the scale of its weight, or a division by something near zero."
@@ -37,9 +38,9 @@ def forward(subject: Subject) -> Iterator[Finding | Measure]:
     end of float32. A trend by a factor beyond 1e6 over depth, more than three standard errors from none (warning). An
     activation of which 0.9 of the entries (warning) or 0.999 (error) are saturated: a derivative below 0.01, or for a
     softmax slices with one entry above 0.99; a ReLU with fewer than 16 units may be off by chance (warning). An
-    effective rank below 1.5, of 16 or more possible, at the end of a block (warning). Outputs equal to 1e-6 for two
-    batches, though neither is zero (warning; info where branches are closed, through which alone a class token sees its
-    input). Saturation and rank are not judged by a batch that is one number throughout.
+    effective rank below 1.5, of 16 or more possible, at the end of a block (warning). Outputs of two batches that
+    differ by less than 1e-4 of their size (warning; info where branches are closed, through which alone a class token
+    sees its input). Saturation and rank are not judged by a batch that is one number throughout.
 
     Source: the measures: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
     networks", AISTATS 2010; Schoenholz et al., "Deep information propagation", ICLR 2017 (correlations); Dong,
@@ -66,7 +67,9 @@ def forward(subject: Subject) -> Iterator[Finding | Measure]:
         yield Measure("forward", "correlation", seen.no_second)
     if seen.correlation is not None:
         yield Measure("forward", "correlation of outputs", seen.correlation)
-        yield from _same(subject, seen.points, seen.correlation)
+    if seen.difference is not None:
+        yield Measure("forward", "difference of outputs / outputs", seen.difference)
+        yield from _same(subject, seen.points, seen.difference)
 
 
 def stem(points: Sequence[Point]) -> list[Point]:
@@ -128,19 +131,19 @@ def _collapsed(subject: Subject, point: Point) -> Iterator[Finding]:
         yield at(subject, "warning", point, rank, 1.5, told, _RANK)
 
 
-def _same(subject: Subject, points: Sequence[Point], correlation: float) -> Iterator[Finding]:
-    if correlation < SAME:
+def _same(subject: Subject, points: Sequence[Point], difference: float) -> Iterator[Finding]:
+    if not difference < DIFFERENT:
         return
     lost = next((point for point in points if point.correlation is not None and point.correlation >= SAME), None)
     where = f"; the first such place is {_named(lost)}" if lost is not None else ""
-    told = f"two independent batches give the same outputs (cosine {correlation:.7g}){where}"
+    told = f"two independent batches give the same outputs but for {difference:.2g} of their size{where}"
     closed = any(is_closed(subject, join) for join in subject.structure.joins)
     severity = "info" if closed else "warning"
     told += "; closed branches may be what lies between, as for a class token" if closed else ""
     if lost is None:
-        yield Finding(severity, "forward", "", subject.structure.model, correlation, SAME, told, _SAME)
+        yield Finding(severity, "forward", "", subject.structure.model, difference, DIFFERENT, told, _SAME)
     else:
-        yield at(subject, severity, lost, correlation, SAME, told, _SAME)
+        yield at(subject, severity, lost, difference, DIFFERENT, told, _SAME)
 
 
 def _named(point: Point) -> str:

@@ -129,12 +129,12 @@ def observe(
     except AuditError as error:
         no_backward = str(error)
         watch.gradients.clear()
-    alone, correlation = dict(watch.points), None
+    alone, correlation, difference = dict(watch.points), None, None
     other = another(structure.capture.example)
     if other is not None:
         try:
             again = Replay(model, structure.capture, seed, out_of_time).run(other, watch.second)
-            correlation = _correlation(outputs, again)
+            correlation, difference = _compared(outputs, again)
         except OutOfTimeError:
             raise
         except AuditError:  # the graph is that of one batch, and another may be routed otherwise
@@ -142,7 +142,9 @@ def observe(
             watch.points = alone
     points = tuple(replace(point, gradient=watch.gradients.get(name)) for name, point in watch.points.items())
     finite = all(bool(torch.isfinite(output).all()) for output in outputs)
-    return Observation(batch, points, gradients, finite, correlation, no_backward, no_second), run.statistics
+    return Observation(
+        batch, points, gradients, finite, correlation, difference, no_backward, no_second
+    ), run.statistics
 
 
 def _backward(model: str, outputs: list[Tensor], parameters: dict[str, Tensor], seed: int) -> dict[str, float]:
@@ -189,11 +191,14 @@ def unit_gradients(outputs: list[Tensor], seed: int) -> list[Tensor]:
     return [(t / size).to(output.device, output.dtype) for t, output in zip(drawn, outputs, strict=True)]
 
 
-def _correlation(outputs: list[Tensor], again: list[Tensor]) -> float | None:
-    """The cosine between two runs' outputs."""
+def _compared(outputs: list[Tensor], again: list[Tensor]) -> tuple[float | None, float | None]:
+    """The cosine between two runs' outputs, and the norm of their difference over that of the first."""
     one = torch.cat([sampled(output) for output in outputs]) if outputs else torch.zeros(0)
     other = torch.cat([sampled(output) for output in again]) if again else torch.zeros(0)
-    return cosine(one, other) if one.shape == other.shape else None
+    if one.shape != other.shape:
+        return None, None
+    size = float(one.double().norm())
+    return cosine(one, other), float((one.double() - other.double()).norm()) / size if size else None
 
 
 def _tensor(value: Any) -> Tensor | None:
