@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ZOO = Path(__file__).resolve().parents[2] / "tests" / "zoo"
-LIMITS = ("--timeout", "400", "--max-memory", "8GiB", "--device", "cpu", "--quiet", "--json")
+LIMITS = ("--timeout", "400", "--max-memory", "8GiB", "--device", "cpu", "--quiet", "--json", "--batch", "none")
 TIMM = 100
 PLACES = 3  # of the findings of one kind that a line holds
 MORE = (

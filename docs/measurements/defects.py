@@ -96,7 +96,7 @@ def main() -> None:
                 into(name, DAMAGES[damage][1])(made[0])
             return made
 
-        audit = audited(make)
+        audit = audited(make, batch=False)
         here = [found.severity for found in audit.at_least("warning") if found.parameter == name]
         elsewhere = [found for found in audit.at_least("error") if found.parameter != name]
         verdict = "error" if "error" in here else "warning" if here else "missed"

@@ -18,7 +18,7 @@ SURE = 1e-5  # of the norm of a Gram matrix in single precision, which is known 
 LARGEST = 2048  # of the smaller side
 WHOLE = (0.01, 0.5)
 INSIDE = (0.25, 0.75)
-ROWS = 256  # of a matrix inside of a branch that are looked at
+ROWS = 128  # of a matrix inside of a branch that are looked at
 MATRICES = 8  # of a weight inside of a branch
 
 _REMEDY = "Draw it anew (orthogonal, kaiming, idinit): what it loses no later layer can bring back."
@@ -34,7 +34,7 @@ def rank(subject: Subject) -> Iterator[Finding | Measure]:
     precision, with a margin of a hundred times its rounding), they are not computed. In the main stem and on projection
     shortcuts the whole is looked at, but for a smaller side above 2048, which is left out and counted. Inside of
     branches, whose shortcut carries what they lose, in heads, embeddings, recurrent weights and those that only
-    steer another value, it is up to 256 evenly spaced rows (or columns, if they are fewer) of up to 8 groups or
+    steer another value, it is up to 128 evenly spaced rows (or columns, if they are fewer) of up to 8 groups or
     experts; closed ones are no finding.
 
     Unit: the share of min(D_out, D_in) that is lost. Thresholds: 0.01 (warning): a square Gaussian matrix of side 2048

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from idfx.audits.metric import metric
 from idfx.audits.subject import Subject, gain
 from idfx.findings import Finding
@@ -50,7 +52,7 @@ def scale(subject: Subject) -> Iterator[Finding]:
     are told (info); a norm scale that is 0 throughout, or below 1e-4, and behind which no block is closed, is an error;
     one above 4 and 10 is judged as a weight is. Biases, embeddings, positions, tokens and learned scales of a root mean
     square above 10 (warning) and 100 (error): nothing divides them by a fan-in, and learned temperatures reach 10 (Swin
-    v2), logit scales 4.6 (CLIP).
+    v2), logit scales 4.6 (CLIP). Of what is added to attention scores it is the deviation from its mean.
 
     Source: LeCun et al., "Efficient backprop", 1998; He et al., "Delving deep into rectifiers", ICCV 2015.
     """
@@ -65,7 +67,7 @@ def scale(subject: Subject) -> Iterator[Finding]:
 def _beside(subject: Subject, name: str, role: Role) -> Iterator[Finding]:
     """What is to be said of a parameter that is no weight."""
     rms = subject.rms(name)
-    severity, bound = _far(rms)
+    severity, bound = _far(_spread(subject.tensors[name]) if role.name == "attention bias" else rms)
     told = f"a {role.name} of root mean square {rms:.3g}"
     if role.name == "norm scale":
         yield from _norm(subject, name, rms)
@@ -76,6 +78,11 @@ def _beside(subject: Subject, name: str, role: Role) -> Iterator[Finding]:
         yield subject.finding(severity, "scale", name, rms, bound, told, _FREE_REMEDY)
     elif role.name == "embedding" and 0 < rms < TOO_SMALL:
         yield subject.finding("error", "scale", name, rms, TOO_SMALL, told, _FREE_REMEDY)
+
+
+def _spread(tensor: Tensor) -> float:
+    """The deviation from the mean: a softmax does not see what is added to all scores."""
+    return float(tensor.double().std(correction=0))
 
 
 def _far(rms: float) -> tuple[str, float]:

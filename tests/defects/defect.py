@@ -65,17 +65,18 @@ class Defect:
         ]
 
 
-def audited(make: Callable[[], Made]) -> Audit:
+def audited(make: Callable[[], Made], batch: bool = True) -> Audit:
     """Return the audit of a model with every metric there is, as `idfx audit` runs it.
 
     Args:
         make: builds the model; called a second time to tell which memory nobody wrote.
+        batch: run one; else weights and structure alone.
     """
     with filled():
         model, args, kwargs = make()
     structure = idfx.analyze(model, args, kwargs)
     own = structure.capture.example
-    trial = on_first(model, structure, enlarged(own, sizes(own)))
+    trial = on_first(model, structure, enlarged(own, sizes(own))) if batch else None
     return examine(model, structure, (), unwritten(model, lambda: make()[0]), trial)
 
 
