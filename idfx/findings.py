@@ -52,10 +52,10 @@ class Point:
     `mean`, `variance` and `kurtosis` (excess, 0 for a normal distribution) are over all entries. `dead` is the share of
     units that are one and the same number for the whole batch, `saturated` the share of entries where an activation's
     derivative is below 0.01 (half of them for a ReLU), of a softmax the share of slices with an entry above 0.99; None
-    where there is no activation. `correlation` is the cosine between the values of two independent batches; None where
-    there is no second one. `effective_rank` is exp(entropy) of the singular values of the values as a matrix (places,
-    units), normalised to a sum of 1, of at most `rank_bound`. `gradient` is the norm of the gradient with respect to
-    it, where that at the outputs has norm 1; None if none arrives.
+    where there is no activation, or nothing but zeros goes into it. `correlation` is the cosine between the values of
+    two independent batches; None where there is no second one. `effective_rank` is exp(entropy) of the singular values
+    of the values as a matrix (places, units), normalised to a sum of 1, of at most `rank_bound`. `gradient` is the norm
+    of the gradient with respect to it, where that at the outputs has norm 1; None if none arrives.
     """
 
     name: str

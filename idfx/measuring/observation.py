@@ -47,7 +47,7 @@ class _Watch:
             return
         if place.operator == ATTENTION:
             self._slopes[node.name] = sure_attention(args, kwargs)
-        else:
+        elif bool(args[0].any()):  # zeros throughout come from a zero before it, and say nothing of the function
             assert callable(node.target)
             self._slopes[node.name] = flat_share(node.target, args, kwargs)
 
@@ -77,7 +77,8 @@ class _Watch:
             saturated = sure_share(value, _softmax_axis(node))
         elif place.kind == "activation":
             saturated = self._slopes.get(node.name)
-            dead = None if place.operator == ATTENTION else dead_share(value, place.axis)
+            judged = saturated is not None and place.operator != ATTENTION
+            dead = dead_share(value, place.axis) if judged else None
         return Point(
             name=place.name, kind=place.kind, operator=place.operator, parameter=place.parameter, block=place.block,
             units=value.shape[place.axis], mean=mean, variance=variance, kurtosis=kurtosis, dead=_told(dead),
