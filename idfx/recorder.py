@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from idfx.interpreter import compute
+from idfx.ops.term import operator_name
 from idfx.running import FunctionCalls, ModulePath
 from idfx.sources import out_of_memory
 
@@ -79,6 +80,7 @@ class Recorder:
         self._names: dict[int, tuple[torch.Tensor, str, bool]] = {}
         self._places: dict[Any, int] = {}
         self._values: dict[Any, tuple[torch.Tensor, torch.fx.Node, int]] = {}
+        self._detached: dict[int, tuple[torch.Tensor, torch.fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
         self.functions = FunctionCalls(self)
         self.hides: dict[str, None] = {}
@@ -186,7 +188,11 @@ class Recorder:
             for tensor in target if isinstance(target, (list, tuple)) else (target,):
                 if isinstance(tensor, torch.Tensor):
                     self._write(tensor, node)
+        before = self._values.get(_place(result)) if operator_name(func) == "aten.detach" else None
         self._result(node, result, step)
+        if before is not None:  # what is detached lies where it lay, but only the new object has lost its gradient
+            self._detached[id(result)] = self._values[_place(result)]
+            self._values[_place(result)] = before
         return result
 
     def output(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -231,7 +237,7 @@ class Recorder:
 
     def _node(self, tensor: torch.Tensor) -> torch.fx.Node:
         place = _place(tensor)
-        known = self._values.get(place)
+        known = self._detached.get(id(tensor)) or self._values.get(place)
         if known is None:
             self._attribute(tensor)
             known = self._values[place]
@@ -245,7 +251,10 @@ class Recorder:
                 else:
                     node = self._create("call_function", overwritten, (node, write))
                     self._note(node, tensor, self.steps[write.name])
-            self._values[_place(tensor)] = (tensor, node, len(writes))
+            if id(tensor) in self._detached:
+                self._detached[id(tensor)] = (tensor, node, len(writes))
+            else:
+                self._values[place] = (tensor, node, len(writes))
         return node
 
     def _attribute(self, tensor: torch.Tensor) -> None:

@@ -121,6 +121,30 @@ def test_gradients_are_those_of_torch_for_a_gradient_of_norm_one() -> None:
         assert points[name].gradient == pytest.approx(norm, rel=1e-4)
 
 
+def test_only_what_is_detached_has_lost_its_gradient() -> None:
+    class Straight(nn.Module):
+        """Rounds on the way forward, and passes the gradient by; keeps a copy without one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.lost = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.one(x)
+            kept = y.detach()
+            y = y + (y.round() - y).detach()
+            return self.two(y) + self.lost(x).detach(), kept
+
+    torch.manual_seed(0)
+    model, x = Straight(), torch.randn(8, 6)
+    found = observed(model, x, seed=1)
+    outputs = list(model(x))
+    gradient = unit_gradients(outputs[:1], 1)
+    torch.autograd.backward(outputs[:1], gradient)
+    assert found.gradients["one.weight"] == pytest.approx(float(model.one.weight.grad.norm()), rel=1e-4)
+    assert found.gradients["lost.weight"] == 0 and model.lost.weight.grad is None
+
+
 def test_correlation_is_the_cosine_between_independent_batches() -> None:
     torch.manual_seed(0)
     shifted = nn.Sequential(nn.Linear(400, 400))
