@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import signal
 import sys
+import threading
+from types import FrameType
 from typing import Any
 
 import click
@@ -13,6 +16,7 @@ import click
 from idfx._version import __version__
 from idfx.errors import IdfxError
 
+_INTERRUPTED = "interrupted; nothing was written"
 _NOT_COMMANDS = frozenset({"bench_speed", "bench_train", "cases", "limits", "main", "options", "session"})
 
 
@@ -65,6 +69,7 @@ def _fail(message: str, code: int, debug: bool = False) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit; the exit codes are those of `idfx.errors`, 130 after Ctrl-C."""
     state: dict[str, Any] = {"debug": "--debug" in (sys.argv[1:] if arguments is None else arguments)}
+    _note_interrupts(state)
     try:
         code = cli.main(args=arguments, prog_name="idfx", standalone_mode=False, obj=state)
         sys.stdout.flush()
@@ -72,26 +77,42 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         raise SystemExit(error.exit_code) from error
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was written", 130, state["debug"])
+        _fail(_INTERRUPTED, 130, state["debug"])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except click.ClickException as error:
         where = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
         _fail(error.format_message() + where, 2)
-    except IdfxError as error:
-        _fail(str(error), error.exit_code, state["debug"])
     except Exception as error:
-        from idfx.sources import out_of_memory, shortened
+        _fail_of(error, state)
 
-        if out_of_memory(error):
-            text = f"out of memory ({shortened(error)}); expected room for the weights."
-            _fail(f"{text} Try a smaller --dtype or another --device.", 2, state["debug"])
-        _fail(
-            f"{type(error).__name__}: {error}; this is a defect of idfx. Run again with --debug and report it.",
-            70,
-            state["debug"],
-        )
+
+def _fail_of(error: Exception, state: dict[str, Any]) -> None:
+    """Say what an error is, or that the work was interrupted: an import that is cut off may raise anything."""
+    if state.get("interrupted"):
+        _fail(_INTERRUPTED, 130, state["debug"])
+    if isinstance(error, IdfxError):
+        _fail(str(error), error.exit_code, state["debug"])
+    from idfx.sources import out_of_memory, shortened
+
+    if out_of_memory(error):
+        text = f"out of memory ({shortened(error)}); expected room for the weights."
+        _fail(f"{text} Try a smaller --dtype or another --device.", 2, state["debug"])
+    told = f"{type(error).__name__}: {error}; this is a defect of idfx. Run again with --debug and report it."
+    _fail(told, 70, state["debug"])
+
+
+def _note_interrupts(state: dict[str, Any]) -> None:
+    """Keep in mind that Ctrl-C was pressed, whatever becomes of the exception that it raises."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        state["interrupted"] = True
+        signal.default_int_handler(number, frame)
+
+    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set what signals do
+    if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
 
 
 if __name__ == "__main__":

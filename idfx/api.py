@@ -97,6 +97,9 @@ def analyze(
         >>> structure.roles["fc.weight"].name
         'end'
     """
+    if example_kwargs is not None and not isinstance(example_kwargs, Mapping):
+        found = type(example_kwargs).__name__
+        raise UsageError(f"example_kwargs: a {found}; expected inputs by name. Write example_kwargs={{'name': value}}.")
     if example_inputs is None and not example_kwargs:
         example = _derived_example(model)
     else:

@@ -54,7 +54,8 @@ def audit(
         Findings, each with its place, value, threshold and remedy, and what was measured.
 
     Raises:
-        UsageError: an unknown metric, a budget that is not above 0, or a model on the meta device.
+        UsageError: an unknown metric, a budget that is not above 0, a seed that torch does not take, or a model on the
+            meta device.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -65,8 +66,10 @@ def audit(
         ('error', [('rank', '0.weight'), ('replicas', '0.weight')])
     """
     asked(only, also)
-    if not budget > 0:
+    if not isinstance(budget, (int, float)) or not budget > 0:
         raise UsageError(f"audit: budget={budget!r}; expected seconds above 0. Leave it out for {BUDGET:g}.")
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"audit: seed={seed}; expected a number from -2**63 to 2**64 - 1. Leave it out for 0.")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UsageError(
@@ -145,6 +148,9 @@ def asked(only: Sequence[str], also: Sequence[str]) -> list[str]:
         >>> asked(["scale"], ["finite"])
         ['finite', 'scale']
     """
+    for names in (only, also):
+        if isinstance(names, str):
+            raise UsageError(f"metrics {names!r}: a string; expected several of them. Write [{names!r}].")
     check((*only, *also))
     named = {*only, *also}
     return [name for name in METRICS if name in named or (not only and not METRICS[name].on_request)]

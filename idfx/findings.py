@@ -52,10 +52,10 @@ class Point:
     `mean`, `variance` and `kurtosis` (excess, 0 for a normal distribution) are over all entries. `dead` is the share of
     units that are one and the same number for the whole batch, `saturated` the share of entries where an activation's
     derivative is below 0.01 (half of them for a ReLU), of a softmax the share of slices with an entry above 0.99; None
-    where there is no activation. `correlation` is the cosine between the values of two independent batches; None where
-    there is no second one. `effective_rank` is exp(entropy) of the singular values of the values as a matrix (places,
-    units), normalised to a sum of 1, of at most `rank_bound`. `gradient` is the norm of the gradient with respect to
-    it, where that at the outputs has norm 1; None if none arrives.
+    where there is no activation, or nothing but zeros goes into it. `correlation` is the cosine between the values of
+    two independent batches; None where there is no second one. `effective_rank` is exp(entropy) of the singular values
+    of the values as a matrix (places, units), normalised to a sum of 1, of at most `rank_bound`. `gradient` is the norm
+    of the gradient with respect to it, where that at the outputs has norm 1; None if none arrives.
     """
 
     name: str
@@ -185,7 +185,8 @@ class Observation:
 
     `points` are in the order of execution. `gradients` are the norms of the gradients of the parameters, 0 where none
     arrives, for a random gradient of norm 1 at the outputs. `finite`: no output holds NaN or Inf. `correlation` is the
-    cosine between the outputs of the two batches; None if there is no second one. `no_backward` and `no_second` say why
+    cosine between the outputs of the two batches, `difference` the norm of their difference over that of the first;
+    None if there is no second one, or if the outputs are zero. `no_backward` and `no_second` say why
     there are no gradients and no second batch, "" where there are.
     """
 
@@ -194,6 +195,7 @@ class Observation:
     gradients: Mapping[str, float]
     finite: bool
     correlation: float | None
+    difference: float | None = None
     no_backward: str = ""
     no_second: str = ""
 

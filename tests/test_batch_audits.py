@@ -127,6 +127,26 @@ def test_zeros_that_keep_a_gradient_away_are_no_finding_of_the_batch() -> None:
     assert not [found for found in told(model, torch.randn(64, 32)) if found[1] == "backward"]
 
 
+def test_an_activation_of_zeros_from_a_closed_scale_is_not_asleep() -> None:
+    class Excited(nn.Module):
+        """A branch that ends in a scale of 0 and a squeeze-excite, as timm's ByobNet has it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 32, 3, padding=1), nn.BatchNorm2d(32)
+            self.one, self.two, self.skip = nn.Linear(32, 32), nn.Linear(32, 32), nn.Conv2d(4, 32, 1)
+            nn.init.zeros_(self.norm.weight)
+            nn.init.zeros_(self.one.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x))
+            gate = torch.sigmoid(self.two(torch.relu(self.one(y.mean((2, 3))))))
+            return self.skip(x) + y * gate[:, :, None, None]
+
+    found = told(Excited(), torch.randn(8, 4, 6, 6))
+    assert not [one for one in found if one[0] in ("error", "warning")]
+
+
 def test_a_lost_input_is_told_at_the_place_where_it_is_lost() -> None:
     model = mlp()
     nn.init.constant_(model[4].bias, 1e5)

@@ -111,7 +111,9 @@ def test_outputs_without_a_floating_number_send_no_gradient_and_no_warning(end: 
 
 def test_a_detached_output_is_still_told() -> None:
     model = Written(lambda self, x: self.fc(x).detach(), fc=nn.Linear(8, 4))
-    assert "sends it no gradient" in dict(warned(idfx.audit(model, (torch.randn(16, 8),), only=["backward"])))["backward"]
+    assert (
+        "sends it no gradient" in dict(warned(idfx.audit(model, (torch.randn(16, 8),), only=["backward"])))["backward"]
+    )
 
 
 def test_gradients_of_complex_parameters_count_both_parts() -> None:
@@ -155,7 +157,7 @@ def test_batch_normalisation_of_one_number_per_channel_keeps_its_running_statist
         model.train()(x)
     audit = idfx.audit(model, (x,), only=BATCH)
     assert not warned(audit)
-    assert audit.profile[-1].mean == pytest.approx(float(model.eval()(x).mean()), abs=1e-6)
+    assert audit.profile[-1].mean == pytest.approx(model.eval()(x).mean().item(), abs=1e-6)
 
 
 def test_a_batch_normalisation_that_is_called_twice_has_the_statistics_of_each_call() -> None:
@@ -179,3 +181,42 @@ def test_a_batch_normalisation_that_is_called_twice_has_the_statistics_of_each_c
 def test_a_model_on_the_meta_device_is_refused() -> None:
     with pytest.raises(idfx.IdfxError, match=r"weight is on the meta device; expected values\."):
         idfx.audit(nn.Linear(4, 4, device="meta"), (torch.ones(2, 4),))
+
+
+def test_outputs_that_are_not_numbers_are_not_called_the_same() -> None:
+    model = Written(lambda self, x: torch.log(self.fc(x)), fc=nn.Linear(8, 16))
+    messages = [message for _, message in warned(idfx.audit(model, (torch.randn(16, 8),), only=["forward"]))]
+    assert messages == ["the values behind fc.weight hold NaN or Inf, and those at 0 places behind it"]
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0])
+def test_a_batch_of_one_number_throughout_finds_no_fault_in_a_sound_model(number: float) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc = nn.LayerNorm(32), nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.fc(self.norm(x).relu())
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Block() for _ in range(5)), nn.Linear(32, 4))
+    audit = idfx.audit(model, (torch.full((8, 32), number),), only=BATCH)
+    assert not warned(audit)
+    assert str(audit.measures["forward"]["inputs"]).startswith("one number throughout")
+    nn.init.constant_(model[2].fc.weight, math.inf)
+    assert idfx.audit(model, (torch.full((8, 32), number),), only=BATCH).verdict == "error"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"only": "forward"}, r"metrics 'forward': a string; expected several of them\. Write \['forward'\]"),
+        ({"example_kwargs": ["forward"]}, "example_kwargs: a list; expected inputs by name"),
+        ({"seed": 2**64}, "seed=18446744073709551616; expected a number"),
+        ({"budget": None}, "budget=None; expected seconds above 0"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused_in_one_line(given: dict[str, object], words: str) -> None:
+    with pytest.raises(idfx.IdfxError, match=words):
+        idfx.audit(nn.Linear(4, 4), (torch.ones(2, 4),), **given)  # type: ignore[arg-type]

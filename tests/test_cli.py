@@ -656,3 +656,12 @@ def test_progress_is_shown_in_a_terminal_and_the_result_is_not_mixed_with_it(run
     # Another process, the same bytes; and the same lines where nobody watches.
     assert run("init timm:test_resnet -o again.safetensors")[1].splitlines()[:-1] == out.splitlines()[:-1]
     assert Path("again.safetensors").read_bytes() == Path("weights.safetensors").read_bytes()
+
+
+def test_an_interrupt_that_an_import_turns_into_another_error_is_an_interrupt(folder: Path) -> None:
+    text = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
+    (folder / "cut.py").write_text(text + "raise AttributeError('module sympy has no attribute logic')\n")
+    line = [sys.executable, "-m", "idfx", "analyze", "cut.py:Net"]
+    found = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (130, "")
+    assert found.stderr.strip().splitlines()[-1] == "idfx: interrupted; nothing was written"

@@ -42,7 +42,7 @@ def measure(spec: str, runs: int) -> None:
         ratios.append(audit() / captures[-1])
     print(f"{spec}: capture {statistics.median(captures):.2f} s, audit / capture", end=" ")
     print(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    for name in METRICS:
+    for name in (name for name in METRICS if not METRICS[name].batch):
         print(f"  {name} {audit((name,)):.3f} s")
 
 

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ZOO = Path(__file__).resolve().parents[2] / "tests" / "zoo"
-LIMITS = ("--timeout", "400", "--max-memory", "8GiB", "--device", "cpu", "--quiet", "--json", "--batch", "none")
+LIMITS = ("--timeout", "400", "--max-memory", "8GiB", "--device", "cpu", "--quiet", "--json")
+WEIGHTS = ("--batch", "none")
+BATCH = ("--only", "forward,backward", "--budget", "90")
 TIMM = 100
 PLACES = 3  # of the findings of one kind that a line holds
 MORE = (
@@ -62,14 +64,14 @@ def ready() -> None:
     gc.freeze()
 
 
-def look(spec: str) -> dict[str, Any]:
+def look(spec: str, options: tuple[str, ...]) -> dict[str, Any]:
     """Return the line of one model: `idfx audit` in a process of its own, forked from this one."""
     words = ["--model-arg", "tiny=true"] if spec.startswith("transformers:") else []
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         child = os.fork()
         if child == 0:
-            run(["audit", spec, *words, *LIMITS], out.fileno(), err.fileno())
+            run(["audit", spec, *words, *LIMITS, *options], out.fileno(), err.fileno())
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         out.seek(0)
         err.seek(0)
@@ -132,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("specs", nargs="*", help="these models alone")
     parser.add_argument("-o", "--output", type=Path, default=Path("audit_sweep.jsonl"), help="lines are added to it")
+    parser.add_argument("--batch", action="store_true", help="forward and backward of one batch instead of the weights")
     parser.add_argument("--show", type=Path, metavar="FILE.jsonl", help="print what a sweep found and end")
     given = parser.parse_args()
     if given.show:
@@ -142,7 +145,7 @@ def main() -> None:
     done = {json.loads(text)["spec"] for text in texts}
     specs = [spec for spec in given.specs or models() if spec not in done]
     for number, spec in enumerate(specs, 1):
-        line = look(spec)
+        line = look(spec, BATCH if given.batch else WEIGHTS)
         with given.output.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(f"{number}/{len(specs)} {spec} {line['code']} {line['seconds']} s", flush=True)

@@ -16,7 +16,6 @@ import timm
 import torch
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
-from torch.func import functional_call, jvp, vjp
 
 from idfx.findings import Spectrum
 from idfx.measuring.operators import LinearMap
@@ -102,32 +101,32 @@ def table(seeds: int) -> None:
             for one in found
         )
         print(f"  of {seeds} seeds: {missed} bounds missed", end="")
-        for number in ("mean_square", "spread"):
-            scaled = [
-                ((getattr(one, number) - getattr(exact, number)) / getattr(one, f"{number}_error")) ** 2
-                for one in found
-                if getattr(one, f"{number}_error") > slack
-            ]
-            print(
-                f"; {number}: rms of error / standard error {math.sqrt(sum(scaled) / len(scaled)):.2f}" * bool(scaled),
-                end="",
-            )
-        print()
+        print("".join(f"; {number} {rms(found, exact, number, slack)}" for number in ("mean_square", "spread")))
+
+
+def rms(found: list[Spectrum], exact: Spectrum, number: str, slack: float) -> str:
+    """Return the root mean square of error over standard error, where the latter is not rounding alone."""
+    pairs = [(getattr(one, number) - getattr(exact, number), getattr(one, f"{number}_error")) for one in found]
+    scaled = [(missed / error) ** 2 for missed, error in pairs if error > slack]
+    return f"{math.sqrt(sum(scaled) / len(scaled)):.2f}" if scaled else "known"
 
 
 def of_model(name: str, exact: bool) -> None:
     """Print the spectrum of the Jacobian of a model of timm, for one random image."""
     torch.manual_seed(0)
     model = timm.create_model(name).eval().requires_grad_(False)
-    image = torch.randn(1, 3, 224, 224)
-    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    image = torch.randn(1, 3, 224, 224, requires_grad=True)
+    out = model(image).flatten()
+    seed = torch.zeros_like(out, requires_grad=True)
+    (back,) = torch.autograd.grad(out, image, seed, create_graph=True)  # linear in seed, its derivative is J
 
-    def flat(x: Tensor) -> Tensor:
-        return functional_call(model, state, x.view(image.shape)).flatten()
+    def forward(v: Tensor) -> Tensor:
+        return torch.autograd.grad(back, seed, v.view(image.shape), retain_graph=True)[0]
 
-    x = image.flatten()
-    out, pull = vjp(flat, x)
-    jacobian = LinearMap(out.numel(), x.numel(), lambda v: jvp(flat, (x,), (v,))[1], lambda u: pull(u)[0])
+    def adjoint(u: Tensor) -> Tensor:
+        return torch.autograd.grad(out, image, u, retain_graph=True)[0].flatten()
+
+    jacobian = LinearMap(out.numel(), image.numel(), forward, adjoint)
     for below in (0, out.numel()) if exact else (0,):
         start = time.perf_counter()
         found = spectrum(jacobian, "", seed=0, exact_below=below)

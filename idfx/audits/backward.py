@@ -32,7 +32,7 @@ def backward(subject: Subject) -> Iterator[Finding | Measure]:
 
     Unit: norms; ratios. Thresholds: NaN or Inf (error). A trend by a factor beyond 1e4 over depth, more than three
     standard errors from none (warning). A weight whose gradient is exactly 0, although no zero of the weights keeps it
-    away (warning).
+    away (warning; not of a batch that is one number throughout, of which a normalisation makes zeros).
 
     Source: Glorot and Bengio, AISTATS 2010; Hanin, "Which neural net architectures give rise to exploding and
     vanishing gradients?", NeurIPS 2018; the gradient-to-weight ratio: You, Gitman and Ginsburg, "Large batch training
@@ -67,6 +67,8 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
 
 
 def _silent(subject: Subject) -> Iterator[Finding]:
+    if subject.trial is not None and subject.trial.uniform:  # a normalisation makes zeros of it
+        return
     zeros = [name for name in subject.structure.parameters if subject.is_zero(name)]
     reached = fed(subject.flow, zeros, subject.first_name)
     for name, norm in subject.observation.gradients.items():

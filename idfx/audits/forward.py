@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from idfx.audits.branches import is_closed
 from idfx.audits.metric import metric
 from idfx.audits.subject import Subject
 from idfx.findings import Finding, Measure, Point
@@ -14,7 +15,8 @@ GROWTH = 1e6
 HUGE = 1e12
 MOSTLY, ALL = 0.9, 0.999
 SAME = 1 - 1e-6
-TOLD = 16  # an effective rank of at most fewer than this says nothing
+DIFFERENT = 1e-4
+TOLD = 16  # fewer units or directions than that say little
 
 _FINITE = "Look at the first place that is told: the scale of its weight, or a division by something near zero."
 _GROWTH = "Close the branches (idinit, fixup, skipinit, zero-gamma), normalise, or draw with gain / √fan-in."
@@ -35,9 +37,10 @@ def forward(subject: Subject) -> Iterator[Finding | Measure]:
     Unit: that of each. Thresholds: NaN or Inf (error). A variance above 1e12 (error): its square is not far from the
     end of float32. A trend by a factor beyond 1e6 over depth, more than three standard errors from none (warning). An
     activation of which 0.9 of the entries (warning) or 0.999 (error) are saturated: a derivative below 0.01, or for a
-    softmax slices with one entry above 0.99; all units dead besides a flat derivative (error). An effective rank below
-    1.5, of 16 or more possible, at the end of a block (warning). Outputs equal to 1e-6 for two batches, though neither
-    is zero (warning).
+    softmax slices with one entry above 0.99; a ReLU with fewer than 16 units may be off by chance (warning). An
+    effective rank below 1.5, of 16 or more possible, at the end of a block (warning). Outputs of two batches that
+    differ by less than 1e-4 of their size (warning; info where branches are closed, through which alone a class token
+    sees its input). Saturation and rank are not judged by a batch that is one number throughout.
 
     Source: the measures: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
     networks", AISTATS 2010; Schoenholz et al., "Deep information propagation", ICLR 2017 (correlations); Dong,
@@ -54,14 +57,19 @@ def forward(subject: Subject) -> Iterator[Finding | Measure]:
     if active:
         yield Measure("forward", "most saturated", max(point.saturated or 0.0 for point in active))
         yield Measure("forward", "most dead units", max(point.dead or 0.0 for point in active))
-    for point in seen.points:
-        yield from _asleep(subject, point)
-        yield from _collapsed(subject, point)
+    if subject.trial is not None and subject.trial.uniform:
+        yield Measure("forward", "inputs", "one number throughout, by which no unit and no rank is judged")
+    else:
+        for point in seen.points:
+            yield from _asleep(subject, point)
+            yield from _collapsed(subject, point)
     if seen.no_second:
         yield Measure("forward", "correlation", seen.no_second)
     if seen.correlation is not None:
         yield Measure("forward", "correlation of outputs", seen.correlation)
-        yield from _same(subject, seen.points, seen.correlation)
+    if seen.difference is not None:
+        yield Measure("forward", "difference of outputs / outputs", seen.difference)
+        yield from _same(subject, seen.points, seen.difference)
 
 
 def stem(points: Sequence[Point]) -> list[Point]:
@@ -106,7 +114,8 @@ def _asleep(subject: Subject, point: Point) -> Iterator[Finding]:
     share = point.saturated
     if share is None or share < MOSTLY:
         return
-    severity = "error" if share > ALL else "warning"
+    chance = point.units < TOLD and point.mean == point.variance == 0  # as many coins, all tails
+    severity = "error" if share > ALL and not chance else "warning"
     bound = ALL if share > ALL else MOSTLY
     picks = "softmax" in point.operator or "attention" in point.operator
     what = "puts more than 0.99 on one entry for" if picks else "is flat (derivative below 0.01) for"
@@ -122,16 +131,19 @@ def _collapsed(subject: Subject, point: Point) -> Iterator[Finding]:
         yield at(subject, "warning", point, rank, 1.5, told, _RANK)
 
 
-def _same(subject: Subject, points: Sequence[Point], correlation: float) -> Iterator[Finding]:
-    if correlation < SAME:
+def _same(subject: Subject, points: Sequence[Point], difference: float) -> Iterator[Finding]:
+    if not difference < DIFFERENT:
         return
     lost = next((point for point in points if point.correlation is not None and point.correlation >= SAME), None)
     where = f"; the first such place is {_named(lost)}" if lost is not None else ""
-    told = f"two independent batches give the same outputs (cosine {correlation:.7g}){where}"
+    told = f"two independent batches give the same outputs but for {difference:.2g} of their size{where}"
+    closed = any(is_closed(subject, join) for join in subject.structure.joins)
+    severity = "info" if closed else "warning"
+    told += "; closed branches may be what lies between, as for a class token" if closed else ""
     if lost is None:
-        yield Finding("warning", "forward", "", subject.structure.model, correlation, SAME, told, _SAME)
+        yield Finding(severity, "forward", "", subject.structure.model, difference, DIFFERENT, told, _SAME)
     else:
-        yield at(subject, "warning", lost, correlation, SAME, told, _SAME)
+        yield at(subject, severity, lost, difference, DIFFERENT, told, _SAME)
 
 
 def _named(point: Point) -> str:

@@ -76,7 +76,8 @@ def _part(matrices: Tensor) -> Tensor:
     matrices = matrices[:: -(-matrices.shape[0] // MATRICES)]
     axis = 1 if matrices.shape[1] <= matrices.shape[2] else 2
     size = matrices.shape[axis]
-    return matrices.index_select(axis, torch.arange(0, size, -(-size // ROWS), device=matrices.device))
+    step = -(-size // ROWS)
+    return matrices[:, ::step] if axis == 1 else matrices[:, :, ::step]
 
 
 def _zeros(matrices: Tensor) -> int:

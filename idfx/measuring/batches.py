@@ -28,6 +28,18 @@ def described(example: Example, source: str = "given") -> Batch:
     return Batch(source, firsts.pop() if len(firsts) == 1 else None, shapes)
 
 
+def is_uniform(example: Example) -> bool:
+    """Return whether every tensor of an example is one number throughout, which says little of data.
+
+    Example:
+        >>> is_uniform(Example((torch.ones(2, 3),))), is_uniform(Example((torch.arange(3.0),)))
+        (True, False)
+    """
+    tensors = [tensor for tensor in _tensors(example) if tensor.numel() > 1]
+    plain = [tensor for tensor in tensors if tensor.layout == torch.strided and not tensor.is_nested]
+    return bool(tensors) and len(plain) == len(tensors) and not any(bool((t != t.flatten()[0]).any()) for t in plain)
+
+
 def sizes(example: Example) -> int:
     """Return how many samples a batch has where nobody says: fewer, the larger they are.
 

@@ -47,7 +47,7 @@ class _Watch:
             return
         if place.operator == ATTENTION:
             self._slopes[node.name] = sure_attention(args, kwargs)
-        else:
+        elif bool(args[0].any()):  # zeros throughout come from a zero before it, and say nothing of the function
             assert callable(node.target)
             self._slopes[node.name] = flat_share(node.target, args, kwargs)
 
@@ -77,7 +77,8 @@ class _Watch:
             saturated = sure_share(value, _softmax_axis(node))
         elif place.kind == "activation":
             saturated = self._slopes.get(node.name)
-            dead = None if place.operator == ATTENTION else dead_share(value, place.axis)
+            judged = saturated is not None and place.operator != ATTENTION
+            dead = dead_share(value, place.axis) if judged else None
         return Point(
             name=place.name, kind=place.kind, operator=place.operator, parameter=place.parameter, block=place.block,
             units=value.shape[place.axis], mean=mean, variance=variance, kurtosis=kurtosis, dead=_told(dead),
@@ -129,12 +130,12 @@ def observe(
     except AuditError as error:
         no_backward = str(error)
         watch.gradients.clear()
-    alone, correlation = dict(watch.points), None
+    alone, correlation, difference = dict(watch.points), None, None
     other = another(structure.capture.example)
     if other is not None:
         try:
             again = Replay(model, structure.capture, seed, out_of_time).run(other, watch.second)
-            correlation = _correlation(outputs, again)
+            correlation, difference = _compared(outputs, again)
         except OutOfTimeError:
             raise
         except AuditError:  # the graph is that of one batch, and another may be routed otherwise
@@ -142,7 +143,9 @@ def observe(
             watch.points = alone
     points = tuple(replace(point, gradient=watch.gradients.get(name)) for name, point in watch.points.items())
     finite = all(bool(torch.isfinite(output).all()) for output in outputs)
-    return Observation(batch, points, gradients, finite, correlation, no_backward, no_second), run.statistics
+    return Observation(
+        batch, points, gradients, finite, correlation, difference, no_backward, no_second
+    ), run.statistics
 
 
 def _backward(model: str, outputs: list[Tensor], parameters: dict[str, Tensor], seed: int) -> dict[str, float]:
@@ -189,11 +192,14 @@ def unit_gradients(outputs: list[Tensor], seed: int) -> list[Tensor]:
     return [(t / size).to(output.device, output.dtype) for t, output in zip(drawn, outputs, strict=True)]
 
 
-def _correlation(outputs: list[Tensor], again: list[Tensor]) -> float | None:
-    """The cosine between two runs' outputs."""
+def _compared(outputs: list[Tensor], again: list[Tensor]) -> tuple[float | None, float | None]:
+    """The cosine between two runs' outputs, and the norm of their difference over that of the first."""
     one = torch.cat([sampled(output) for output in outputs]) if outputs else torch.zeros(0)
     other = torch.cat([sampled(output) for output in again]) if again else torch.zeros(0)
-    return cosine(one, other) if one.shape == other.shape else None
+    if one.shape != other.shape:
+        return None, None
+    size = float(one.double().norm())
+    return cosine(one, other), float((one.double() - other.double()).norm()) / size if size else None
 
 
 def _tensor(value: Any) -> Tensor | None:

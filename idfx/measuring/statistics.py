@@ -187,6 +187,6 @@ def effective_rank(value: Tensor, axis: int) -> tuple[float, int]:
 
 
 def cosine(one: Tensor, other: Tensor) -> float | None:
-    """Return the cosine between two tensors of one shape; None where either is zero."""
+    """Return the cosine between two tensors of one shape; None where either is zero, or holds NaN or Inf."""
     size = float(one.double().norm() * other.double().norm())
-    return float(one.double() @ other.double()) / size if size else None
+    return float(one.double() @ other.double()) / size if 0 < size < math.inf else None

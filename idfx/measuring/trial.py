@@ -12,7 +12,7 @@ from idfx.capture import capture
 from idfx.errors import CaptureError, ForwardError
 from idfx.findings import Batch, Observation
 from idfx.flow import Flow
-from idfx.measuring.batches import described
+from idfx.measuring.batches import described, is_uniform
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.observation import observe
 from idfx.network import Network
@@ -40,6 +40,11 @@ class Trial:
     def out_of_time(self) -> bool:
         """Return whether the time is up."""
         return time.monotonic() - self.started > self.seconds
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the batch is one number throughout."""
+        return is_uniform(self.whole.capture.example)
 
     def observe(self, model: nn.Module) -> tuple[Observation, Mapping[str, Tensor]]:
         """Run the batch; return what it showed, and the statistics that batch normalisations took.
