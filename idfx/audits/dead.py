@@ -24,7 +24,8 @@ def dead(subject: Subject) -> Iterator[Finding]:
     (a zero scale behind a zero weight), all that stands before them, and a weight that gives a ReLU zeros alone. Only
     whole tensors of zeros count, all else is taken to let a gradient through; frozen zeros stay. A finding is placed at
     each zero factor that starves. A buffer of zeros that multiplies data entry by entry, and with that keeps the
-    gradient from parameters, is a zero factor too.
+    gradient from parameters, is a zero factor too (a warning where it is multiplied by further buffers first, as in a
+    frozen normalisation, which waits for a checkpoint).
 
     Unit: trainable parameters without a gradient. Threshold: 0 (error): they stay as they are for ever.
 
@@ -54,14 +55,17 @@ def dead(subject: Subject) -> Iterator[Finding]:
 
 def _by_buffers(subject: Subject) -> Iterator[Finding]:
     """Buffers of zeros that multiply data, and keep the gradient from parameters."""
-    flow = subject.flow
+    flow, folding = subject.flow, Folding(subject)
     frozen = {name for name, info in subject.structure.parameters.items() if not info.requires_grad}
     factors: dict[str, set[int]] = {}
+    scaled: set[str] = set()  # those that act through a product with further buffers
     for term in flow.terms:
         if term.kind == "product" and term.data:
             for operand in term.operands:
                 if flow.terms[operand].kind == "zero":
-                    for name in Folding(subject).leaves(flow.nodes[flow.terms[operand].node]):
+                    leaves = folding.leaves(flow.nodes[flow.terms[operand].node])
+                    scaled.update(leaves if len(leaves) > 1 else ())
+                    for name in leaves:
                         if name not in subject.structure.parameters and not bool(subject.tensors[name].any()):
                             factors.setdefault(name, set()).add(operand)
     for name, terms in factors.items():
@@ -69,7 +73,8 @@ def _by_buffers(subject: Subject) -> Iterator[Finding]:
         hungry = without - starved(flow, (), frozen, subject.first_name, terms) - frozen
         if hungry:
             message = f"a buffer of zeros multiplies data; {len(hungry)} trainable parameters get no gradient for it"
-            yield subject.finding("error", "dead", name, len(hungry), 0, message, _REMEDY)
+            severity = "warning" if name in scaled else "error"
+            yield subject.finding(severity, "dead", name, len(hungry), 0, message, _REMEDY)
 
 
 def _starved(subject: Subject, zeros: set[str], frozen: set[str]) -> frozenset[str]:

@@ -17,6 +17,7 @@ LARGE = 4.0
 TOO_LARGE = 10.0
 SMALL = 0.01
 TOO_SMALL = 1e-4
+NOTHING = 1e-6  # of an embedding
 FAR = 100.0  # for what is added, and for scales that are learned: error; a tenth of it: warning
 MANY = 1024  # entries from which a standard deviation is known well enough to tell which fan it was made from
 GAINS = (1.0, math.sqrt(2.0), 1 / math.sqrt(3.0))  # LeCun, He, and nn.Linear's own
@@ -45,7 +46,8 @@ def scale(subject: Subject) -> Iterator[Finding]:
     0.01 (warning; not for ends of branches, nor heads): normalisations make up for small weights, so it is no error;
     truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. Below 1e-4, zero aside, it is one: mean
     squares fall below the eps of a normalisation behind it (1e-5 to 1e-12); not where a constant bias stands in its
-    place (gMLP's gates), nor for what only steers another value. An embedding is held to it with a fan-in of 1. A
+    place (gMLP's gates), nor for what only steers another value. For an embedding the threshold is an rms of
+    1e-6, since RWKV draws its own with 1e-4 on purpose. A
     weight whose deviation is gain / √fan-out to within what a sample of its size tells, with gain 1, √2 or 1/√3, and
     not that of fan-in, where the two differ by half or more, is told as such (info; a warning above r = 4). Biases that
     are not 0 and norm scales that are not 1
@@ -68,7 +70,7 @@ def _beside(subject: Subject, name: str, role: Role) -> Iterator[Finding]:
     """What is to be said of a parameter that is no weight."""
     rms = subject.rms(name)
     severity, bound = _far(_spread(subject.tensors[name]) if role.name == "attention bias" else rms)
-    told = f"a {role.name} of root mean square {rms:.3g}"
+    told = f"{role.name} of root mean square {rms:.3g}"
     if role.name == "norm scale":
         yield from _norm(subject, name, rms)
     elif role.name in ADDED and rms:
@@ -76,8 +78,8 @@ def _beside(subject: Subject, name: str, role: Role) -> Iterator[Finding]:
         yield subject.finding(severity or "info", "scale", name, rms, bound, message, _BIAS)
     elif role.name in _FREE and severity:
         yield subject.finding(severity, "scale", name, rms, bound, told, _FREE_REMEDY)
-    elif role.name == "embedding" and 0 < rms < TOO_SMALL:
-        yield subject.finding("error", "scale", name, rms, TOO_SMALL, told, _FREE_REMEDY)
+    elif role.name == "embedding" and 0 < rms < NOTHING:
+        yield subject.finding("error", "scale", name, rms, NOTHING, told, _FREE_REMEDY)
 
 
 def _spread(tensor: Tensor) -> float:
