@@ -74,7 +74,7 @@ def command(
         raise click.UsageError("--github and --json: both are given; expected one of them. Leave one out.")
     if options["batch_size"] is not None and (said := _says_size(options)):
         raise click.UsageError(f"--batch-size and {said}: both are given; expected one of them. Leave one out.")
-    question = Question(_names(only), _names(also), options.pop("batch"), options.pop("batch_size"),
+    question = Question(_names(only, "--only"), _names(also, "--with"), options.pop("batch"), options.pop("batch_size"),
                         options.pop("budget"), options.pop("weights"))  # fmt: skip
     asked(question.only, question.also)
     cases = cases_of(specs, schemes, against, question)
@@ -97,8 +97,11 @@ def _says_size(options: Mapping[str, Any]) -> str:
     return {"input_shapes": "--input-shape", "inputs": "--input"}[given[0]] if given else ""
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def _names(text: str, option: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if text and not names:
+        raise click.UsageError(f"{option} {text!r}: no name in it; expected metrics. See `idfx list audits`.")
+    return names
 
 
 def _text(audits: list[tuple[str, Audit]], as_json: bool, github: bool) -> str:

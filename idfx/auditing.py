@@ -14,7 +14,7 @@ from idfx.audits import inventory
 from idfx.audits.metric import METRICS
 from idfx.audits.subject import Subject
 from idfx.errors import AuditError, UsageError
-from idfx.findings import SEVERITIES, Audit, Finding, Measure, Spectrum
+from idfx.findings import SEVERITIES, Audit, Finding, Likeness, Measure, Spectrum
 from idfx.measuring.batches import described
 from idfx.measuring.trial import BUDGET, Trial
 from idfx.network import Network
@@ -164,6 +164,7 @@ class _Found:
         self._findings: list[Finding] = []
         self._measures: dict[str, dict[str, float | int | str]] = {}
         self._spectra: list[Spectrum] = []
+        self._likenesses: dict[str, Likeness] = {}
         self._seconds: dict[str, float] = {}
         self._left_out: dict[str, str] = {}
         self._ran: list[str] = []
@@ -204,6 +205,8 @@ class _Found:
             self._findings.append(found)
         elif isinstance(found, Spectrum):
             self._spectra.append(found)
+        elif isinstance(found, Likeness):
+            self._likenesses[found.parameter] = found
         elif isinstance(found, Measure):
             self._measures.setdefault(name, {})[found.name] = found.value
 
@@ -217,7 +220,7 @@ class _Found:
             measures=self._measures,
             metrics=tuple(self._ran),
             left_out=self._left_out,
-            parameters=inventory.parameters(subject, seen.gradients if seen is not None else {}),
+            parameters=inventory.parameters(subject, seen.gradients if seen is not None else {}, self._likenesses),
             blocks=inventory.blocks(subject),
             batch=seen.batch if seen is not None else None,
             profile=seen.points if seen is not None else (),

@@ -76,10 +76,31 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """What the values of a weight look like, and how far they are from what schemes write.
+
+    `kind` is one of the words of the metric `identity`, `scheme` what writes such values, "" where nothing says so.
+    `from_identity` is the relative distance (Frobenius) to the nearest matrix with one entry in each row, as IDI and
+    IDIC are; `from_zero` the factor that the weight lets through, rms · √fan-in, 0 for IDIZ at eps 0;
+    `from_orthogonal` that of the rows' products, relative to their mean square, from the identity, over √rows;
+    `from_normal` the Kolmogorov-Smirnov distance of the entries from a normal distribution of their mean and deviation.
+    """
+
+    parameter: str
+    kind: str
+    scheme: str
+    from_identity: float
+    from_zero: float
+    from_orthogonal: float
+    from_normal: float
+
+
+@dataclass(frozen=True)
 class ParameterState:
     """One parameter as it was found: its root mean square, and the norm of its gradient where a batch was run.
 
-    The gradient is that of a loss whose gradient at the outputs is random and of norm 1.
+    The gradient is that of a loss whose gradient at the outputs is random and of norm 1. `likeness` is there for the
+    weights that the metric `identity` looked at.
     """
 
     name: str
@@ -89,6 +110,7 @@ class ParameterState:
     block: str | None
     rms: float
     gradient: float | None = None
+    likeness: Likeness | None = None
 
     @property
     def ratio(self) -> float | None:

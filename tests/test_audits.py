@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 import idfx
@@ -484,3 +486,53 @@ def test_a_frozen_whole_number_and_a_shared_parameter():
             return super().forward(x) + self.count.sum()
 
     assert audited(Odd(), (X,)).at_least("warning") == ()
+
+
+DRAWS = {
+    "kaiming": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
+    "kaiming, fan_out": lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
+    "xavier": nn.init.xavier_uniform_,
+    "lecun": lambda w: nn.init.kaiming_normal_(w, nonlinearity="linear"),
+    "torch.nn's own": lambda w: nn.Linear(w.shape[1], w.shape[0]).weight,
+    "orthogonal": nn.init.orthogonal_,
+    "idinit": nn.init.eye_,
+    "": lambda w: nn.init.normal_(w, std=0.02),
+}
+
+
+@pytest.mark.parametrize("scheme", list(DRAWS))
+def test_each_weight_is_told_by_what_writes_such_values(scheme):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 512, bias=False), nn.ReLU(), nn.Linear(512, 4))
+    with torch.no_grad():
+        model[0].weight.copy_(DRAWS[scheme](torch.empty(512, 128)))
+    weight = model[0].weight.detach().double().numpy()
+    found = {one.name: one.likeness for one in audited(model, (torch.ones(1, 128),), only=["identity"]).parameters}
+    likeness = found["0.weight"]
+    assert likeness.scheme == scheme and found["2.bias"] is None
+    rows = weight[::32]
+    nearest = np.zeros_like(rows)
+    there = np.arange(16), np.abs(rows).argmax(1)
+    nearest[there] = rows[there]
+    assert likeness.from_identity == pytest.approx(np.linalg.norm(rows - nearest) / np.linalg.norm(rows), abs=1e-6)
+    assert likeness.from_zero == pytest.approx(np.sqrt((weight**2).mean() * 128))
+    columns = weight[:, :16].T
+    gram = columns @ columns.T / (columns**2).sum(1).mean()
+    assert likeness.from_orthogonal == pytest.approx(np.linalg.norm(gram - np.eye(16)) / 4, abs=1e-6)
+    entries = weight.flatten()[::5]
+    if scheme != "idinit":
+        assert likeness.from_normal == pytest.approx(
+            stats.kstest(entries, "norm", (entries.mean(), entries.std())).statistic, abs=1e-3
+        )
+
+
+def test_the_bottleneck_of_the_main_stem_is_told_with_its_place():
+    model = nn.Sequential(
+        nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 4)
+    )
+    with torch.no_grad():
+        model[2].weight[1] = model[2].weight[0]
+    measures = audited(model, (torch.ones(1, 32),), only=["rank"]).measures["rank"]
+    rank = int(np.linalg.matrix_rank(model[2].weight.detach().numpy()))
+    assert measures["bottleneck of the main stem"] == f"{rank} at 2.weight" and rank == 5
+    assert measures["of them not square"] == measures["weights looked at"]

@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
-
+from idfx.audits.likeness import distances, looks_like, made_from, scheme
 from idfx.audits.metric import metric
-from idfx.audits.subject import CLOSED, Subject, sample
-from idfx.findings import Measure
-
-DOMINANT = 0.99
-RIGHT = 1e-3
-_ROWS = 16  # of a matrix that are looked at
-_FEW = 256  # entries below which the shape of a distribution is not told
+from idfx.audits.subject import CLOSED, Subject, gain
+from idfx.findings import Likeness, Measure
+from idfx.records import ParameterInfo, Role
+from idfx.schemes.scheme import fans
 
 
 @metric("identity")
-def identity(subject: Subject) -> Iterator[Measure]:
+def identity(subject: Subject) -> Iterator[Measure | Likeness]:
     """How many weights look like identities, closed ends, orthogonal or random matrices; measured, not judged.
 
     Definition, the first that is true, read from up to 16 rows and 16,384 entries: "zero"; "constant" (all entries the
@@ -28,68 +23,27 @@ def identity(subject: Subject) -> Iterator[Measure]:
     at right angles to 1e-3); by the kurtosis of the entries "uniform" (1.8 ± 0.15), "truncated normal" (2.36 ± 0.15,
     cut at two deviations) and "normal" (3 ± 0.3); "few entries" (below 256); "other".
 
-    Unit: weights. Threshold: none.
+    For each weight its distances from an identity, from zero, from an orthogonal matrix and from a normal distribution,
+    and the scheme that writes such values: by what it looks like and, for random ones, by the fan and the gain that its
+    deviation is made from (`Likeness`).
+
+    Unit: weights; relative distances. Threshold: none.
 
     Source: Pan et al., "IDInit", ICLR 2025, for IDI and IDIZ; the kurtosis of the three distributions is theirs
     exactly.
     """
-    counts = Counter(_kind(subject, info.name, subject.ratio(info, role)) for info, role in subject.weights())
-    for name, count in counts.most_common():
+    found = [_likeness(subject, info, role) for info, role in subject.weights()]
+    yield from found
+    for name, count in Counter(one.kind for one in found).most_common():
         yield Measure("identity", name, count)
 
 
-def _kind(subject: Subject, name: str, ratio: float) -> str:
+def _likeness(subject: Subject, info: ParameterInfo, role: Role) -> Likeness:
+    ratio, name = subject.ratio(info, role), info.name
     if subject.is_zero(name):
-        return "zero"
-    return looks_like(subject.matrices(name), closed=ratio <= CLOSED)
-
-
-def looks_like(matrices: Tensor, closed: bool = False) -> str:
-    """Return what a weight looks like.
-
-    Args:
-        matrices: (count, rows, columns), not zero throughout.
-        closed: it lets next to nothing through.
-
-    Example:
-        >>> looks_like(torch.eye(8)[None]), looks_like(torch.ones(1, 8, 8)), looks_like(torch.rand(1, 64, 64) - 0.5)
-        ('identity', 'constant', 'uniform')
-    """
-    entries = sample(matrices)
-    if bool((entries == entries[0]).all()) and bool((matrices == matrices[0, 0, 0]).all()):
-        return "constant"
-    rows = _rows(matrices)
-    squares = rows.square()
-    if rows.shape[1] > 1 and bool((squares.amax(1) >= DOMINANT * squares.sum(1)).all()):
-        return "identity"
-    if closed:
-        return "almost zero"
-    if _is_orthogonal(matrices):
-        return "orthogonal"
-    if entries.numel() < _FEW:
-        return "few entries"
-    centred = entries - entries.mean()
-    squared = centred.square()
-    kurtosis = float(squared.square().mean() / squared.mean().square())
-    for name, value, near in (("uniform", 1.8, 0.15), ("truncated normal", 2.36, 0.15), ("normal", 3.0, 0.3)):
-        if abs(kurtosis - value) <= near:
-            return name
-    return "other"
-
-
-def _rows(matrices: Tensor) -> Tensor:
-    """Some rows of some matrices, evenly spaced, in double precision."""
-    flat = matrices.flatten(0, 1)
-    return flat[:: -(-flat.shape[0] // _ROWS)].double()
-
-
-def _is_orthogonal(matrices: Tensor) -> bool:
-    """Whether rows (or columns) of the first matrix have one length and stand at right angles."""
-    wide = matrices.shape[1] <= matrices.shape[2]
-    rows = (matrices[0, :_ROWS] if wide else matrices[0, :, :_ROWS].T).double()
-    squares = (rows[:2] * rows[0]).sum(1) if rows.shape[0] > 1 else rows.new_zeros(2)
-    if not squares[0] or abs(squares[1]) > RIGHT * squares[0]:  # two rows tell as a rule
-        return False
-    gram = rows @ rows.T
-    there = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    return bool((gram / gram.diagonal().mean() - there).abs().max() < RIGHT)
+        return Likeness(name, "zero", scheme("zero", None), 1.0, 0.0, 1.0, 1.0)
+    matrices = subject.matrices(name)
+    kind = looks_like(matrices, closed=ratio <= CLOSED)
+    made = made_from(subject.rms(name), *fans(info, role), subject.tensors[name].numel())
+    one, turned, drawn = distances(matrices)
+    return Likeness(name, kind, scheme(kind, made), one, ratio * gain(role), turned, drawn)

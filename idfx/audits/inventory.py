@@ -7,23 +7,27 @@ from collections.abc import Iterator, Mapping
 
 from idfx.audits.branches import is_closed
 from idfx.audits.subject import Subject
-from idfx.findings import Block, ParameterState
+from idfx.findings import Block, Likeness, ParameterState
 from idfx.flow import Flow
 from idfx.records import Join
 
 
-def parameters(subject: Subject, gradients: Mapping[str, float]) -> tuple[ParameterState, ...]:
+def parameters(
+    subject: Subject, gradients: Mapping[str, float], likenesses: Mapping[str, Likeness]
+) -> tuple[ParameterState, ...]:
     """Return the parameters, in the model's own order, each with its role, its place and its root mean square.
 
     Args:
         subject: what is audited.
         gradients: the norms of those that were measured, by parameter.
+        likenesses: what weights look like, by parameter.
     """
     roles, homes = subject.structure.roles, _homes(subject)
     found = []
     for name, info in subject.structure.parameters.items():
         place, block, rms = subject.place(name), homes.get(name), subject.rms(name)
-        found.append(ParameterState(name, info.shape, roles[name].name, place, block, rms, gradients.get(name)))
+        measured = gradients.get(name), likenesses.get(name)
+        found.append(ParameterState(name, info.shape, roles[name].name, place, block, rms, *measured))
     return tuple(found)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from idfx.audits.subject import Subject
-from idfx.findings import Finding, Measure, Spectrum
+from idfx.findings import Finding, Likeness, Measure, Spectrum
 from idfx.registry import Registry
 
-Look = Callable[[Subject], Iterator[Finding | Measure | Spectrum]]
+Look = Callable[[Subject], Iterator[Finding | Likeness | Measure | Spectrum]]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, Subject
 from idfx.findings import Finding, Measure
 
-PLACES = ("input stem", "main stem", "transition", "projection shortcut")
+STEM = ("input stem", "main stem", "transition")
+PLACES = (*STEM, "projection shortcut")
 SMALLEST = 1e-6  # of the largest singular value
 SURE = 1e-5  # of the norm of a Gram matrix in single precision, which is known to some 1e-7
 LARGEST = 2048  # of the smaller side
@@ -35,7 +36,8 @@ def rank(subject: Subject) -> Iterator[Finding | Measure]:
     shortcuts the whole is looked at, but for a smaller side above 2048, which is left out and counted. Inside of
     branches, whose shortcut carries what they lose, in heads, embeddings, recurrent weights and those that only
     steer another value, it is up to 128 evenly spaced rows (or columns, if they are fewer) of up to 8 groups or
-    experts; closed ones are no finding.
+    experts; closed ones are no finding. The bottleneck of the main stem is the smallest rank that all of the signal has
+    to pass (of one position, kernels together with their taps).
 
     Unit: the share of min(D_out, D_in) that is lost. Thresholds: 0.01 (warning): a square Gaussian matrix of side 2048
     has one singular value below 1e-6 of the largest once in some 250 draws, never a hundredth of them; 0.5 (error).
@@ -43,7 +45,8 @@ def rank(subject: Subject) -> Iterator[Finding | Measure]:
 
     Source: Edelman, "Eigenvalues and condition numbers of random matrices", 1988, for the smallest singular value.
     """
-    looked_at = skipped = 0
+    looked_at = skipped = oblong = 0
+    bottleneck: tuple[int, str] | None = None
     weights = (*subject.weights(), *subject.normalised(), *subject.recurrent(), *subject.embeddings())
     for info, role in weights:
         whole = role.name in PLACES and "steers" not in role.traits
@@ -54,16 +57,30 @@ def rank(subject: Subject) -> Iterator[Finding | Measure]:
             skipped += 1
             continue
         looked_at += 1
-        matrices = subject.matrices(info.name)
-        yield from _told(subject, info.name, matrices if whole else _part(matrices), WHOLE if whole else INSIDE)
+        rows, columns = subject.matrices(info.name).shape[1:]
+        oblong += rows != columns
+        matrices = subject.matrices(info.name) if whole else _part(subject.matrices(info.name))
+        lost = _lost(matrices)
+        if role.name in STEM and "steers" not in role.traits:
+            kept = min(matrices.shape[1:]) * matrices.shape[0] - lost, info.name
+            bottleneck = kept if bottleneck is None else min(bottleneck, kept)
+        yield from _told(subject, info.name, matrices, lost, WHOLE if whole else INSIDE)
     yield Measure("rank", "weights looked at", looked_at)
+    yield Measure("rank", "of them not square", oblong)
+    if bottleneck is not None:
+        yield Measure("rank", "bottleneck of the main stem", f"{bottleneck[0]:,} at {bottleneck[1]}")
     yield Measure("rank", f"left out, a side above {LARGEST}", skipped)
 
 
-def _told(subject: Subject, name: str, matrices: Tensor, thresholds: tuple[float, float]) -> Iterator[Finding]:
-    side = min(matrices.shape[1:])
-    lost = sum(missing(matrix) for matrix in matrices) if side > 1 else _zeros(matrices)
-    total = side * matrices.shape[0]
+def _lost(matrices: Tensor) -> int:
+    """By how much the ranks of matrices fall short of their smaller sides."""
+    return sum(map(missing, matrices)) if min(matrices.shape[1:]) > 1 else _zeros(matrices)
+
+
+def _told(
+    subject: Subject, name: str, matrices: Tensor, lost: int, thresholds: tuple[float, float]
+) -> Iterator[Finding]:
+    total = min(matrices.shape[1:]) * matrices.shape[0]
     share = lost / total
     if share > thresholds[0]:
         severity = "error" if share >= thresholds[1] else "warning"

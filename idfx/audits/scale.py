@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from torch import Tensor
 
+from idfx.audits.likeness import made_from
 from idfx.audits.metric import metric
 from idfx.audits.subject import Subject, gain
 from idfx.findings import Finding
@@ -19,8 +19,6 @@ SMALL = 0.01
 TOO_SMALL = 1e-4
 NOTHING = 1e-6  # of an embedding
 FAR = 100.0  # for what is added, and for scales that are learned: error; a tenth of it: warning
-MANY = 1024  # entries from which a standard deviation is known well enough to tell which fan it was made from
-GAINS = (1.0, math.sqrt(2.0), 1 / math.sqrt(3.0))  # LeCun, He, and nn.Linear's own
 
 _TOO_LARGE = "Divide it by the root of its fan-in (kaiming, xavier), or let a normalisation follow."
 _SMALL = "Nothing, if it is meant to start closed; else draw it with the deviation gain / √fan-in."
@@ -113,18 +111,10 @@ def _weight(subject: Subject, info: ParameterInfo, role: Role) -> Iterator[Findi
 def _fan_out(subject: Subject, info: ParameterInfo, role: Role) -> str:
     """What a weight's deviation is, if it was made from fan-out; "" if nothing says so."""
     fan_in, fan_out = fans(info, role)
-    size = subject.tensors[info.name].numel()
-    rms = subject.rms(info.name)
-    if size < MANY or not rms or max(fan_in, fan_out) < 1.5 * min(fan_in, fan_out):
+    made = made_from(subject.rms(info.name), fan_in, fan_out, subject.tensors[info.name].numel())
+    if made is None or made[0] != "fan-out" or max(fan_in, fan_out) < 1.5 * min(fan_in, fan_out):
         return ""
-    near = 3 / math.sqrt(2 * size)  # three deviations of a sample's own deviation
-
-    def made_from(fan: float) -> list[float]:
-        return [gain for gain in GAINS if abs(rms * math.sqrt(fan) / gain - 1) < near]
-
-    if made_from(fan_in) or made_from((fan_in + fan_out) / 2) or not (found := made_from(fan_out)):
-        return ""
-    return f"{found[0]:.3g} / √{fan_out}, of fan-out"
+    return f"{made[1]:.3g} / √{fan_out}, of fan-out"
 
 
 def _norm(subject: Subject, name: str, rms: float) -> Iterator[Finding]:

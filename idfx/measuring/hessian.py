@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idfx.errors import AuditError
+from idfx.measuring.derivatives import gradients, joined, split
 from idfx.measuring.operators import LinearMap
 from idfx.measuring.replay import Replay
 from idfx.records import Structure
@@ -42,18 +44,19 @@ def hessian(
             )
     loss, words = _loss(outputs[0], seed)
     leaves = [leaf for leaf in run.parameters.values() if leaf.requires_grad]
-    gradients = _grad(structure.model, [loss], leaves, None, create_graph=True)
-    used = [(leaf, gradient) for leaf, gradient in zip(leaves, gradients, strict=True) if gradient is not None]
-    if not used:
+    if not loss.requires_grad:
         raise AuditError(f"{structure.model}: no parameter has a say in its output; expected one. Nothing is curved.")
-    kept, slopes = [leaf for leaf, _ in used], [gradient for _, gradient in used]
+    differentiated = functools.partial(gradients, structure.model, "curvature", twice=True)
+    slopes = differentiated([loss], leaves, None, create_graph=True)
+    used = [(leaf, slope) for leaf, slope in zip(leaves, slopes, strict=True) if slope is not None]
+    kept, curved = [leaf for leaf, _ in used], [number for number, (_, slope) in enumerate(used) if slope.requires_grad]
 
     def times(vector: Tensor) -> Tensor:
-        parts = torch.split(vector, [leaf.numel() for leaf in kept])
-        seeds = [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, kept, strict=True)]
-        found = _grad(structure.model, slopes, kept, seeds)
-        whole = (torch.zeros_like(leaf) if one is None else one for one, leaf in zip(found, kept, strict=True))
-        return torch.cat([one.detach().reshape(-1).to(vector.dtype) for one in whole])
+        if not curved:  # the loss is linear in the parameters
+            return torch.zeros_like(vector)
+        seeds = split(vector, kept)
+        found = differentiated([used[number][1] for number in curved], kept, [seeds[number] for number in curved])
+        return joined(found, kept, kept[0].device).to(vector.dtype)
 
     count = sum(leaf.numel() for leaf in kept)
     dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in kept) else torch.float32
@@ -67,26 +70,3 @@ def _loss(output: Tensor, seed: int) -> tuple[Tensor, str]:
         return functional.cross_entropy(output, classes), "cross-entropy against random classes"
     target = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
     return functional.mse_loss(output, target), "mean squared error against standard normal targets"
-
-
-def _grad(
-    name: str, outputs: list[Tensor], inputs: list[Tensor], seeds: list[Tensor] | None, create_graph: bool = False
-) -> tuple[Tensor | None, ...]:
-    wanted = [number for number, output in enumerate(outputs) if output.requires_grad]
-    if not wanted:
-        return (None,) * len(inputs)
-    try:
-        return torch.autograd.grad(
-            [outputs[number] for number in wanted],
-            inputs,
-            None if seeds is None else [seeds[number] for number in wanted],
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    except (RuntimeError, NotImplementedError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise AuditError(
-            f"{name}: differentiating it twice raised {first}; expected operators that have a second derivative. "
-            "Leave out the metric curvature."
-        ) from error

@@ -6,6 +6,7 @@ pass is made and kept, and each product is a pass of the autograd engine, withou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from idfx.errors import AuditError
 from idfx.flow import Flow
+from idfx.measuring.derivatives import gradients, joined, split
 from idfx.measuring.operators import LinearMap
 from idfx.measuring.replay import Replay
 from idfx.records import Join, Structure
@@ -109,37 +111,23 @@ class Linearisation:
     ) -> LinearMap:
         device = self._inputs[0].device
         seeds = [torch.zeros_like(value, device=device).requires_grad_() for value in after]
-        back = self._grad(outputs, inputs, seeds, create_graph=True)
+        differentiated = functools.partial(gradients, self._name, "jacobian", twice=True)
+        back = differentiated(outputs, inputs, seeds, create_graph=True)
         known = [(number, value) for number, value in enumerate(back) if value is not None and value.requires_grad]
 
         def adjoint(vector: Tensor) -> Tensor:
-            found = self._grad(outputs, inputs, _split(vector, seeds))
-            return _flat(found, before, device)
+            return joined(differentiated(outputs, inputs, split(vector, seeds)), before, device)
 
         def forward(vector: Tensor) -> Tensor:
-            parts = _split(vector, [torch.empty_like(value, device="meta") for value in before])
+            parts = split(vector, before)
             if not known:
                 return torch.zeros(sum(value.numel() for value in after), dtype=vector.dtype, device=device)
-            found = self._grad([value for _, value in known], seeds, [parts[number].to(device) for number, _ in known])
-            return _flat(found, seeds, device)
+            along = [parts[number] for number, _ in known]
+            return joined(differentiated([value for _, value in known], seeds, along), seeds, device)
 
         rows, columns = (sum(value.numel() for value in values) for values in (after, before))
         dtype = torch.float64 if any(seed.dtype == torch.float64 for seed in seeds) else torch.float32
         return LinearMap(rows, columns, forward, adjoint, dtype, device)
-
-    def _grad(
-        self, outputs: Sequence[Any], inputs: Sequence[Any], seeds: Sequence[Tensor], create_graph: bool = False
-    ) -> tuple[Tensor | None, ...]:
-        try:
-            return torch.autograd.grad(
-                outputs, inputs, seeds, retain_graph=True, create_graph=create_graph, allow_unused=True
-            )
-        except (RuntimeError, NotImplementedError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise AuditError(
-                f"{self._name}: differentiating it twice raised {first}; expected operators that have a second "
-                "derivative. Leave out the metric jacobian."
-            ) from error
 
 
 def _is_lookup(flow: Flow, node: str) -> bool:
@@ -150,20 +138,3 @@ def _is_lookup(flow: Flow, node: str) -> bool:
     if term.tag == "table":
         return True
     return term.kind == "move" and bool(term.operands) and not any(flow.terms[o].data for o in term.operands)
-
-
-def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Cut a vector into tensors of the shapes and dtypes of others."""
-    parts = torch.split(vector, [value.numel() for value in like])
-    return [part.reshape(value.shape).to(value.dtype) for part, value in zip(parts, like, strict=True)]
-
-
-def _flat(values: Sequence[Tensor | None], like: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Return tensors as one vector, zeros where there is none."""
-    parts = [
-        value.detach().reshape(-1)
-        if value is not None
-        else torch.zeros(other.numel(), dtype=other.dtype, device=device)
-        for value, other in zip(values, like, strict=True)
-    ]
-    return torch.cat(parts)

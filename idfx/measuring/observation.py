@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from idfx.certification import another
 from idfx.errors import AuditError
 from idfx.findings import Batch, Observation, Point
+from idfx.measuring.derivatives import gradients
 from idfx.measuring.places import ATTENTION, SOFTMAX, Place, places
 from idfx.measuring.replay import OutOfTimeError, Replay
 from idfx.measuring.statistics import (
@@ -123,10 +124,10 @@ def observe(
     run = Replay(model, structure.capture, seed, out_of_time)
     watch = _Watch(places(structure, Network(structure)))
     outputs = run.run(structure.capture.example, watch.first, before=watch.before, wanted="parameters")
-    gradients: dict[str, float] = {}
+    norms: dict[str, float] = {}
     no_backward = no_second = ""
     try:
-        gradients = _backward(structure.model, outputs, run.parameters, seed)
+        norms = _backward(structure.model, outputs, run.parameters, seed)
     except AuditError as error:
         no_backward = str(error)
         watch.gradients.clear()
@@ -143,9 +144,7 @@ def observe(
             watch.points = alone
     points = tuple(replace(point, gradient=watch.gradients.get(name)) for name, point in watch.points.items())
     finite = all(bool(torch.isfinite(output).all()) for output in outputs)
-    return Observation(
-        batch, points, gradients, finite, correlation, difference, no_backward, no_second
-    ), run.statistics
+    return Observation(batch, points, norms, finite, correlation, difference, no_backward, no_second), run.statistics
 
 
 def _backward(model: str, outputs: list[Tensor], parameters: dict[str, Tensor], seed: int) -> dict[str, float]:
@@ -162,14 +161,7 @@ def _backward(model: str, outputs: list[Tensor], parameters: dict[str, Tensor], 
         )
     if not ends or not leaves:
         return dict.fromkeys(leaves, 0.0)
-    try:
-        found = torch.autograd.grad(ends, list(leaves.values()), unit_gradients(ends, seed), allow_unused=True)
-    except (RuntimeError, NotImplementedError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise AuditError(
-            f"{model}: its backward pass raised {first}; expected a model that can be differentiated. "
-            "Leave out the metric backward."
-        ) from error
+    found = gradients(model, "backward", ends, list(leaves.values()), unit_gradients(ends, seed))
     return {name: 0.0 if one is None else _size(one) for name, one in zip(leaves, found, strict=True)}
 
 

@@ -45,6 +45,8 @@ def _case(label: str, audit: Audit) -> dict[str, Any]:
     places = Places(audit)
     parameters = _columns(ParameterState, audit.parameters)
     parameters["shape"] = ["×".join(map(str, one.shape)) or "scalar" for one in audit.parameters]
+    parameters["likeness"] = [one.likeness.kind if one.likeness else "" for one in audit.parameters]
+    parameters["scheme"] = [one.likeness.scheme if one.likeness else "" for one in audit.parameters]
     parameters["entries"] = [math.prod(one.shape) for one in audit.parameters]
     parameters["ratio"] = [number(one.ratio) for one in audit.parameters]
     parameters["matrix"] = [int(is_matrix(one)) for one in audit.parameters]

@@ -58,7 +58,8 @@ function parameterTable() {
   const columns = [words(part, "name", "parameter"), ...caseColumn(), ...filled(part, [
     column(part, "entries", "shape", { show: (row) => CASES[row.c][part].shape[row.i] }),
     words(part, "role", "role"), words(part, "block", "block"),
-    column(part, "rms", "rms"), column(part, "gradient", "gradient norm"), column(part, "ratio", "gradient / weight")]),
+    column(part, "rms", "rms"), column(part, "gradient", "gradient norm"), column(part, "ratio", "gradient / weight"),
+    words(part, "likeness", "looks like"), words(part, "scheme", "as written by")]),
     ...foundColumn("p"), ...filled(part, [words(part, "site", "acts in")])];
   return new Table($("#parameters .script"), "Parameters", columns, rowsOf(part), {
     one: "parameter", plural: "parameters", letter: "p",
