@@ -83,7 +83,8 @@ class Likeness:
     `from_identity` is the relative distance (Frobenius) to the nearest matrix with one entry in each row, as IDI and
     IDIC are; `from_zero` the factor that the weight lets through, rms · √fan-in, 0 for IDIZ at eps 0;
     `from_orthogonal` that of the rows' products, relative to their mean square, from the identity, over √rows;
-    `from_normal` the Kolmogorov-Smirnov distance of the entries from a normal distribution of their mean and deviation.
+    `from_normal` the Kolmogorov-Smirnov distance of up to 2,048 entries from a normal distribution of their mean and
+    deviation.
     """
 
     parameter: str

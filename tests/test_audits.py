@@ -519,7 +519,7 @@ def test_each_weight_is_told_by_what_writes_such_values(scheme):
     columns = weight[:, :16].T
     gram = columns @ columns.T / (columns**2).sum(1).mean()
     assert likeness.from_orthogonal == pytest.approx(np.linalg.norm(gram - np.eye(16)) / 4, abs=1e-6)
-    entries = weight.flatten()[::5]
+    entries = weight.flatten()[::5][::7]
     if scheme != "idinit":
         assert likeness.from_normal == pytest.approx(
             stats.kstest(entries, "norm", (entries.mean(), entries.std())).statistic, abs=1e-3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from idfx.audits.likeness import distances, looks_like, made_from, scheme
+from idfx.audits.likeness import Look, distances, looks_like, made_from, scheme
 from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, Subject, gain
 from idfx.findings import Likeness, Measure
@@ -42,8 +42,8 @@ def _likeness(subject: Subject, info: ParameterInfo, role: Role) -> Likeness:
     ratio, name = subject.ratio(info, role), info.name
     if subject.is_zero(name):
         return Likeness(name, "zero", scheme("zero", None), 1.0, 0.0, 1.0, 1.0)
-    matrices = subject.matrices(name)
-    kind = looks_like(matrices, closed=ratio <= CLOSED)
+    look = Look.at(subject.matrices(name))
+    kind = looks_like(look, closed=ratio <= CLOSED)
     made = made_from(subject.rms(name), *fans(info, role), subject.tensors[name].numel())
-    one, turned, drawn = distances(matrices)
+    one, turned, drawn = distances(look)
     return Likeness(name, kind, scheme(kind, made), one, ratio * gain(role), turned, drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ DOMINANT = 0.99
 RIGHT = 1e-3
 MANY = 1024  # entries from which a standard deviation is known well enough to tell which fan it was made from
 GAINS = (1.0, math.sqrt(2.0), 1 / math.sqrt(3.0))  # LeCun, He, and nn.Linear's own
+NORMAL = 2048  # entries that are compared with a normal distribution: a true one differs by some 0.02
 _ROWS = 16  # of a matrix that are looked at
 _FEW = 256  # entries below which the shape of a distribution is not told
 _KURTOSIS = (("uniform", 1.8, 0.15), ("truncated normal", 2.36, 0.15), ("normal", 3.0, 0.3))
@@ -23,26 +25,54 @@ _DRAWN = {
 }  # fmt: skip
 
 
-def looks_like(matrices: Tensor, closed: bool = False) -> str:
+@dataclass(frozen=True)
+class Look:
+    """What is looked at of a weight, in double precision: up to 16,384 `entries`, up to 16 `rows`, and the `gram` matrix.
+
+    That holds the products of up to 16 rows of the first matrix (columns, if they are fewer) over their mean square
+    length.
+    """
+
+    matrices: Tensor
+    entries: Tensor
+    rows: Tensor
+    gram: Tensor
+
+    @classmethod
+    def at(cls, matrices: Tensor) -> Look:
+        """Look at matrices (count, rows, columns), not zero throughout."""
+        flat = matrices.flatten(0, 1)
+        wide = matrices.shape[1] <= matrices.shape[2]
+        some = (matrices[0, :_ROWS] if wide else matrices[0, :, :_ROWS].T).double()
+        gram = some @ some.T
+        gram = gram / gram.diagonal().mean().clamp(min=torch.finfo(gram.dtype).tiny)
+        return cls(matrices, sample(matrices), flat[:: -(-flat.shape[0] // _ROWS)].double(), gram)
+
+    @property
+    def skew(self) -> Tensor:
+        """By how much the products differ from those of orthogonal rows."""
+        return self.gram - torch.eye(self.gram.shape[0]).to(self.gram)
+
+
+def looks_like(look: Look, closed: bool = False) -> str:
     """Return what a weight looks like.
 
     Args:
-        matrices: (count, rows, columns), not zero throughout.
+        look: at the weight.
         closed: it lets next to nothing through.
 
     Example:
-        >>> looks_like(torch.eye(8)[None]), looks_like(torch.ones(1, 8, 8)), looks_like(torch.rand(1, 64, 64) - 0.5)
-        ('identity', 'constant', 'uniform')
+        >>> [looks_like(Look.at(w[None])) for w in (torch.eye(8), torch.ones(8, 8), torch.rand(64, 64) - 0.5)]
+        ['identity', 'constant', 'uniform']
     """
-    entries = sample(matrices)
-    if bool((entries == entries[0]).all()) and bool((matrices == matrices[0, 0, 0]).all()):
+    entries, squares = look.entries, look.rows.square()
+    if bool((entries == entries[0]).all()) and bool((look.matrices == look.matrices[0, 0, 0]).all()):
         return "constant"
-    if matrices.shape[2] > 1 and bool((_dominance(_rows(matrices)) >= DOMINANT).all()):
+    if squares.shape[1] > 1 and bool((squares.amax(1) >= DOMINANT * squares.sum(1)).all()):
         return "identity"
     if closed:
         return "almost zero"
-    gram = _gram(matrices)
-    if gram.shape[0] > 1 and bool((gram - torch.eye(gram.shape[0]).to(gram)).abs().max() < RIGHT):
+    if look.gram.shape[0] > 1 and bool(look.skew.abs().max() < RIGHT):
         return "orthogonal"
     if entries.numel() < _FEW:
         return "few entries"
@@ -51,31 +81,29 @@ def looks_like(matrices: Tensor, closed: bool = False) -> str:
     return next((name for name, value, near in _KURTOSIS if abs(kurtosis - value) <= near), "other")
 
 
-def distances(matrices: Tensor) -> tuple[float, float, float]:
+def distances(look: Look) -> tuple[float, float, float]:
     """Return how far a weight is from an identity, from an orthogonal matrix and from normal entries, as in `Likeness`.
 
-    Args:
-        matrices: (count, rows, columns), not zero throughout; up to 16 rows and 16,384 entries are looked at.
-
     Example:
-        >>> [round(one, 3) for one in distances(torch.eye(64)[None])[:2]]
+        >>> [round(one, 3) for one in distances(Look.at(torch.eye(64)[None]))[:2]]
         [0.0, 0.0]
     """
-    rows = _rows(matrices)
-    squares = rows.square()
+    squares = look.rows.square()
     whole = float(squares.sum())
     spread = max(0.0, 1 - float(squares.amax(1).sum()) / whole) if whole else math.nan
-    gram = _gram(matrices)
-    there = torch.eye(gram.shape[0]).to(gram)
-    turned = float(torch.linalg.matrix_norm(gram - there)) / math.sqrt(gram.shape[0])
-    entries = sample(matrices).sort().values
+    turned = float(look.skew.square().sum()) ** 0.5 / math.sqrt(look.gram.shape[0])
+    return math.sqrt(spread), turned, _from_normal(look.entries[:: -(-look.entries.numel() // NORMAL)])
+
+
+def _from_normal(entries: Tensor) -> float:
+    """The Kolmogorov-Smirnov distance of numbers from a normal distribution of their mean and deviation."""
     deviation = float(entries.std(correction=0))
     if not deviation:
-        return math.sqrt(spread), turned, 1.0
+        return 1.0
+    entries = entries.sort().values
     expected = torch.special.ndtr((entries - entries.mean()) / deviation)
     steps = torch.arange(entries.numel() + 1).to(entries) / entries.numel()
-    apart = torch.maximum((steps[1:] - expected).amax(), (expected - steps[:-1]).amax())
-    return math.sqrt(spread), turned, float(apart)
+    return float(torch.maximum((steps[1:] - expected).amax(), (expected - steps[:-1]).amax()))
 
 
 def made_from(rms: float, fan_in: int, fan_out: int, size: int) -> tuple[str, float] | None:
@@ -111,24 +139,3 @@ def scheme(kind: str, made: tuple[str, float] | None) -> str:
     if kind in _SCHEMES or made is None or kind not in [name for name, *_ in _KURTOSIS]:
         return _SCHEMES.get(kind, "")
     return _DRAWN.get((made[0], GAINS.index(made[1])), "")
-
-
-def _rows(matrices: Tensor) -> Tensor:
-    """Some rows of some matrices, evenly spaced, in double precision."""
-    flat = matrices.flatten(0, 1)
-    return flat[:: -(-flat.shape[0] // _ROWS)].double()
-
-
-def _dominance(rows: Tensor) -> Tensor:
-    """The share of its squared length that the largest entry of each row holds, 1 for a row of zeros."""
-    squares = rows.square()
-    whole = squares.sum(1)
-    return torch.where(whole > 0, squares.amax(1) / whole.clamp(min=torch.finfo(whole.dtype).tiny), 1.0)
-
-
-def _gram(matrices: Tensor) -> Tensor:
-    """The products of some rows (or columns, if they are fewer) of the first matrix, over their mean square length."""
-    wide = matrices.shape[1] <= matrices.shape[2]
-    rows = (matrices[0, :_ROWS] if wide else matrices[0, :, :_ROWS].T).double()
-    gram = rows @ rows.T
-    return gram / gram.diagonal().mean().clamp(min=torch.finfo(gram.dtype).tiny)
