@@ -1,6 +1,7 @@
 """How many defects the audit finds that nobody planted by hand: every kind of damage to tensors drawn at random.
 
 python docs/measurements/defects.py --share 0.2
+python docs/measurements/defects.py --planted
 
 Each tensor of the healthy models of tests/defects is damaged in turn in each way that makes sense for it, or a share of
 these pairs. Found: an error, or a warning, names the tensor. False: an error that names neither it nor what it starves.
@@ -76,13 +77,31 @@ def cases(share: float) -> Iterator[tuple[str, str, str]]:
                     yield model, name, damage
 
 
+def planted() -> None:
+    """Print recall and precision of the defects that were planted by hand, a batch run too."""
+    from defect import audited
+    from defect_real import REAL
+    from defect_small import SMALL
+
+    for name, cases in (("small", SMALL), ("real", REAL)):
+        found = sum(bool(case.findings(audited(case.made))) for case in cases)
+        twins = {getattr(case.model, "__name__", case.name): case for case in cases}
+        false = sum(bool(audited(case.healthy).at_least("error")) for case in twins.values())
+        print(f"{name}: recall {found} of {len(cases)}, precision {found} of {found + false}", end="; ")
+        print(f"{false} of {len(twins)} healthy models have an error", flush=True)
+
+
 def main() -> None:
     """Damage, audit, and count."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--share", type=float, default=0.2, help="of the pairs of tensor and damage")
     parser.add_argument("--missed", action="store_true", help="print each one that is not found as an error")
+    parser.add_argument("--planted", action="store_true", help="count those of tests/defects instead")
     given = parser.parse_args()
     sys.path.insert(0, str(DEFECTS))
+    if given.planted:
+        planted()
+        return
     import defect_models
     from defect import audited, into
 

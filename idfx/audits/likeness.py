@@ -27,9 +27,9 @@ _DRAWN = {
 
 @dataclass(frozen=True)
 class Look:
-    """What is looked at of a weight, in double precision: up to 16,384 `entries`, up to 16 `rows`, and the `gram` matrix.
+    """What is looked at of a weight, in double precision: up to 16,384 `entries`, up to 16 `rows`, and products.
 
-    That holds the products of up to 16 rows of the first matrix (columns, if they are fewer) over their mean square
+    `gram` holds the products of up to 16 rows of the first matrix (columns, if they are fewer) over their mean square
     length.
     """
 
