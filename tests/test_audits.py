@@ -536,3 +536,19 @@ def test_the_bottleneck_of_the_main_stem_is_told_with_its_place():
     rank = int(np.linalg.matrix_rank(model[2].weight.detach().numpy()))
     assert measures["bottleneck of the main stem"] == f"{rank} at 2.weight" and rank == 5
     assert measures["of them not square"] == measures["weights looked at"]
+
+
+def test_where_values_come_out_of_sight_no_parameter_is_called_unused():
+    class Mapped(nn.Module):
+        def __init__(self, mapped):
+            super().__init__()
+            self.mapped, self.fc, self.idle, self.out = mapped, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.fc(x)
+            return self.out(torch.func.vmap(torch.sin)(y) if self.mapped else torch.sin(y))
+
+    named = {f.parameter for f in audited(Mapped(False), (X[:, :4],), only=["unused"]).findings}
+    assert named == {"idle.weight", "idle.bias"}
+    audit = audited(Mapped(True), (X[:, :4],), only=["unused"])
+    assert audit.findings == () and "out of sight" in audit.measures["unused"]["not judged"]

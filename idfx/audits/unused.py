@@ -7,20 +7,25 @@ from collections.abc import Iterator
 from idfx.audits.metric import metric
 from idfx.audits.starving import reaching
 from idfx.audits.subject import Subject
-from idfx.findings import Finding
+from idfx.findings import Finding, Measure
+from idfx.records import Capture
 
 _REMEDY = "Remove it, or check that the forward should use it; with DistributedDataParallel it needs a word of its own."
 
 
 @metric("unused")
-def unused(subject: Subject) -> Iterator[Finding]:
+def unused(subject: Subject) -> Iterator[Finding | Measure]:
     """Parameters that reach no output of the forward pass of the example.
 
     Definition: no path of the captured graph leads from the parameter to an output. Another input, or training mode,
-    may take another path. Where torch.func hides operators, nothing is said of the parameters that are used there.
+    may take another path. Where values come out of sight of torch's operators (torch.func.vmap), no path can be
+    followed through, and nothing is said.
 
     Unit: entries. Threshold: 0 (warning): it is stored and updated by weight decay, but never learns.
     """
+    if _out_of_sight(subject.structure.capture):
+        yield Measure("unused", "not judged", "values come out of sight of torch's operators")
+        return
     reached = {subject.first_name(name) for name in reaching(subject.flow)}
     for name, info in subject.structure.parameters.items():
         hidden = subject.structure.roles[name].name == "unresolved" and not subject.structure.roles[name].sites
@@ -29,3 +34,11 @@ def unused(subject: Subject) -> Iterator[Finding]:
             size = subject.tensors[name].numel()
             if size and info:
                 yield subject.finding("warning", "unused", name, size, 0, message, _REMEDY)
+
+
+def _out_of_sight(capture: Capture) -> bool:
+    """Whether the graph reads a tensor that is neither a parameter, nor a buffer, nor one whose values are known."""
+    leaves = (
+        node for node in capture.graph.nodes if node.op == "get_attr" and str(node.target).startswith("_constant")
+    )
+    return any(node.name not in capture.constants for node in leaves)
