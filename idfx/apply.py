@@ -49,13 +49,17 @@ def check(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) ->
             f"plan for {plan.model}: made for another model; {'; '.join(found)}. "
             "Make a plan for this one with `idfx plan`."
         )
+    checked = set()  # blocks repeat themselves, and a fill takes its arguments whatever the parameter is called
     for name, decision in plan.decisions.items():
         tensor = parameters[name]
         if tensor.is_meta:
             raise PlanError(
                 f"{name}: on the meta device; expected memory to write to. Call model.to_empty(device=...) first."
             )
-        check_fill(decision, tuple(tensor.shape), tensor.dtype, plan.seed)
+        kind = decision.fill, repr(decision.arguments), tensor.shape, tensor.dtype
+        if kind not in checked:
+            check_fill(decision, tuple(tensor.shape), tensor.dtype, plan.seed)
+            checked.add(kind)
     fitting(model, checkpoint, plan.loaded)
     check_scalars(unwrap(model), plan.scalars)
 

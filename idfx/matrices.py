@@ -31,6 +31,18 @@ class Shard:
     shape: tuple[int, ...]
     offsets: tuple[int, ...]
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The row-major strides of the full tensor."""
+        return tuple(math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
+
+    def span(self, axis: int, size: int, start: int = 0, stop: int | None = None) -> range:
+        """Return the indices along an axis of the full tensor that lie in [start, stop) and in a part of this size."""
+        first = self.offsets[axis]
+        last = first + size
+        begin = min(max(first, start), last)
+        return range(begin, max(begin, last if stop is None else min(last, stop)))
+
 
 @dataclass(frozen=True)
 class Target:
@@ -49,15 +61,11 @@ class Target:
     @property
     def strides(self) -> tuple[int, ...]:
         """The row-major strides of the full tensor; they number its entries for the noise."""
-        shape = self.shard.shape
-        return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        return self.shard.strides
 
     def span(self, axis: int, start: int = 0, stop: int | None = None) -> range:
         """Return the indices along an axis of the full tensor that lie in [start, stop) and in this one."""
-        first = self.shard.offsets[axis]
-        last = first + self.tensor.shape[axis]
-        begin = min(max(first, start), last)
-        return range(begin, max(begin, last if stop is None else min(last, stop)))
+        return self.shard.span(axis, self.tensor.shape[axis], start, stop)
 
 
 class Rows(NamedTuple):
@@ -210,65 +218,81 @@ def scatter_(target: Target, part: Tensor, origin: Sequence[int], values: Callab
         part[tuple(slice(side.start, side.stop) for side in box)] = values(index).to(part.dtype)
 
 
-class Matrices:
-    """The matrices of a target, and how to write to them: a few entries in each row, never a loop over rows.
+class Places(NamedTuple):
+    """One entry in each of some rows: `where` it is in the tensor (an index for each axis), and what it is called.
 
-    `outputs` is how many the full weight has, `columns` is D_in. `order` says how the columns count channels
-    and taps. Rows are given by the output that they are; with experts, or groups along the in axis, one
-    output stands for a row in each of several matrices, which are alike but for their noise.
+    `number` is its row-major place in the full tensor, which numbers its noise; `row` the number of its row.
     """
 
-    def __init__(self, target: Target, layout: Layout, order: str = "channel") -> None:
-        check_name(f"{target.parameter}: order", order, ORDERS)
-        self.target = target
-        self.layout = layout
-        self.order = order
-        self.outputs = layout.outputs(target.shard.shape)
-        self._height, self.columns = (max(size, 1) for size in layout.matrix(target.shard.shape))
+    where: tuple[Tensor, ...]
+    number: Tensor
+    row: Tensor
 
-    def ranges(self, rows: Any) -> list[tuple[int, int]]:
-        """Return ranges of outputs given as [[start, stop], ...]; raises PlanError if they are none."""
-        return check_ranges(self.target.parameter, rows, self.outputs)
 
-    def rows(self, start: int, stop: int, *, apart: bool = False) -> Rows:
-        """Return the rows of the outputs in [start, stop) that this tensor has any of.
+Rule = Callable[[Rows, int], Tensor]  # from rows and D_in to the column of the entry in each row
+
+_KEPT = 2**14  # entries: places of weights with more of them are not remembered
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a part of a weight is read as matrices: all that the places of entries depend on, but no values.
+
+    Rows are given by the output that they are; with experts, or groups along the in axis, one output stands for a row
+    in each of several matrices, which are alike but for their noise. `sizes` are those of the part, `device` is where
+    to compute.
+    """
+
+    layout: Layout
+    order: str
+    shard: Shard
+    sizes: tuple[int, ...]
+    device: torch.device
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the full weight has."""
+        return self.layout.outputs(self.shard.shape)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(D_out, D_in) of one matrix, 1 for 0."""
+        height, columns = self.layout.matrix(self.shard.shape)
+        return max(height, 1), max(columns, 1)
+
+    @property
+    def copies(self) -> int:
+        """How many matrices an output of the part has a row in."""
+        experts = math.prod(self.sizes[axis] for axis in self.layout.batch_axes)
+        return experts * (self.layout.groups if self.layout.grouped == "in" else 1)
+
+    def rows(self, start: int, stop: int, apart: bool) -> Rows:
+        """Return the rows of the outputs in [start, stop) that the part has any of.
 
         A matrix starts anew with each group and part; with `apart`, also at `start`, and it ends at `stop`.
         """
-        target, axes = self.target, self.layout.out_axes
-        output = torch.zeros((), dtype=torch.int64, device=target.device)
+        axes, shape = self.layout.out_axes, self.shard.shape
+        output = torch.zeros((), dtype=torch.int64, device=self.device)
         for axis in axes:
-            span = target.span(axis) if len(axes) > 1 else target.span(axis, start, stop)
-            line = torch.arange(span.start, span.stop, device=target.device)
-            output = (output.unsqueeze(-1) * target.shard.shape[axis] + line).flatten()
+            bounds = () if len(axes) > 1 else (start, stop)
+            span = self.shard.span(axis, self.sizes[axis], *bounds)
+            line = torch.arange(span.start, span.stop, device=self.device)
+            output = (output.unsqueeze(-1) * shape[axis] + line).flatten()
         if len(axes) > 1:
             output = output[(output >= start) & (output < stop)]
-        first = output // self._height * self._height
-        last = first + self._height
+        height, _ = self.matrix
+        first = output // height * height
+        last = first + height
         if apart:
             first, last = first.clamp(min=start), last.clamp(max=stop)
         return Rows(output, output - first, last - first)
-
-    def clear_(self, start: int, stop: int, noise: float = 0.0) -> None:
-        """Write zeros, or normal noise of this standard deviation, to all of the outputs in [start, stop)."""
-        target, axes = self.target, self.layout.out_axes
-        for box in runs([target.shard.shape[axis] for axis in axes], start, stop):
-            part, origin = target.tensor, [*target.shard.offsets]
-            for axis, (first, last) in zip(axes, box, strict=True):
-                span = target.span(axis, first, last)
-                part = part.narrow(axis, span.start - origin[axis], len(span))
-                origin[axis] = span.start
-            if noise:
-                scatter_(target, part, origin, lambda index: normal(target.seed, target.parameter, index).mul_(noise))
-            else:
-                part.zero_()
 
     def _index(self, output: Tensor, column: Tensor) -> list[Tensor]:
         """Return where in the full tensor these entries are: a tensor for each axis, to be broadcast.
 
         Their shape is (rows, *experts, groups along the in axis).
         """
-        layout, shape, device = self.layout, self.target.shard.shape, self.target.device
+        layout, shape, device = self.layout, self.shard.shape, self.device
         inner = layout.groups if layout.grouped == "in" else 1
         width = max(layout.inputs(shape) // inner, 1)
         kernel = [shape[axis] for axis in layout.tap_axes]
@@ -297,36 +321,97 @@ class Matrices:
             if axes:
                 index[axes[0]] = number
         for at, axis in enumerate(layout.batch_axes):
-            span = self.target.span(axis)
+            span = self.shard.span(axis, self.sizes[axis])
             index[axis] = along(1 + at, torch.arange(span.start, span.stop, device=device))
         return [index[axis] for axis in range(len(shape))]
 
-    def write_(self, output: Tensor, column: Tensor, value: Tensor, noise: float = 0.0) -> None:
-        """Write one entry into each of these rows: value, plus noise of this standard deviation.
+    def places(self, start: int, stop: int, apart: bool, rule: Rule) -> Places:
+        """Return the entries that a rule names in the rows of the outputs in [start, stop), those of the part alone."""
+        rows = self.rows(start, stop, apart)
+        index = self._index(rows.output, rule(rows, self.matrix[1]))
+        number = sum(map(operator.mul, index, self.shard.strides), torch.zeros_like(rows.output[:1]))
+        row = rows.number.view(-1, *[1] * (number.dim() - 1)).expand(number.shape)
+        local = [at.expand(number.shape) - offset for at, offset in zip(index, self.shard.offsets, strict=True)]
+        cut = [axis for axis, size in enumerate(self.sizes) if size != self.shard.shape[axis]]
+        if cut:
+            inside = torch.stack([(local[axis] >= 0) & (local[axis] < self.sizes[axis]) for axis in cut]).all(0)
+            *local, number, row = (at[inside] for at in (*local, number, row))
+        return Places(tuple(local), number, row)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(geometry: Geometry, start: int, stop: int, apart: bool, rule: Rule) -> Places:
+    """The places of entries: blocks repeat themselves, and so do the shapes of their weights."""
+    return geometry.places(start, stop, apart, rule)
+
+
+class Matrices:
+    """The matrices of a target, and how to write to them: a few entries in each row, never a loop over rows.
+
+    `outputs` is how many the full weight has, `columns` is D_in. `order` says how the columns count channels
+    and taps.
+    """
+
+    def __init__(self, target: Target, layout: Layout, order: str = "channel") -> None:
+        check_name(f"{target.parameter}: order", order, ORDERS)
+        self.target = target
+        self.layout = layout
+        self.order = order
+        self.geometry = Geometry(layout, order, target.shard, tuple(target.tensor.shape), target.device)
+        self.outputs = self.geometry.outputs
+        self._height, self.columns = self.geometry.matrix
+
+    def ranges(self, rows: Any) -> list[tuple[int, int]]:
+        """Return ranges of outputs given as [[start, stop], ...]; raises PlanError if they are none."""
+        return check_ranges(self.target.parameter, rows, self.outputs)
+
+    def clear_(self, start: int, stop: int, noise: float = 0.0) -> None:
+        """Write zeros, or normal noise of this standard deviation, to all of the outputs in [start, stop)."""
+        target, axes = self.target, self.layout.out_axes
+        for box in runs([target.shard.shape[axis] for axis in axes], start, stop):
+            part, origin = target.tensor, [*target.shard.offsets]
+            for axis, (first, last) in zip(axes, box, strict=True):
+                span = target.span(axis, first, last)
+                part = part.narrow(axis, span.start - origin[axis], len(span))
+                origin[axis] = span.start
+            if noise:
+                scatter_(target, part, origin, lambda index: normal(target.seed, target.parameter, index).mul_(noise))
+            else:
+                part.zero_()
+
+    def write_(
+        self,
+        start: int,
+        stop: int,
+        rule: Rule,
+        value: float | Callable[[Tensor], Tensor],
+        *,
+        apart: bool = False,
+        noise: float = 0.0,
+    ) -> None:
+        """Write one entry into each row of the outputs in [start, stop): value, plus noise of this standard deviation.
 
         The number of an entry's noise is its row-major place in the full tensor, as in `clear_`.
 
         Args:
-            output, column: int64 tensors of shape (n,), on the device of the target.
-            value: float64 tensor of shape (n,).
+            start, stop, apart: which rows, as in `Geometry.rows`.
+            rule: from the rows and D_in to the column of each entry; a function of a module, by which it is known.
+            value: of the entries, or a function of the numbers of their rows.
+            noise: its standard deviation.
         """
-        target = self.target
-        if not target.tensor.numel() or not output.numel():
+        tensor = self.target.tensor
+        if not tensor.numel() or start >= stop:
             return
-        index = self._index(output, column)
-        number = sum(map(operator.mul, index, target.strides), torch.zeros_like(output[:1]))
-        values = value.view(-1, *[1] * (number.dim() - 1)).expand(number.shape)
+        few = (stop - start) * self.geometry.copies <= _KEPT and type(tensor) in (Tensor, torch.nn.Parameter)
+        places = (_remembered if few else Geometry.places)(self.geometry, start, stop, apart, rule)
+        if callable(value):
+            values = value(places.row).to(torch.float64)
+        else:
+            values = torch.full_like(places.number, value, dtype=torch.float64)
         if noise:
-            values = values + normal(target.seed, target.parameter, number).mul_(noise)
-        sizes, offsets = target.tensor.shape, target.shard.offsets
-        local = [at.expand(number.shape) - offset for at, offset in zip(index, offsets, strict=True)]
-        cut = [axis for axis, size in enumerate(sizes) if size != target.shard.shape[axis]]
-        if cut:
-            inside = torch.stack([(local[axis] >= 0) & (local[axis] < sizes[axis]) for axis in cut]).all(0)
-            *local, values = (at[inside] for at in (*local, values))
-        device = target.tensor.device
-        values = values.to(target.tensor.dtype).to(device)
-        target.tensor.index_put_(tuple(at.to(device) for at in local), values)
+            values = values + normal(self.target.seed, self.target.parameter, places.number).mul_(noise)
+        index = tuple(at.to(tensor.device) for at in places.where)
+        tensor.index_put_(index, values.to(tensor.dtype).to(tensor.device))
 
     @property
     def size(self) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
     chosen = found.read_options(options)
     decisions: dict[str, Decision] = {}
     kept: dict[str, str] = {}
-    network = Network(nearest(structure) if found.nearest else structure)
+    network = Network(nearest(structure) if found.nearest(chosen) else structure)
     for name, info in structure.parameters.items():
         reason = untouchable(info)
         decision = Keep(reason) if reason else found.decide(info, network.structure.roles[name], network, chosen)

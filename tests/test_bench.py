@@ -452,7 +452,8 @@ def test_watching_changes_nothing_and_counts_dead_units():
     data = watched_data()[0]
     run = Run("m", "idinit", 0.1, 0.0, 0)
     plain, watched = train(SETTINGS, data, run, CPU), train(SETTINGS, data, run, CPU, watch=True)
-    looks = watched.pop("watch")
+    looks, shapes = watched.pop("watch"), watched.pop("isometry")
+    assert len(shapes) == 2 and all(shape["chi"] > 0 for shape in shapes)
     assert {**plain, "seconds": 0} == {**watched, "seconds": 0} and len(looks) == 3
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 4))
     with torch.no_grad():
@@ -465,6 +466,11 @@ def test_watching_changes_nothing_and_counts_dead_units():
     x, y = samples.take(torch.arange(40), None)
     loss_of(net(x), y).backward()
     assert found["3.weight"]["gradient"] == pytest.approx(float(net[3].weight.grad.norm()), rel=1e-4)
+    told = Watch(samples, CPU).isometry(net)
+    four = samples.take(torch.randperm(40, generator=generator_of("watch"))[:4], None)[0]
+    values = torch.linalg.svdvals(torch.autograd.functional.jacobian(net, four).reshape(16, 256).double())
+    assert told["chi"] == pytest.approx(float(values.square().mean()), rel=1e-3)
+    assert told["largest"] == pytest.approx(float(values.max()), rel=1e-4) and told["block_chi"] is None
 
 
 def test_a_scheme_that_does_nothing_of_its_own_says_so():

@@ -89,7 +89,7 @@ def test_a_plan_is_the_same_after_its_file(name):
     assert to_json(again) == to_json(plan) and again.scalars == plan.scalars
 
 
-@pytest.mark.parametrize("name", ["idinit", "zero-gamma", "fixup", "skipinit", "rezero", "zero"])
+@pytest.mark.parametrize("name", ["idinit", "idfx", "zero-gamma", "fixup", "skipinit", "rezero", "zero"])
 def test_schemes_that_close_branches_are_certified_to_do_so(name):
     net, x = conv_net()
     certificate = idfx.init_(net, (x,), scheme=name).certificate
@@ -102,6 +102,68 @@ def test_schemes_that_close_nothing_claim_nothing(name):
     certificate = idfx.init_(net, (x,), scheme=name).certificate
     assert certificate is not None and certificate.passed
     assert [check.status for check in certificate.checks] == ["unclaimed"] * 2
+
+
+def orthonormal(weight: torch.Tensor, gain: float = 1.0) -> bool:
+    """Whether the rows or the columns of a weight, whichever are fewer, are orthonormal times a gain."""
+    w = weight.detach().flatten(1).double() / gain
+    product = w @ w.T if len(w) <= w.shape[1] else w.T @ w
+    return torch.allclose(product, torch.eye(len(product), dtype=torch.float64), atol=1e-6)
+
+
+def test_idfx_closes_a_branch_at_its_norm_and_fills_what_is_inside_with_orthogonal_matrices():
+    net, x = conv_net()
+    report = idfx.init_(net, (x,), scheme="idfx")
+    assert report.certificate is not None and report.certificate.certified == 2
+    for block in (net[1], net[2]):
+        assert torch.equal(block.norm2.weight, torch.full((8,), 1e-6)) and bool((block.norm1.weight == 1).all())
+        assert orthonormal(block.conv1.weight, math.sqrt(2)) and orthonormal(block.conv2.weight)
+    assert orthonormal(net[0].weight) and orthonormal(net[4].weight)
+    idfx.init_(net, (x,), scheme="idfx", ends="weight")
+    assert bool((net[1].norm2.weight == 1).all()) and 0 < float(net[1].conv2.weight.detach().abs().max()) < 1e-5
+    idfx.init_(net, (x,), scheme="idfx", eps=0.0, head="zero")
+    assert not net[1].norm2.weight.any() and not net[4].weight.any()
+
+
+def test_idfx_lets_the_main_stem_pass_and_closes_branches_without_a_norm_at_their_weight():
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+    net, x = nn.Sequential(stem, Plain(8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)), torch.randn(5, 6)
+    report = idfx.init_(net, (x,), scheme="idfx")
+    assert report.certificate is not None and report.certificate.certified == 1
+    first = stem[1](stem[0](x))
+    assert torch.allclose(net[1](stem(x)), first, atol=1e-4)  # identities behind the first weight, and a closed branch
+    assert orthonormal(stem[0].weight, math.sqrt(2)) and orthonormal(net[2].weight, math.sqrt(2))
+    assert orthonormal(net[1].fc1.weight, math.sqrt(2)) and float(net[1].fc2.weight.detach().abs().max()) < 1e-5
+
+
+def test_idfx_reads_fused_queries_keys_and_values_as_three_matrices():
+    net, x = transformer()
+    idfx.init_(net, (x,), scheme="idfx")
+    for layer in net.layers:
+        assert all(orthonormal(part) for part in layer.self_attn.in_proj_weight.chunk(3))
+        assert not orthonormal(layer.self_attn.in_proj_weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({"main": "orthogonal"}, {"0.2.weight", "0.4.weight"}),
+        ({"inner": "identity"}, {"1.fc1.weight"}),
+        ({"other": "random"}, {"2.weight"}),
+        ({"stem": "keep"}, {"0.0.weight"}),
+        ({"stem": "mirrored"}, {"0.0.weight"}),
+        ({"head": "identity"}, {"4.weight"}),
+        ({"eps": 0.0}, {"1.fc2.weight"}),
+        ({"ends": "weight"}, set()),
+    ],
+)
+def test_an_option_of_idfx_changes_what_it_speaks_of(options, changed):
+    stem = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+    net, x = nn.Sequential(stem, Plain(8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)), torch.randn(5, 6)
+    structure = idfx.analyze(net, (x,))
+    plain, other = (idfx.plan(structure, "idfx", **given).decisions for given in ({}, options))
+    assert {name for name in {*plain, *other} if plain.get(name) != other.get(name)} == changed
 
 
 @pytest.mark.parametrize("distribution", ["normal", "uniform"])

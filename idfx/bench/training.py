@@ -134,6 +134,7 @@ def _epochs(
     watched = Watch(seen, device) if watch else None
     if watched is not None:
         record["watch"] = [watched.look(model, ranks=True)]
+        record["isometry"] = [watched.isometry(model)]
     for epoch in range(settings.epochs):
         loss = _epoch(model, settings, seen, run.seed, epoch, device, optimiser, follow)
         if not math.isfinite(loss):
@@ -147,6 +148,8 @@ def _epochs(
             record["watch"].append(watched.look(model, ranks=epoch + 1 == settings.epochs))
         if on_epoch is not None:
             on_epoch(epoch + 1, {name: values[-1] for name, values in curves.items()})
+    if watched is not None:
+        record["isometry"].append(watched.isometry(model))
     return curves, False
 
 

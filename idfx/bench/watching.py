@@ -1,15 +1,18 @@
-"""What a run looks at when it is asked to: the gradient that reaches each weight, dead units, ranks."""
+"""What a run looks at when it is asked to: the gradient that reaches each weight, dead units, ranks, isometry."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from idfx.auditing import audit
 from idfx.bench.data import Samples, generator_of
+from idfx.errors import IdfxError
 
 BATCHES, SIZE = 4, 64
 
@@ -59,9 +62,38 @@ class Watch:
         found: dict[str, Any] = {}
         for name, weight in weights.items():
             norm = float(sums[name].norm())
-            row: dict[str, Any] = {"gradient": norm if math.isfinite(norm) else None, "units": len(weight)}
+            row: dict[str, Any] = {"gradient": _finite(norm), "units": len(weight)}
             row["dead"] = int((~alive[name]).sum())
             if ranks:
                 row["rank"] = int(torch.linalg.matrix_rank(weight.detach().flatten(1).float()))
             found[name] = row
         return found
+
+    def isometry(self, model: nn.Module) -> dict[str, Any]:
+        """Return what the audit says of the Jacobian of the model, and of its blocks, at four samples.
+
+        `chi`, `spread`, `largest` and `smallest` of the whole model; `block_chi` and `block_spread` are medians over
+        the residual blocks, None where there is none. Where the audit cannot run, `error` says why.
+
+        Args:
+            model: in the middle of training, where it stays.
+        """
+        try:
+            found = audit(model, (self._batches[0][0][:4].to(self._device),), only=["jacobian"])
+        except IdfxError as error:
+            return {"error": str(error)}
+        if "jacobian" in found.left_out or not found.spectra:
+            return {"error": found.left_out.get("jacobian", "it has no Jacobian")}
+        whole, *blocks = found.spectra
+        return {
+            "chi": _finite(whole.mean_square),
+            "spread": _finite(whole.spread),
+            "largest": _finite(whole.largest),
+            "smallest": _finite(whole.smallest),
+            "block_chi": _finite(statistics.median(block.mean_square for block in blocks)) if blocks else None,
+            "block_spread": _finite(statistics.median(block.spread for block in blocks)) if blocks else None,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -8,14 +8,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from idfx.errors import PlanError
 from idfx.fills import fills
-from idfx.matrices import Matrices, Target, check_name, check_number, read_layout
+from idfx.matrices import Matrices, Rows, Target, check_name, check_number, read_layout
 from idfx.records import Layout
 
 LOOSENINGS = ("dense", "diagonal", "none")
 Ranges = Sequence[Sequence[int]]
+
+
+def _same(rows: Rows, columns: int) -> Tensor:
+    """Column m mod D_in of row m."""
+    return rows.number % columns
+
+
+def _opposite(rows: Rows, columns: int) -> Tensor:
+    """The column of the second entry: behind the square part if the matrix is wide, else beside the first."""
+    beside = (rows.number + 1) % columns
+    behind = rows.height + rows.number % (columns - rows.height).clamp(min=1)
+    return torch.where(rows.height < columns, behind, beside)
 
 
 def _identity_(matrices: Matrices, ranges: Sequence[tuple[int, int]], tau: float, loosen: str, eps_tau: float) -> None:
@@ -28,27 +41,19 @@ def _identity_(matrices: Matrices, ranges: Sequence[tuple[int, int]], tau: float
         )
     for start, stop in ranges:
         matrices.clear_(start, stop, noise=eps_tau if loosen == "dense" else 0.0)
-        rows = matrices.rows(start, stop)
-        value = torch.full_like(rows.number, tau, dtype=torch.float64)
-        noise = 0.0 if loosen == "none" else eps_tau
-        matrices.write_(rows.output, rows.number % matrices.columns, value, noise)
+        matrices.write_(start, stop, _same, tau, noise=0.0 if loosen == "none" else eps_tau)
 
 
 def _zero_preserving_(matrices: Matrices, rows: Ranges | None, eps: float) -> None:
     """Write zero-preserving matrices into ranges of outputs, each of which is a matrix of its own."""
     eps = check_number(matrices.target, "eps", eps)
-    columns = matrices.columns
     for start, stop in [(0, matrices.outputs)] if rows is None else matrices.ranges(rows):
         matrices.clear_(start, stop)
-        output, number, height = matrices.rows(start, stop, apart=True)
-        value = torch.full_like(number, eps, dtype=torch.float64)
-        if columns == 1:
-            matrices.write_(output, torch.zeros_like(number), value * (1 - 2 * (number % 2)))
+        if matrices.columns == 1:
+            matrices.write_(start, stop, _same, lambda row: eps * (1.0 - 2.0 * (row % 2)), apart=True)
             continue
-        beside = (number + 1) % columns
-        behind = height + number % (columns - height).clamp(min=1)
-        matrices.write_(output, number % columns, value)
-        matrices.write_(output, torch.where(height < columns, behind, beside), -value)
+        matrices.write_(start, stop, _same, eps, apart=True)
+        matrices.write_(start, stop, _opposite, -eps, apart=True)
 
 
 def _untapped(target: Target, layout: Layout | Mapping[str, Any] | None) -> Matrices:

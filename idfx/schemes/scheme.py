@@ -33,6 +33,7 @@ GAINS = {
 
 Decide = Callable[[ParameterInfo, Role, Network, Any], Decision | Keep]
 Scalars = Callable[[Network, Any], Sequence[Scalar]]
+Nearest = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,15 @@ class Scheme:
     """A scheme: a frozen dataclass of its options and a function from parameter, role and network to a decision.
 
     The options class checks its values in `__post_init__` and raises UsageError. `decide` sees one parameter at a
-    time, touches no tensor, and is called once for each parameter that may be written. `nearest`: roles are read with
-    the ends of branches as near to the join as they can be, scales rather than weights. `scalars` returns the learned
-    scalars that the scheme adds to branches.
+    time, touches no tensor, and is called once for each parameter that may be written. `nearest` says of the options
+    whether roles are read with the ends of branches as near to the join as they can be, scales rather than weights.
+    `scalars` returns the learned scalars that the scheme adds to branches.
     """
 
     name: str
     options: type[Any]
     decide: Decide
-    nearest: bool = False
+    nearest: Nearest = lambda options: False
     scalars: Scalars | None = None
 
     @property
@@ -72,7 +73,7 @@ SCHEMES: Registry[Scheme] = Registry("scheme", "idfx.schemes", "idfx.schemes")
 
 
 def scheme(
-    name: str, options: type[Any], *, nearest: bool = False, scalars: Scalars | None = None
+    name: str, options: type[Any], *, nearest: Nearest = lambda options: False, scalars: Scalars | None = None
 ) -> Callable[[Decide], Decide]:
     """Register the decorated function as the decision of a scheme."""
 

@@ -20,7 +20,9 @@ def on_every_branch(network: Network, value: float) -> Sequence[Scalar]:
     )
 
 
-@scheme("skipinit", Options, nearest=True, scalars=lambda network, options: on_every_branch(network, 0.0))
+@scheme(
+    "skipinit", Options, nearest=lambda options: True, scalars=lambda network, options: on_every_branch(network, 0.0)
+)
 def skipinit(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
     """SkipInit: kaiming, and a learned scalar at 0 on every residual branch (De and Smith, 2020).
 
@@ -46,7 +48,12 @@ class Start:
         check_number("start", self.start, such_as="0")
 
 
-@scheme("rezero", Start, nearest=True, scalars=lambda network, options: on_every_branch(network, options.start))
+@scheme(
+    "rezero",
+    Start,
+    nearest=lambda options: True,
+    scalars=lambda network, options: on_every_branch(network, options.start),
+)
 def rezero(parameter: ParameterInfo, role: Role, network: Network, options: Start) -> Decision | Keep:
     """ReZero: the author's own weights, and a learned scalar at 0 on every residual branch (Bachlechner et al., 2020).
 

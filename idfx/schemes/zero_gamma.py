@@ -8,7 +8,7 @@ from idfx.schemes.kaiming import Options, he
 from idfx.schemes.scheme import Keep, beside, is_weight, scheme
 
 
-@scheme("zero-gamma", Options, nearest=True)
+@scheme("zero-gamma", Options, nearest=lambda options: True)
 def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
     """Zero-gamma: kaiming, and 0 for the last scale of every residual branch (Goyal et al., 2017).
 

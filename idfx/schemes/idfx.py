@@ -1,0 +1,136 @@
+"""idfx's own scheme: identities on the main stem, orthogonal matrices everywhere else, branches almost zero."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from idfx.network import Network
+from idfx.records import Decision, Layout, ParameterInfo, Role
+from idfx.schemes.kaiming import gain_of, he
+from idfx.schemes.scheme import Keep, beside, check_choice, check_number, is_weight, scheme, with_layout
+
+FILLS = ("identity", "orthogonal", "mirrored", "random", "keep")
+ENDS = ("scale", "weight")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of idfx's own scheme: how each of five kinds of weights starts, and how branches end.
+
+    `main`: weights of the main stem with as many outputs as inputs, taps aside. `inner`: such weights inside of
+    residual branches. `other`: weights with more or fewer outputs than inputs. `stem`, `head`: the first and the last
+    weights of the model, whatever their shape. Each is "identity" (padded where it is not square; a kernel from its
+    centre), "orthogonal" times the gain of the function that follows, "mirrored" ([M; −M] where a ReLU follows, else
+    orthogonal), "random" (Kaiming) or "keep"; the head may also be "zero". `ends`: whether a residual branch ends at
+    the last scale before the join where there is one, or always at a weight. `eps`: the almost zero, 0 for an exact
+    one.
+    """
+
+    main: str = "identity"
+    inner: str = "orthogonal"
+    other: str = "orthogonal"
+    stem: str = "orthogonal"
+    head: str = "orthogonal"
+    ends: str = "scale"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("main", "inner", "other", "stem"):
+            check_choice(name, getattr(self, name), FILLS)
+        check_choice("head", self.head, (*FILLS, "zero"))
+        check_choice("ends", self.ends, ENDS)
+        check_number("eps", self.eps, 0.0, such_as="1e-6")
+
+
+_WHAT = {
+    "stem": "the input stem",
+    "head": "the head",
+    "main": "a square weight of the main stem",
+    "inner": "a square weight inside a residual branch",
+    "other": "a weight that is not square",
+}
+
+
+def _fused(parameter: ParameterInfo, layout: Layout, traits: Collection[str]) -> Layout:
+    """The layout with queries, keys and values as parts, where they are square and lie one after the other."""
+    rows, columns = layout.matrix(parameter.shape)
+    parts = sum(part in traits for part in ("query", "key", "value"))
+    alone = layout.parts == layout.groups == 1 and not layout.tap_axes
+    return replace(layout, parts=parts) if alone and parts > 1 and rows == parts * columns else layout
+
+
+def _kind(parameter: ParameterInfo, role: Role) -> str:
+    """Which of the options speaks of a weight."""
+    if role.name in ("input stem", "head"):
+        return role.name.removeprefix("input ")
+    assert role.layout is not None
+    rows, columns = role.layout.matrix(parameter.shape)
+    for axis in role.layout.tap_axes:
+        columns //= parameter.shape[axis]
+    if rows != columns:
+        return "other"
+    return "inner" if role.name == "inner" else "main"
+
+
+def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str) -> Decision | Keep:
+    """The decision for a weight that ends no branch."""
+    assert role.layout is not None
+    what, kernel = _WHAT[kind], bool(role.layout.tap_axes)
+
+    def write(fill: str, arguments: dict[str, Any], reason: str) -> Decision:
+        return Decision(parameter.name, fill, with_layout(arguments, role), f"{what}: {reason}", role.evidence)
+
+    if how == "keep":
+        return Keep(f"{what}: the author's values stay")
+    if how == "zero":
+        return Decision(parameter.name, "constant", {"value": 0.0}, f"{what} starts at 0", role.evidence)
+    if how == "random":
+        return he(parameter, role, nonlinearity="auto", why=f"; {what}")
+    if how == "identity":
+        return write("idic" if kernel else "idi", {"order": "centre"} if kernel else {}, "the identity")
+    rows, columns = role.layout.matrix(parameter.shape)
+    if how == "mirrored" and role.activation == "aten.relu" and rows % 2 == 0:
+        return write("mirrored", {"inputs": False, "outputs": True}, "mirrored, so that the ReLU behind loses nothing")
+    gain = gain_of("auto", role)
+    lines = "columns" if rows >= columns else "rows"
+    return write("orthogonal", {"gain": gain}, f"its {lines} are orthonormal, times the gain {gain:.4g}")
+
+
+def _end(parameter: ParameterInfo, role: Role, eps: float) -> Decision:
+    """The decision for the last weight of a residual branch."""
+    reason = "the last weight of a residual branch starts at almost zero"
+    if role.layout is None:
+        return Decision(parameter.name, "constant", {"value": 0.0}, "the last weight of a branch: 0", role.evidence)
+    kernel = bool(role.layout.tap_axes)
+    arguments: dict[str, Any] = {"eps": eps} | ({"order": "channel"} if kernel else {})
+    fill = "idizc" if kernel else "idiz"
+    if role.rows is not None:
+        arguments["rows"] = [list(rows) for rows in role.rows]
+        fill, reason = "mixed", f"{reason}, its other rows as the identity"
+    return Decision(parameter.name, fill, with_layout(arguments, role), reason, role.evidence)
+
+
+@scheme("idfx", Options, nearest=lambda options: options.ends == "scale")
+def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+    """idfx: identities on the main stem, orthogonal elsewhere, branches almost zero at their last scale or weight.
+
+    Source: ours, put together of what measured best (docs/evidence.md has the ablation of each part). From Pan et al.,
+    "IDInit", ICLR 2025, arXiv 2503.04626, the identity where the signal has to pass, and almost zeros at the ends of
+    branches; from Goyal et al., arXiv 1706.02677, that the almost zero is the scale of a normalisation where one ends
+    the branch, for it would divide by the size of an almost zero weight before it; from Saxe, McClelland and Ganguli,
+    ICLR 2014, orthogonal matrices wherever a weight widens, narrows or mixes. Fused queries, keys and values are a
+    matrix each. Biases 0, norms 1, everything else is kept.
+    """
+    if role.name == "end scale":
+        reason = "the branch ends at this scale, which carries the almost zero"
+        return Decision(parameter.name, "constant", {"value": options.eps}, reason, role.evidence)
+    if role.name == "end":
+        return _end(parameter, role, options.eps)
+    if is_weight(role):
+        assert role.layout is not None
+        role = replace(role, layout=_fused(parameter, role.layout, role.traits))
+        kind = _kind(parameter, role)
+        return _weight(parameter, role, kind, getattr(options, kind))
+    return beside(parameter, role)
