@@ -14,12 +14,14 @@ from torch import nn
 
 import idfx
 from idfx.apply import apply_
-from idfx.bench.counts import calls, entries_written, forwards
+from idfx.bench.counts import calls, entries_written, forwards, operators
 from idfx.bench.growth import Chain
 from idfx.bench.ratios import Ratio, markdown
 from idfx.bench.speed import MODELS
 from idfx.bench.stages import write_raw
 from idfx.capture import capture
+from idfx.fills import fill_
+from idfx.matrices import _remembered
 from idfx.planning import make_plan
 from idfx.records import Example
 from idfx.structure import analyse
@@ -86,6 +88,38 @@ def test_idinit_is_one_pass_over_each_weight(scheme):
         assert entries <= written <= 1.1 * entries
     else:
         assert written > 5 * entries  # and the counter sees them
+
+
+@pytest.mark.parametrize(("fill", "shape", "most"), [
+    ("idi", (48, 48), 40), ("idi", (96, 48), 40), ("idiz", (48, 48), 12), ("idic", (8, 8, 3, 3), 40),
+    ("idizc", (16, 8, 3, 3), 12), ("constant", (48,), 1),
+])  # fmt: skip
+def test_a_weight_of_a_shape_that_was_seen_costs_few_operators(fill, shape, most):
+    """Where its entries are is known then; what is left is to clear, to draw the noise and to write them."""
+    arguments = {"value": 1.0} if fill == "constant" else {}
+    first, second, other = torch.empty(shape), torch.empty(shape), torch.empty(shape)
+    cold = operators(lambda: fill_(first, fill, arguments, parameter="w", seed=0))
+    assert operators(lambda: fill_(other, fill, arguments, parameter="v", seed=0)) <= min(most, cold)
+    fill_(second, fill, arguments, parameter="w", seed=0)
+    _remembered.cache_clear()
+    fill_(other, fill, arguments, parameter="w", seed=0)
+    assert torch.equal(first, second) and torch.equal(first, other)
+
+
+def test_of_large_weights_no_places_are_remembered():
+    _remembered.cache_clear()
+    fill_(torch.empty(20_000, 2), "idi", {}, parameter="w", seed=0)
+    assert _remembered.cache_info().currsize == 0
+    fill_(torch.empty(20, 2), "idi", {}, parameter="w", seed=0)
+    assert _remembered.cache_info().currsize == 1
+
+
+def test_a_plan_is_checked_once_for_weights_that_are_alike(monkeypatch):
+    net, x = nn.Sequential(*(nn.Linear(8, 8) for _ in range(12)), nn.Linear(8, 4)), torch.randn(2, 8)
+    plan, checked = make_plan(read(net, x)), []
+    monkeypatch.setattr("idfx.apply.check_fill", lambda decision, shape, *rest: checked.append(shape))
+    apply_(net, plan)
+    assert sorted(checked) == [(4,), (4, 8), (8,), (8, 8)]
 
 
 def test_capture_analysis_and_plan_write_no_weight():

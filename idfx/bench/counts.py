@@ -1,4 +1,4 @@
-"""What work is done, counted rather than timed: entries written to memory, calls of functions, forward passes."""
+"""What work is done, counted, not timed: entries written to memory, operators and functions called, forwards."""
 
 from __future__ import annotations
 
@@ -46,6 +46,31 @@ def entries_written(act: Callable[[], object]) -> int:
     with (writes := _Writes()), torch.no_grad():
         act()
     return writes.entries
+
+
+class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operators, those that only look at a tensor in another way left out."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def operators(act: Callable[[], object]) -> int:
+    """Return how many operators of torch an action calls, views left out.
+
+    Example:
+        >>> x = torch.empty(3, 4)
+        >>> operators(lambda: x.zero_().t().add_(1))
+        2
+    """
+    with (counted := _Calls()), torch.no_grad():
+        act()
+    return counted.count
 
 
 def calls(act: Callable[[], object], inside: str = "") -> int:
