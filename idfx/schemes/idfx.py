@@ -11,7 +11,7 @@ from idfx.records import Decision, Layout, ParameterInfo, Role
 from idfx.schemes.kaiming import gain_of, he
 from idfx.schemes.scheme import Keep, beside, check_choice, check_number, is_weight, scheme, with_layout
 
-FILLS = ("identity", "orthogonal", "mirrored", "random", "keep")
+FILLS = ("identity", "orthogonal", "delta", "mirrored", "random", "keep")
 ENDS = ("scale", "weight")
 
 
@@ -22,10 +22,10 @@ class Options:
     `main`: weights of the main stem with as many outputs as inputs, taps aside. `inner`: such weights inside of
     residual branches. `other`: weights with more or fewer outputs than inputs. `stem`, `head`: the first and the last
     weights of the model, whatever their shape. Each is "identity" (padded where it is not square; a kernel from its
-    centre), "orthogonal" times the gain of the function that follows, "mirrored" ([M; −M] where a ReLU follows, else
-    orthogonal), "random" (Kaiming) or "keep"; the head may also be "zero". `ends`: whether a residual branch ends at
-    the last scale before the join where there is one, or always at a weight. `eps`: the almost zero, 0 for an exact
-    one.
+    centre), "orthogonal" times the gain of the function that follows, "delta" (likewise, at the centre of a kernel, 0
+    elsewhere), "mirrored" ([M; −M] where a ReLU follows, else orthogonal), "random" (Kaiming) or "keep"; the head may
+    also be "zero". `ends`: whether a residual branch ends at the last scale before the join where there is one, or
+    always at a weight. `eps`: the almost zero, 0 for an exact one.
     """
 
     main: str = "identity"
@@ -94,8 +94,11 @@ def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str) -> Decisi
     if how == "mirrored" and role.activation == "aten.relu" and rows % 2 == 0:
         return write("mirrored", {"inputs": False, "outputs": True}, "mirrored, so that the ReLU behind loses nothing")
     gain = gain_of("auto", role)
-    lines = "columns" if rows >= columns else "rows"
-    return write("orthogonal", {"gain": gain}, f"its {lines} are orthonormal, times the gain {gain:.4g}")
+    centre = {"taps": "centre"} if how == "delta" and kernel else {}
+    for axis in role.layout.tap_axes if centre else ():
+        columns //= parameter.shape[axis]
+    lines = f"{'columns' if rows >= columns else 'rows'}{' at the centre' if centre else ''}"
+    return write("orthogonal", {"gain": gain, **centre}, f"its {lines} are orthonormal, times the gain {gain:.4g}")
 
 
 def _end(parameter: ParameterInfo, role: Role, eps: float) -> Decision:

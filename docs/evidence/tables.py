@@ -1,0 +1,65 @@
+"""The short tables of docs/evidence.md, from the runs of the studies; each summary.md has the long ones.
+
+python docs/evidence/tables.py > docs/evidence/tables.txt
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from idfx.bench.statistics import holm
+from idfx.bench.study import Study, read_config, suite_of
+from idfx.bench.summary import Row, reference_of, rows
+
+HERE = Path(__file__).parent
+
+
+def epochs(row: Row) -> str:
+    """The median over seeds of the epoch in which the level is reached, and how many never reach it."""
+    ordered = sorted(float("inf") if epoch is None else epoch for epoch in row.soon)
+    middle, never = statistics.median(ordered), sum(epoch is None for epoch in row.soon)
+    told = "never" if middle == float("inf") else f"{middle:g}"
+    return told + (f" ({never} of {len(ordered)} never)" if never and told != "never" else "")
+
+
+def table(name: str) -> None:
+    """Print the tables of a study, best first."""
+    folder = HERE / name
+    config = read_config(folder)
+    if config is None:
+        return
+    study = Study(suite_of(config), config["full"], config["watch"])
+    records = [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    reference = reference_of(study)
+    found = {model: rows(study, records, model, reference) for model in study.suite.models}
+    every = [row for _, its in found.values() for row in its if row.against is not None]
+    corrected = dict(zip(map(id, every), holm([row.against.t for row in every if row.against]), strict=True))
+    for model, (level, its) in found.items():
+        print(f"\n## {name}: {model}\n")
+        print(
+            f"| scheme | rate | final accuracy | epochs to {level:.3f} | against {reference}, 95% interval | p (Holm) |"
+        )
+        print("|---|---|---|---|---|---|")
+        for row in sorted(its, key=lambda row: -statistics.fmean(row.accuracy)):
+            against, p = "", ""
+            if row.against is not None:
+                c = row.against
+                against, p = f"{c.difference:+.3f} ({c.low:+.3f} to {c.high:+.3f})", f"{corrected[id(row)]:.2g}"
+            lost = sum(run["diverged"] for run in row.runs)
+            accuracy = f"{statistics.fmean(row.accuracy):.4f} ± {statistics.stdev(row.accuracy):.4f}"
+            cells = [f"`{row.scheme}`", f"{row.point[0]:g}{'◦' if row.edge else ''}"]
+            cells += [accuracy + (f", {lost} diverged" if lost else ""), epochs(row), against, p]
+            print(f"| {' | '.join(cells)} |")
+
+
+def main() -> None:
+    print("n = 5 seeds, deep and watched 3. ± is the standard deviation over seeds, ◦ a rate at the edge of the grid.")
+    for path in sorted(HERE.glob("*/config.json")):
+        if path.parent.name not in ("sensitivity", "watched"):
+            table(path.parent.name)
+
+
+if __name__ == "__main__":
+    main()
