@@ -300,6 +300,8 @@ def fitting(model: nn.Module, checkpoint: Checkpoint | None, loaded: Mapping[str
     Raises:
         PlanError: there is no checkpoint, or it has not what the plan loads.
     """
+    if not loaded:
+        return {}
     names: dict[int, list[str]] = {}
     parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():

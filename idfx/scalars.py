@@ -54,6 +54,8 @@ def check_scalars(model: nn.Module, scalars: Sequence[Scalar]) -> None:
     Raises:
         PlanError: a parameter that the model has not, that is tied, or that torch cannot parametrise.
     """
+    if not scalars:
+        return
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -18,7 +18,7 @@ import idfx
 from idfx.findings import Batch, Observation
 from idfx.measuring.batches import enlarged, sizes
 from idfx.measuring.hessian import hessian
-from idfx.measuring.images import images
+from idfx.measuring.images import _within, images
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.observation import observe, unit_gradients
 from idfx.measuring.replay import Replay
@@ -365,6 +365,19 @@ def test_images_are_scaled_cropped_and_normalised(tmp_path: Path) -> None:
         images(tmp_path, Example((torch.zeros(1, 3, 8, 8),)), 2)
     with pytest.raises(idfx.IdfxError, match=r"the model takes \[1, 5\]; expected one image"):
         images(tmp_path, Example((torch.zeros(1, 5),)), 2)
+
+
+def test_images_are_taken_folder_by_folder_and_a_haystack_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    names = ("0.png", "1.PNG", "a/c.png", "a/b/c.png")
+    for name in (*names, "2.txt"):
+        (tmp_path / name).touch()
+    assert list(_within(tmp_path)) == [tmp_path / name for name in names]
+    monkeypatch.setattr("idfx.measuring.images.LOOKED_AT", 2)
+    with pytest.raises(idfx.IdfxError, match="too few images among its first 2 files"):
+        list(_within(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mixer_s32_224"])

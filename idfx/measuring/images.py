@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from idfx.errors import UsageError
 from idfx.records import Example
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
+LOOKED_AT = 100_000  # files
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision normalises
 
 
@@ -21,7 +25,8 @@ def images(path: Path, example: Example, samples: int) -> tuple[Example, str]:
     """Return images as a batch, scaled to the size of the example and normalised as torchvision's models expect.
 
     Args:
-        path: an image, or a folder that holds some, at any depth; the first ones by name are taken.
+        path: an image, or a folder that holds some, at any depth; the first ones are taken, by name, each
+            folder before those in it.
         example: one floating tensor (1, channels, height, width), 1 or 3 channels.
         samples: how many at most.
 
@@ -35,13 +40,12 @@ def images(path: Path, example: Example, samples: int) -> tuple[Example, str]:
         raise UsageError(
             f"--batch {path}: the model takes {shapes}; expected one image. Give --input FILE.safetensors."
         )
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+    found = [path] if path.is_file() else list(itertools.islice(_within(path), samples))
     if not found:
         raise UsageError(
             f"--batch {path}: no images in it; expected a file or a folder with {', '.join(sorted(IMAGES))}."
         )
-    batch = torch.cat([_image(one, wanted) for one in found[:samples]])
-    number = len(found[:samples])
+    batch, number = torch.cat([_image(one, wanted) for one in found]), len(found)
     name = str(path) if path.is_dir() else path.name
     words = f"{number} image{'s' if number > 1 else ''} of {name}, normalised by ImageNet's mean and deviation"
 
@@ -50,6 +54,22 @@ def images(path: Path, example: Example, samples: int) -> tuple[Example, str]:
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, place, (example.args, dict(example.kwargs)))
     return Example(args, kwargs), words
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    """Yield the images of a folder by name, then those of the folders in it; raises UsageError in a haystack."""
+    looked = 0
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            looked += 1
+            if looked > LOOKED_AT:
+                raise UsageError(
+                    f"--batch {folder}: too few images among its first {LOOKED_AT:,} files; expected a folder of them. "
+                    "Name one nearer to them."
+                )
+            if Path(name).suffix.lower() in IMAGES:
+                yield Path(place, name)
 
 
 def _image(path: Path, wanted: Tensor) -> Tensor:
@@ -61,8 +81,7 @@ def _image(path: Path, wanted: Tensor) -> Tensor:
     try:
         read: Any = decode_image(str(path), mode)
     except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(f"--batch {path}: {first}; expected an image. Leave it out of the folder.") from error
+        raise UsageError(f"--batch {path}: it cannot be decoded; expected an image. Leave it out.") from error
     short = max(height, width)
     scaled = functional.center_crop(functional.resize(read, [short], antialias=True), [height, width])
     values = functional.to_dtype(scaled, torch.float32, scale=True)
