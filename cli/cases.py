@@ -163,7 +163,7 @@ def _drawn(options: dict[str, Any]) -> nn.Module:
 def _load(progress: Progress, model: nn.Module, structure: Structure, checkpoint: Checkpoint) -> set[str]:
     """Load what fits into the model; return the names of the parameters and buffers that it has values for."""
     from idfx.checkpoints import load_, matched, state_of
-    from idfx.running import unwrap
+    from idfx.recording.running import unwrap
 
     checkpoint, loaded, notes = matched(structure, checkpoint, state_of(model))
     load_(model, checkpoint, loaded)

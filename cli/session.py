@@ -77,8 +77,8 @@ def build_and_read(
     from idfx.errors import StructureError
     from idfx.inputs import check, no_example, takes_nothing
     from idfx.overrule import overrule, read_words
+    from idfx.recording.running import unwrap
     from idfx.records import Example
-    from idfx.running import unwrap
     from idfx.structure import analyse
 
     spec = options["spec"]

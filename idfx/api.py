@@ -22,8 +22,8 @@ from idfx.inputs import no_example, takes_nothing
 from idfx.overrule import overrule
 from idfx.plan_file import from_json
 from idfx.planning import make_plan
+from idfx.recording.running import unwrap
 from idfx.records import Certificate, Example, Plan, Report, Structure
-from idfx.running import unwrap
 from idfx.steering import Word, steer, steering
 from idfx.structure import analyse
 

@@ -8,8 +8,8 @@ from idfx.checkpoints import Checkpoint, fitting, load_
 from idfx.errors import PlanError
 from idfx.estimates import refresh_
 from idfx.fills import check_fill, fill_
+from idfx.recording.running import unwrap
 from idfx.records import Plan
-from idfx.running import unwrap
 from idfx.scalars import add_scalars_, check_scalars
 
 

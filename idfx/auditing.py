@@ -18,8 +18,8 @@ from idfx.findings import SEVERITIES, Audit, Finding, Likeness, Measure, Spectru
 from idfx.measuring.batches import described
 from idfx.measuring.trial import BUDGET, Trial
 from idfx.network import Network
+from idfx.recording.running import unwrap
 from idfx.records import Structure
-from idfx.running import unwrap
 
 _STOOD = "idfx did not build this model, so it is not known which memory was written; `idfx audit SPEC` tells"
 _NO_BATCH = "no batch is run"

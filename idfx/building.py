@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from idfx.deferral import DeferredDraws
 from idfx.errors import IdfxError, ResourceError, SourceError
 from idfx.inputs import laid_over
 from idfx.parsing import parse_device, parse_dtype, parse_inputs
+from idfx.recording.deferral import DeferredDraws
+from idfx.recording.running import unwrap
 from idfx.records import Example
-from idfx.running import unwrap
 from idfx.sources import out_of_memory, resolve, shortened
 
 

@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from idfx.errors import CaptureError, ForwardError
-from idfx.interpreter import compute
-from idfx.recorder import Recorder, on_meta_device
+from idfx.recording.interpreter import compute
+from idfx.recording.recorder import Recorder, on_meta_device
+from idfx.recording.running import ModulePath, run, unwrap
 from idfx.records import Capture, Example, ParameterInfo
-from idfx.running import ModulePath, run, unwrap
 
 
 def tensors_in(value: Any, _seen: set[int] | None = None) -> Iterator[torch.Tensor]:

@@ -15,8 +15,8 @@ from idfx.capture import record, tensors_in
 from idfx.errors import CertificateError, ForwardError
 from idfx.matrices import outputs_first
 from idfx.ops.term import operator_name
+from idfx.recording.running import ModulePath, run, unwrap
 from idfx.records import Certificate, End, Example, Join, JoinCheck, Structure
-from idfx.running import ModulePath, run, unwrap
 from idfx.structure import analyse
 
 

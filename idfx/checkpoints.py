@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from idfx.errors import PlanError, UsageError
+from idfx.recording.running import unwrap
 from idfx.records import Plan, Structure
-from idfx.running import unwrap
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "model_ema", "params")
 _WRAPPERS = ("module.", "_orig_mod.")

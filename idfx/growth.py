@@ -18,8 +18,8 @@ from idfx.certification import read_again, run_once, shortcut_of
 from idfx.checkpoints import state_of
 from idfx.errors import CertificateError
 from idfx.ops.term import operator_name
+from idfx.recording.running import unwrap
 from idfx.records import Growth, Join, Structure
-from idfx.running import unwrap
 from idfx.scalars import source_of
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from idfx.records import Join, Site, Structure
 
 if TYPE_CHECKING:
-    from idfx.attention import Attention
-    from idfx.flow import Flow
+    from idfx.reading.attention import Attention
+    from idfx.reading.flow import Flow
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -123,15 +123,15 @@ class Network:
     @functools.cached_property
     def flow(self) -> Flow:
         """The data flow of the captured forward pass."""
-        from idfx.flow import read
+        from idfx.reading.flow import read
 
         return read(self.structure.capture)
 
     @functools.cached_property
     def _attending(self) -> tuple[list[Attention], list[bool], frozenset[int]]:
         """The attentions, which of them cross from other data, and the terms that lead to the keys of those."""
-        from idfx.attention import attentions, crossing, origins
-        from idfx.paths import Paths
+        from idfx.reading.attention import attentions, crossing, origins
+        from idfx.reading.paths import Paths
 
         flow = self.flow
         found = list(attentions(flow))
@@ -158,9 +158,9 @@ class Network:
     @functools.cached_property
     def attentions(self) -> tuple[AttentionWeights, ...]:
         """The attentions, in the order of execution."""
-        from idfx.paths import Paths
-        from idfx.rows import Exclusive
-        from idfx.sites import find_sites
+        from idfx.reading.paths import Paths
+        from idfx.reading.rows import Exclusive
+        from idfx.reading.sites import find_sites
 
         flow = self.flow
         uses = find_sites(flow)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from idfx.errors import PlanError
+from idfx.recording.running import unwrap
 from idfx.records import End, Scalar
-from idfx.running import unwrap
 
 
 class BranchScalar(nn.Module):

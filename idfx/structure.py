@@ -8,17 +8,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from idfx.blocks import Blocks, Finder
-from idfx.cuts import Leaf, flatten
-from idfx.flow import Flow, read
 from idfx.ops.term import operator_name
-from idfx.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
+from idfx.reading.blocks import Blocks, Finder
+from idfx.reading.cuts import Leaf, flatten
+from idfx.reading.flow import Flow, read
+from idfx.reading.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
+from idfx.reading.roles import assign_roles
+from idfx.reading.rows import Exclusive, Ranges
+from idfx.reading.sites import Sites, find_sites
+from idfx.reading.stacks import stacked
+from idfx.reading.uses import Use
 from idfx.records import Capture, End, Join, Structure, untouchable
-from idfx.roles import assign_roles
-from idfx.rows import Exclusive, Ranges
-from idfx.sites import Sites, find_sites
-from idfx.stacks import stacked
-from idfx.uses import Use
 
 
 def _kind(length: int) -> str:

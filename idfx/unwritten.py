@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idfx.running import unwrap
+from idfx.recording.running import unwrap
 
 _settings: Any = torch.utils.deterministic
 _FRESH = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")

@@ -20,7 +20,7 @@ from torch import nn
 import idfx
 from idfx.errors import CaptureError, CertificateError, IdfxError, PlanError, SourceError, UsageError
 from idfx.plan_file import from_json, to_json
-from idfx.running import unwrap
+from idfx.recording.running import unwrap
 
 WIDTH = 8
 

@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 import idfx.capture
-import idfx.cuts
+import idfx.reading.cuts
 from idfx.capture import capture, record, replay, tensors_in
 from idfx.errors import CaptureError, ForwardError
-from idfx.flow import Flow
+from idfx.reading.flow import Flow
 from idfx.records import Capture, Example
 from idfx.structure import analyse
 
@@ -443,7 +443,7 @@ class Visits:
 
         monkeypatch.setattr(Flow, "sources", property(sources))
         monkeypatch.setattr(Flow, "addends", self._counting(Flow.addends))
-        monkeypatch.setattr(idfx.cuts.Cuts, "_cut", self._counting(idfx.cuts.Cuts._cut))
+        monkeypatch.setattr(idfx.reading.cuts.Cuts, "_cut", self._counting(idfx.reading.cuts.Cuts._cut))
 
     def _counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any) -> Any:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import init
 
 from idfx.building import build, load
-from idfx.deferral import DeferredDraws
 from idfx.errors import UsageError
+from idfx.recording.deferral import DeferredDraws
 
 # Small members of families with computed buffers, masks, zeroed gains and rescaled weights.
 MODELS = {

@@ -20,8 +20,8 @@ from torch import nn
 import idfx
 from idfx.capture import capture
 from idfx.errors import IdfxError, ResourceError
+from idfx.recording.running import running_module
 from idfx.records import Example
-from idfx.running import running_module
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded on Linux only")
 

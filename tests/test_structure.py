@@ -848,7 +848,7 @@ def test_a_shortcut_inside_an_operator_is_said_to_be_unseen() -> None:
 def test_dominators_are_those_of_networkx():
     import networkx as nx
 
-    from idfx.paths import immediate_dominators
+    from idfx.reading.paths import immediate_dominators
 
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, Subject
 from idfx.findings import Finding, Measure
-from idfx.flow import divides
+from idfx.reading.flow import divides
 from idfx.records import Join
 
 DOUBLINGS = 10

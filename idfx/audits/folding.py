@@ -9,7 +9,7 @@ import torch.fx
 from torch import Tensor
 
 from idfx.audits.subject import Subject
-from idfx.interpreter import compute
+from idfx.recording.interpreter import compute
 
 LARGEST = 2**24  # entries of a value that is still computed
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from idfx.audits.branches import is_closed
 from idfx.audits.subject import Subject
 from idfx.findings import Block, Likeness, ParameterState
-from idfx.flow import Flow
+from idfx.reading.flow import Flow
 from idfx.records import Join
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from idfx.flow import Flow
+from idfx.reading.flow import Flow
 
 
 def behind(flow: Flow, first: Callable[[str], str]) -> tuple[dict[str, float], dict[str, set[str]]]:

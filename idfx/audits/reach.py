@@ -15,8 +15,8 @@ from torch import Tensor
 
 from idfx.audits.folding import LARGEST, Folding
 from idfx.audits.subject import Subject, as_matrices
-from idfx.flow import FlowTerm, divides
 from idfx.ops.term import operator_name
+from idfx.reading.flow import FlowTerm, divides
 
 _CHANNELS_SECOND = ("batch_norm", "group_norm", "instance_norm")
 

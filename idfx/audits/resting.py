@@ -9,7 +9,7 @@ from torch import Tensor
 
 from idfx.audits.reach import Range
 from idfx.audits.subject import Subject
-from idfx.recurrence import read_places
+from idfx.reading.recurrence import read_places
 
 _PARTS = ("input weight", "hidden weight", "input bias", "hidden bias")
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.fx
 
-from idfx.flow import Flow
+from idfx.reading.flow import Flow
 
 _PASSING = frozenset({"move", "mix", "pool", "norm", "map", "scale", "sum", "concat"})
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from idfx.errors import AuditError
 from idfx.findings import Finding, Observation
-from idfx.flow import Flow
 from idfx.matrices import outputs_first
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.trial import Trial
 from idfx.network import Network
+from idfx.reading.flow import Flow
 from idfx.records import End, Layout, ParameterInfo, Role, Structure
 from idfx.schemes.scheme import GAINS, fans, is_weight
 

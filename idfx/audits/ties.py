@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from idfx.audits.metric import metric
 from idfx.audits.subject import Subject
 from idfx.findings import Finding
-from idfx.running import unwrap
+from idfx.recording.running import unwrap
 
 _REMEDY = "Call model.tie_weights(), after the weights have been replaced or loaded."
 

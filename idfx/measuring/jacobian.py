@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from idfx.errors import AuditError
-from idfx.flow import Flow
 from idfx.measuring.derivatives import gradients, joined, split
 from idfx.measuring.operators import LinearMap
 from idfx.measuring.replay import Replay
+from idfx.reading.flow import Flow
 from idfx.records import Join, Structure
 
 _Value = Tensor | GradientEdge

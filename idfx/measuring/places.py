@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from idfx.flow import Flow, FlowTerm
 from idfx.network import Network
 from idfx.ops.term import operator_name
+from idfx.reading.flow import Flow, FlowTerm
 from idfx.records import Structure
 
 SOFTMAX = frozenset({"aten.softmax", "aten._softmax", "aten._safe_softmax"})

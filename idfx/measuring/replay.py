@@ -21,10 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from idfx.capture import tensors_in
 from idfx.errors import AuditError
-from idfx.interpreter import compute
 from idfx.ops.term import operator_name
+from idfx.recording.interpreter import compute
+from idfx.recording.running import unwrap
 from idfx.records import Capture, Example
-from idfx.running import unwrap
 
 Before = Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[torch.fx.Node, Any], Any]

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from idfx.capture import capture
 from idfx.errors import CaptureError, ForwardError
 from idfx.findings import Batch, Observation
-from idfx.flow import Flow
 from idfx.measuring.batches import described, is_uniform
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.observation import observe
 from idfx.network import Network
+from idfx.reading.flow import Flow
 from idfx.records import Example, Structure
 from idfx.structure import analyse
 

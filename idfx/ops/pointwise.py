@@ -1,7 +1,7 @@
 """Operators that act on each entry alone, with one tensor operand.
 
 Only those need an entry whose meaning a trial on a zero cannot show: a pointwise operator that is not listed is
-tried (`idfx.flow`), and is a map if it takes 0 to 0 and a gate if it does not.
+tried (`idfx.reading.flow`), and is a map if it takes 0 to 0 and a gate if it does not.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idfx.flow import Flow, read
+from idfx.reading.flow import Flow, read
 from idfx.records import Join, Structure
 
 

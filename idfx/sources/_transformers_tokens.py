@@ -164,7 +164,7 @@ def _shapes(model: nn.Module, method: str, inputs: dict[str, Any]) -> list[tuple
     import torch
 
     from idfx.capture import record, tensors_in
-    from idfx.running import undisturbed
+    from idfx.recording.running import undisturbed
 
     class Features(torch.nn.Module):
         def __init__(self) -> None:

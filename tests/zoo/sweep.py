@@ -308,7 +308,7 @@ def replayed(model: Any, captured: Any) -> str:
 
     from idfx.capture import replay, tensors_in
     from idfx.certification import another
-    from idfx.running import undisturbed
+    from idfx.recording.running import undisturbed
 
     words: list[str] = []
     example: Any
@@ -336,7 +336,7 @@ def meta_forward(model: Any, example: Any) -> None:
     """One forward pass on the meta device, for comparison."""
     import torch
 
-    from idfx.running import undisturbed
+    from idfx.recording.running import undisturbed
 
     def meta(tensor: Any) -> Any:
         return torch.empty_like(tensor, device="meta")

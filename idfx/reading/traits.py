@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from idfx.attention import attention_parts, sites_before
-from idfx.flow import Flow, divides
-from idfx.paths import NONLINEAR, Paths
+from idfx.reading.attention import attention_parts, sites_before
+from idfx.reading.flow import Flow, divides
+from idfx.reading.paths import NONLINEAR, Paths
 from idfx.records import Layout
 
 Traits = dict[str, str]

@@ -26,10 +26,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idfx.effects import effect
 from idfx.errors import UsageError
+from idfx.recording.effects import effect
+from idfx.recording.tape import Step, Tape, View
 from idfx.registry import did_you_mean
-from idfx.tape import Step, Tape, View
 
 # Initialisations of torch.nn.init that look at what they have drawn: whole functions go on the tape. From
 # torch 2.13 on, trunc_normal_ draws again until every value is inside the bounds.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from idfx.flow import Flow, divides
-from idfx.paths import ROOT, Paths
-from idfx.views import blank, moved, strides_of
+from idfx.reading.flow import Flow, divides
+from idfx.reading.paths import ROOT, Paths
+from idfx.reading.views import blank, moved, strides_of
 
 PARTS = ("query", "key", "value", "attention output")
 _PASSING = frozenset({"move", "scale", "sum", "concat", "mix", "map"})

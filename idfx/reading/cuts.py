@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from idfx.flow import Flow, FlowTerm
+from idfx.reading.flow import Flow, FlowTerm
 
 _DEEPEST = 100  # terms that are followed back from a join to their parameters, call by call; as a rule a handful
 
@@ -114,7 +114,7 @@ class Cuts:
 
     Args:
         flow: the data flow.
-        length: how direct the way from the inputs to each term is (`idfx.paths`).
+        length: how direct the way from the inputs to each term is (`idfx.reading.paths`).
         inner: the cut of the branch of each join found before, and the join's shortcut operand.
         prefer_scales: take a scale parameter as the end where there is one, rather than a weight before it.
     """

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.fx
 
-from idfx.flow import Flow
+from idfx.reading.flow import Flow
 from idfx.records import Layout
 
 _ROOM = 1 << 50  # bytes that no machine has: the tensor has no memory, and parts put beside it fit too

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from idfx.flow import Flow, divides
 from idfx.ops.term import operator_name
+from idfx.reading.flow import Flow, divides
+from idfx.reading.recurrence import read_parameter, read_places
+from idfx.reading.uses import Place, Use
+from idfx.reading.views import Matrix, follow, read_matrix
 from idfx.records import Site
-from idfx.recurrence import read_parameter, read_places
-from idfx.uses import Place, Use
-from idfx.views import Matrix, follow, read_matrix
 
 
 @dataclass(frozen=True)

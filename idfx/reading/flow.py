@@ -16,9 +16,9 @@ import torch
 import torch.fx
 
 from idfx.ops.term import OPERATORS, Reading, Term, gate, move, operator_name, reading, scale, tensors
-from idfx.recorder import overwritten
+from idfx.reading.stacks import stacked
+from idfx.recording.recorder import overwritten
 from idfx.records import Capture, Layout, Unknown
-from idfx.stacks import stacked
 
 _ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_"})
 _ZERO = object()  # stands for a tensor of zeros

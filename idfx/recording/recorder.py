@@ -16,9 +16,9 @@ import torch.fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from idfx.interpreter import compute
 from idfx.ops.term import operator_name
-from idfx.running import FunctionCalls, ModulePath
+from idfx.recording.interpreter import compute
+from idfx.recording.running import FunctionCalls, ModulePath
 from idfx.sources import out_of_memory
 
 

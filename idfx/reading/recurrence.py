@@ -10,12 +10,12 @@ from typing import Any
 
 import torch.fx
 
-from idfx.flow import Flow
 from idfx.ops.term import operator_name, tensors
+from idfx.reading.flow import Flow
+from idfx.reading.traits import Traits, layout_traits
+from idfx.reading.uses import Place, Use
+from idfx.reading.views import follow, read_matrix, strides_of
 from idfx.records import Layout, Role
-from idfx.traits import Traits, layout_traits
-from idfx.uses import Place, Use
-from idfx.views import follow, read_matrix, strides_of
 
 # The rows of a weight, as torch stacks them; a layer without gates has the candidate alone.
 GATES = {

@@ -10,14 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from idfx.flow import Flow
-from idfx.paths import Paths
+from idfx.reading.flow import Flow
+from idfx.reading.paths import Paths
+from idfx.reading.recurrence import recurrent_role
+from idfx.reading.rows import Ranges, ranges
+from idfx.reading.sites import Sites
+from idfx.reading.traits import Traits, layout_traits, read_traits, together
+from idfx.reading.uses import Use
 from idfx.records import Join, Layout, Role
-from idfx.recurrence import recurrent_role
-from idfx.rows import Ranges, ranges
-from idfx.sites import Sites
-from idfx.traits import Traits, layout_traits, read_traits, together
-from idfx.uses import Use
 
 # The role of a parameter that is no weight follows from how it is used; the first that applies.
 _PLAIN = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from idfx.flow import Flow
+from idfx.reading.flow import Flow
 
 ROOT = -1
 SINK = -2

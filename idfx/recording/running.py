@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from idfx.errors import CaptureError, ForwardError, IdfxError, ResourceError, UsageError
-from idfx.foreach import single_calls
 from idfx.inputs import misfit
+from idfx.recording.foreach import single_calls
 from idfx.sources import out_of_memory, shortened
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.fx
 
-from idfx.flow import Flow
-from idfx.paths import Paths
-from idfx.recorder import overwritten
+from idfx.reading.flow import Flow
+from idfx.reading.paths import Paths
+from idfx.recording.recorder import overwritten
 
 Ranges = tuple[tuple[int, int], ...]
 

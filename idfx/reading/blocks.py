@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from idfx.cuts import Cut, Cuts, flatten
-from idfx.flow import Flow
-from idfx.paths import NONLINEAR, ROOT, WEIGHT, Paths
-from idfx.rows import Exclusive, Ranges
+from idfx.reading.cuts import Cut, Cuts, flatten
+from idfx.reading.flow import Flow
+from idfx.reading.paths import NONLINEAR, ROOT, WEIGHT, Paths
+from idfx.reading.rows import Exclusive, Ranges
 
 _MIXERS = frozenset({"contract", "mix", "pool", "norm", "recurrent", "unknown"})
 
