@@ -16,7 +16,7 @@ from idfx.registry import did_you_mean
 OPTIMISERS = ("sgd", "adam", "adamw")
 SCHEMES = (
     *("default", "kaiming", "xavier", "orthogonal", "zero-gamma"),
-    *("fixup", "skipinit", "rezero", "zero", "idinit"),
+    *("fixup", "skipinit", "rezero", "zero", "idinit", "idfx"),
 )
 
 
