@@ -59,7 +59,9 @@ class Block(nn.Module):
 
 
 class _Vit(nn.Module):
-    def __init__(self, task: Task, depth: int, width: int, heads: int, patch: int, expansion: int) -> None:
+    def __init__(
+        self, task: Task, depth: int, width: int, heads: int, patch: int, expansion: int, position: float
+    ) -> None:
         super().__init__()
         channels, height, breadth = task.shape
         self.embed = nn.Conv2d(channels, width, patch, patch)
@@ -67,7 +69,7 @@ class _Vit(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, expansion) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, task.classes)
         draw_(self, 0.02)
-        nn.init.trunc_normal_(self.position, std=0.02)
+        nn.init.trunc_normal_(self.position, std=position)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x).flatten(2).transpose(1, 2) + self.position
@@ -79,14 +81,22 @@ class _Vit(nn.Module):
 
 @model("vit")
 def vit(
-    task: Task, *, depth: int = 4, width: int = 64, heads: int = 4, patch: int = 2, expansion: int = 4
+    task: Task,
+    *,
+    depth: int = 4,
+    width: int = 64,
+    heads: int = 4,
+    patch: int = 2,
+    expansion: int = 4,
+    position: float = 0.02,
 ) -> nn.Module:
     """A vision transformer with the norm before each branch and the mean of its tokens for a class token.
 
-    Linear weights and positions are drawn with standard deviation 0.02, as timm does; the patch embedding is PyTorch's.
+    Linear weights are drawn with standard deviation 0.02, as timm does, positions with that of `position`; the patch
+    embedding is PyTorch's.
     """
     needs(task, "vit", "images")
-    return _Vit(task, depth, width, heads, patch, expansion)
+    return _Vit(task, depth, width, heads, patch, expansion, position)
 
 
 class _Language(nn.Module):
