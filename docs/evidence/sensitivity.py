@@ -49,14 +49,16 @@ def main() -> None:
             mpl.use("Agg")
             from matplotlib import pyplot
 
-            figure, axes = pyplot.subplots(1, len(means), figsize=(2.6 * len(means), 2.6), squeeze=False)
+            figure, axes = pyplot.subplots(1, len(means), figsize=(2.2 * len(means), 2.4), squeeze=False, sharey=True)
             for axis, (scheme, points) in zip(axes[0], means.items(), strict=True):
                 grid = [[points.get((lr, decay), float("nan")) for lr in rates] for decay in decays]
                 image = axis.imshow(grid, vmin=0, vmax=1, origin="lower", aspect="auto")
                 axis.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates], rotation=90, fontsize=7)
                 axis.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays], fontsize=7)
                 axis.set_title(scheme, fontsize=8)
-            figure.colorbar(image, ax=axes, shrink=0.8)
+            figure.colorbar(image, ax=axes, shrink=0.8, label="final test accuracy")
+            axes[0][0].set_ylabel("weight decay")
+            figure.supxlabel("learning rate", y=-0.18, fontsize=9)
             figure.savefig(given.picture.with_stem(f"{model}-{given.picture.stem}"), dpi=110, bbox_inches="tight")
             pyplot.close(figure)
 

@@ -14,6 +14,7 @@ from idfx.bench.study import Study, read_config, suite_of
 from idfx.bench.summary import Row, reference_of, rows
 
 HERE = Path(__file__).parent
+LEFT_OUT = ("sensitivity", "watched")  # they have scripts of their own
 
 
 def epochs(row: Row) -> str:
@@ -54,11 +55,35 @@ def table(name: str) -> None:
             print(f"| {' | '.join(cells)} |")
 
 
+def duel(first: str, second: str) -> None:
+    """Print how one scheme compares with another in every study that has both, each at its own best rate."""
+    found = {}
+    for path in sorted(HERE.glob("*/config.json")):
+        config = read_config(path.parent)
+        if config is None or path.parent.name in LEFT_OUT or not {first, second} <= {*config["schemes"]}:
+            continue
+        study = Study(suite_of(config), config["full"], config["watch"])
+        records = [json.loads(line) for line in (path.parent / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+        for model in study.suite.models:
+            its = {row.scheme: row for row in rows(study, records, model, second)[1]}
+            found[model] = its[first], its[second]
+    corrected = holm([row.against.t if row.against else float("nan") for row, _ in found.values()])
+    print(f"\n## {first} against {second}\n")
+    print(f"| model | {first} | {second} | difference, 95% interval | p (Holm) | epochs to 90%, {first} | {second} |")
+    print("|---|---|---|---|---|---|---|")
+    for (model, (row, other)), p in zip(found.items(), corrected, strict=True):
+        assert row.against is not None
+        c, means = row.against, [f"{statistics.fmean(its.accuracy):.4f}" for its in (row, other)]
+        shift = f"{c.difference:+.3f} ({c.low:+.3f} to {c.high:+.3f})"
+        print(f"| `{model}` | {' | '.join(means)} | {shift} | {p:.2g} | {epochs(row)} | {epochs(other)} |")
+
+
 def main() -> None:
     print("n = 5 seeds, deep and watched 3. ± is the standard deviation over seeds, ◦ a rate at the edge of the grid.")
     for path in sorted(HERE.glob("*/config.json")):
-        if path.parent.name not in ("sensitivity", "watched"):
+        if path.parent.name not in LEFT_OUT:
             table(path.parent.name)
+    duel("idfx", "idinit")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,12 @@ def main() -> None:
     for model, found in points.items():
         for name in SHAPES:
             rows = [(r["isometry"][0].get(name), when, end) for _, r, when, end in found]
-            rows = [row for row in rows if row[0] is not None and row[0] > 0]
+            whole = [r["isometry"][0].get("chi") for _, r, *_ in found]  # 0 behind a head of zeros: neither is defined
+            kept = [
+                row[0] is not None and bool(chi or name.startswith("block"))
+                for row, chi in zip(rows, whole, strict=True)
+            ]
+            rows = [row for row, keep in zip(rows, kept, strict=True) if keep]
             if len({row[0] for row in rows}) < 3:
                 continue
             # chi: how far from critical; a spread: how far from an isometry
@@ -128,22 +133,23 @@ def main() -> None:
         import matplotlib as mpl
 
         mpl.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib import pyplot, ticker
 
-        figure, axes = pyplot.subplots(1, len(points), figsize=(5.5 * len(points), 4.2), squeeze=False)
-        for axis, (model, found) in zip(axes[0], points.items(), strict=True):
-            for number, scheme in enumerate(dict.fromkeys(scheme for scheme, *_ in found)):
+        figure, axes = pyplot.subplots(1, len(points), figsize=(3.6 * len(points), 3.6), layout="constrained")
+        every = list(dict.fromkeys(scheme for _, scheme in best))
+        for axis, (model, found) in zip(axes, points.items(), strict=True):
+            for number, scheme in enumerate(every):
                 own = [(r["isometry"][0].get("spread"), when) for s, r, when, _ in found if s == scheme]
-                own = [(x, y) for x, y in own if x is not None]
-                axis.scatter(*zip(*own, strict=True), s=18, color=f"C{number}", label=scheme)
-            axis.set(
-                xscale="log",
-                xlabel="spread of the model's singular values at the start",
-                ylabel="epochs to the level",
-                title=model,
-            )
+                own = [(x, y) for x, y in own if x]
+                marker = "os^D"[number % 4]
+                x, y = zip(*own, strict=True) if own else ((), ())
+                axis.scatter(x, y, s=26, marker=marker, alpha=0.7, color=pyplot.cm.tab20(number), label=scheme)
+            axis.set(xscale="log", xlabel="spread at the start", title=model)
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+            axis.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=7)
+        axes[0].set_ylabel("epochs to the level")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
         figure.savefig(given.picture, dpi=110, bbox_inches="tight")
 
 
