@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, Subject
 from idfx.findings import Finding, Measure
-from idfx.reading.flow import divides
 from idfx.records import Join
 
 DOUBLINGS = 10
@@ -35,7 +34,7 @@ def branches(subject: Subject) -> Iterator[Finding | Measure]:
     joins = subject.structure.joins
     open_ = [join for join in joins if not is_closed(subject, join)]
     stem = [join for join in open_ if join.parent is None]
-    plain = not _normalises(subject)
+    plain = not subject.flow.normalises
     growth = 2.0 ** min(len(stem), 1000) if plain else 1.0 + len(stem)
     yield Measure("branches", "closed", len(joins) - len(open_))
     yield Measure("branches", "open", len(open_))
@@ -64,15 +63,3 @@ def is_closed(subject: Subject, join: Join) -> bool:
     if join.ends and all(subject.is_closed(end) for end in join.ends):
         return True
     return any(subject.rms(subject.first_name(name)) <= CLOSED for name in join.scales)
-
-
-def _normalises(subject: Subject) -> bool:
-    """Whether a value that depends on the inputs is normalised anywhere, by its own statistics or by running ones."""
-    flow = subject.flow
-
-    def is_norm(position: int) -> bool:
-        term = flow.terms[position]
-        running = term.kind == "scale" and term.eps is not None
-        return term.data and (term.kind == "norm" or running or divides(flow, position))
-
-    return any(map(is_norm, range(len(flow.terms))))

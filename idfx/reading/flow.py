@@ -71,6 +71,17 @@ class Flow:
         return self.capture.steps.get(self.terms[term].node, -1)
 
     @functools.cached_property
+    def normalises(self) -> bool:
+        """Whether a value that depends on the inputs is normalised anywhere, by its own or by running statistics."""
+
+        def is_norm(position: int) -> bool:
+            term = self.terms[position]
+            running = term.kind == "scale" and term.eps is not None
+            return term.data and (term.kind == "norm" or running or divides(self, position))
+
+        return any(map(is_norm, range(len(self.terms))))
+
+    @functools.cached_property
     def users(self) -> Mapping[int, list[int]]:
         """The terms that read each data term."""
         found: dict[int, list[int]] = {}

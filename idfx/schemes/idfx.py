@@ -9,7 +9,7 @@ from typing import Any
 from idfx.network import Network
 from idfx.records import Decision, Layout, ParameterInfo, Role
 from idfx.schemes.kaiming import gain_of, he
-from idfx.schemes.scheme import Keep, beside, check_choice, check_number, is_weight, scheme, with_layout
+from idfx.schemes.scheme import Keep, beside, check_choice, check_flag, check_number, is_weight, scheme, with_layout
 
 FILLS = ("identity", "orthogonal", "delta", "mirrored", "random", "keep")
 ENDS = ("scale", "weight")
@@ -25,7 +25,9 @@ class Options:
     centre), "orthogonal" times the gain of the function that follows, "delta" (likewise, at the centre of a kernel, 0
     elsewhere), "mirrored" ([M; −M] where a ReLU follows, else orthogonal), "random" (Kaiming) or "keep"; the head may
     also be "zero". `ends`: whether a residual branch ends at the last scale before the join where there is one, or
-    always at a weight. `eps`: the almost zero, 0 for an exact one.
+    always at a weight. `eps`: the almost zero, 0 for an exact one. `depth`: weights inside of the branches of a model
+    that normalises nowhere are smaller by L^(−1/(2m−2)), L the number of branches and m that of the weights in one
+    (Fixup's second rule).
     """
 
     main: str = "identity"
@@ -35,6 +37,7 @@ class Options:
     head: str = "orthogonal"
     ends: str = "scale"
     eps: float = 1e-6
+    depth: bool = False
 
     def __post_init__(self) -> None:
         for name in ("main", "inner", "other", "stem"):
@@ -42,6 +45,7 @@ class Options:
         check_choice("head", self.head, (*FILLS, "zero"))
         check_choice("ends", self.ends, ENDS)
         check_number("eps", self.eps, 0.0, such_as="1e-6")
+        check_flag("depth", self.depth)
 
 
 _WHAT = {
@@ -74,7 +78,16 @@ def _kind(parameter: ParameterInfo, role: Role) -> str:
     return "inner" if role.name == "inner" else "main"
 
 
-def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str) -> Decision | Keep:
+def _share(parameter: ParameterInfo, role: Role, network: Network) -> float:
+    """The factor on a weight inside of a branch of a model that never normalises: Fixup's second rule; 1 elsewhere."""
+    join = network.around(parameter.name)
+    if role.name != "inner" or "steers" in role.traits or join is None or network.flow.normalises:
+        return 1.0
+    layers = network.layers(join)
+    return float(network.depth ** (-1 / (2 * layers - 2))) if layers > 1 else 1.0
+
+
+def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: float) -> Decision | Keep:
     """The decision for a weight that ends no branch."""
     assert role.layout is not None
     what, kernel = _WHAT[kind], bool(role.layout.tap_axes)
@@ -87,13 +100,21 @@ def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str) -> Decisi
     if how == "zero":
         return Decision(parameter.name, "constant", {"value": 0.0}, f"{what} starts at 0", role.evidence)
     if how == "random":
-        return he(parameter, role, nonlinearity="auto", why=f"; {what}")
+        return he(parameter, role, nonlinearity="auto", factor=factor, why=f"; {what}")
     if how == "identity":
-        return write("idic" if kernel else "idi", {"order": "centre"} if kernel else {}, "the identity")
+        return write(
+            "idic" if kernel else "idi",
+            {**({"tau": factor} if factor != 1 else {}), **({"order": "centre"} if kernel else {})},
+            "the identity",
+        )
     rows, columns = role.layout.matrix(parameter.shape)
     if how == "mirrored" and role.activation == "aten.relu" and rows % 2 == 0:
-        return write("mirrored", {"inputs": False, "outputs": True}, "mirrored, so that the ReLU behind loses nothing")
-    gain = gain_of("auto", role)
+        return write(
+            "mirrored",
+            {"inputs": False, "outputs": True, "gain": factor},
+            "mirrored, so that the ReLU behind loses nothing",
+        )
+    gain = gain_of("auto", role) * factor
     centre = {"taps": "centre"} if how == "delta" and kernel else {}
     for axis in role.layout.tap_axes if centre else ():
         columns //= parameter.shape[axis]
@@ -135,5 +156,6 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
         assert role.layout is not None
         role = replace(role, layout=_fused(parameter, role.layout, role.traits))
         kind = _kind(parameter, role)
-        return _weight(parameter, role, kind, getattr(options, kind))
+        factor = _share(parameter, role, network) if options.depth else 1.0
+        return _weight(parameter, role, kind, getattr(options, kind), factor)
     return beside(parameter, role)
