@@ -137,6 +137,15 @@ def test_idfx_lets_the_main_stem_pass_and_closes_branches_without_a_norm_at_thei
     assert orthonormal(net[1].fc1.weight, math.sqrt(2)) and float(net[1].fc2.weight.detach().abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_idfx_shrinks_the_inside_of_branches_with_the_depth_where_nothing_normalises(norm):
+    net = nn.Sequential(nn.Linear(6, 8), *(Plain(8) for _ in range(9)), *([nn.LayerNorm(8)] * norm), nn.Linear(8, 4))
+    idfx.init_(net, (torch.randn(5, 6),), scheme="idfx", depth=True)
+    gain = math.sqrt(2) * (1 if norm else 9**-0.5)  # m = 2 weights in each of L = 9 branches
+    assert orthonormal(net[1].fc1.weight, gain) and orthonormal(net[9].fc1.weight, gain)
+    assert orthonormal(net[0].weight)
+
+
 def test_idfx_reads_fused_queries_keys_and_values_as_three_matrices():
     net, x = transformer()
     idfx.init_(net, (x,), scheme="idfx")
@@ -156,6 +165,7 @@ def test_idfx_reads_fused_queries_keys_and_values_as_three_matrices():
         ({"head": "identity"}, {"4.weight"}),
         ({"eps": 0.0}, {"1.fc2.weight"}),
         ({"ends": "weight"}, set()),
+        ({"depth": True}, set()),  # of one branch, 1^(−1/2) is 1
     ],
 )
 def test_an_option_of_idfx_changes_what_it_speaks_of(options, changed):
