@@ -154,6 +154,26 @@ def test_idfx_reads_fused_queries_keys_and_values_as_three_matrices():
         assert not orthonormal(layer.self_attn.in_proj_weight)
 
 
+def test_idfx_leaves_alone_what_a_norm_of_its_slices_would_divide_by_zero():
+    norm = nn.utils.parametrizations.weight_norm
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = norm(nn.ConvTranspose1d(8, 4, 2, 2))  # its norms are those of the inputs
+            self.inner, self.end = nn.ConvTranspose1d(4, 4, 1), norm(nn.ConvTranspose1d(4, 4, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.up(x)
+            return y + self.end(self.inner(y).relu())
+
+    for options in ({}, {"other": "identity", "stem": "identity"}):
+        torch.manual_seed(0)
+        report = idfx.init_(net := Net(), (x := torch.randn(2, 8, 5),), scheme="idfx", certify=False, **options)
+        assert bool(net(x).isfinite().all())
+    assert "up.parametrizations.weight.original1" in report.plan.kept
+
+
 @pytest.mark.parametrize(
     ("options", "changed"),
     [

@@ -39,14 +39,11 @@ def read(folder: Path) -> dict[tuple[str, str], list[Record]]:
 
 def dead(runs: list[Record], look: int) -> str:
     """Dead units over all units of a look: mean over seeds, in per cent; how many weights get no gradient."""
+    whole = [run["watch"] for run in runs if len(run["watch"]) > (run["epochs"] if look < 0 else look)]
     shares = [
-        sum(w["dead"] for w in run["watch"][look].values()) / sum(w["units"] for w in run["watch"][look].values())
-        for run in runs
-        if len(run["watch"]) > (look if look >= 0 else 0)
+        sum(w["dead"] for w in looks[look].values()) / sum(w["units"] for w in looks[look].values()) for looks in whole
     ]
-    still = [
-        sum(w["gradient"] == 0 for w in run["watch"][look].values()) for run in runs if len(run["watch"]) > max(look, 0)
-    ]
+    still = [sum(w["gradient"] == 0 for w in looks[look].values()) for looks in whole]
     return f"{100 * statistics.fmean(shares):.1f} ({max(still)})" if shares else "–"
 
 
@@ -96,8 +93,8 @@ def main() -> None:
             cells = []
             for name in SHAPES:
                 ends = []
-                for look in (0, -1):
-                    values = [r["isometry"][look].get(name) for r in runs if len(r["isometry"]) == 2]
+                for look in (0, 1):
+                    values = [r["isometry"][look].get(name) for r in runs if len(r["isometry"]) > look]
                     known = [value for value in values if value is not None]
                     ends.append(f"{statistics.median(known):.2g}" if known else "–")
                 cells.append(" → ".join(ends))

@@ -35,6 +35,16 @@ def _scalars(network: Network, options: Options) -> Sequence[Scalar]:
     return on_every_branch(network, 1.0) if options.multipliers else ()
 
 
+def share(parameter: ParameterInfo, role: Role, network: Network) -> tuple[float, str]:
+    """Return the second rule's factor on a weight inside of a residual branch, and why; 1 and "" for any other one."""
+    join = network.around(parameter.name)
+    if role.name != "inner" or "steers" in role.traits or join is None or network.layers(join) < 2:
+        return 1.0, ""
+    layers, depth = network.layers(join), network.depth
+    why = f" times {depth}^(−1/{2 * layers - 2}), {depth} branches with {layers} weights in this one (rule 2)"
+    return float(depth ** (-1 / (2 * layers - 2))), why
+
+
 @scheme("fixup", Options, scalars=_scalars)
 def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
     """Fixup: head and ends 0, the other weights of a branch times L^(−1/(2m−2)) (Zhang et al., 2019).
@@ -53,11 +63,5 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
         return Decision(parameter.name, "constant", {"value": 0.0}, reason, role.evidence)
     if not is_weight(role):
         return beside(parameter, role)
-    factor, why = 1.0, ""
-    join = network.around(parameter.name)
-    if role.name == "inner" and join is not None and "steers" not in role.traits:
-        layers, depth = network.layers(join), network.depth
-        if layers > 1:
-            factor = depth ** (-1 / (2 * layers - 2))
-            why = f" times {depth}^(−1/{2 * layers - 2}), {depth} branches with {layers} weights in this one (rule 2)"
+    factor, why = share(parameter, role, network)
     return he(parameter, role, options.mode, options.distribution, factor=factor, why=why)

@@ -8,6 +8,7 @@ from typing import Any
 
 from idfx.network import Network
 from idfx.records import Decision, Layout, ParameterInfo, Role
+from idfx.schemes.fixup import share
 from idfx.schemes.kaiming import gain_of, he
 from idfx.schemes.scheme import Keep, beside, check_choice, check_flag, check_number, is_weight, scheme, with_layout
 
@@ -78,15 +79,6 @@ def _kind(parameter: ParameterInfo, role: Role) -> str:
     return "inner" if role.name == "inner" else "main"
 
 
-def _share(parameter: ParameterInfo, role: Role, network: Network) -> float:
-    """The factor on a weight inside of a branch of a model that never normalises: Fixup's second rule; 1 elsewhere."""
-    join = network.around(parameter.name)
-    if role.name != "inner" or "steers" in role.traits or join is None or network.flow.normalises:
-        return 1.0
-    layers = network.layers(join)
-    return float(network.depth ** (-1 / (2 * layers - 2))) if layers > 1 else 1.0
-
-
 def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: float) -> Decision | Keep:
     """The decision for a weight that ends no branch."""
     assert role.layout is not None
@@ -101,6 +93,8 @@ def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: f
         return Decision(parameter.name, "constant", {"value": 0.0}, f"{what} starts at 0", role.evidence)
     if how == "random":
         return he(parameter, role, nonlinearity="auto", factor=factor, why=f"; {what}")
+    if how == "identity" and "normalised" in role.traits:
+        return Keep(f"{what}: it is divided by norms of slices that the identity leaves zero; the author's values stay")
     if how == "identity":
         return write(
             "idic" if kernel else "idi",
@@ -150,12 +144,15 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
     if role.name == "end scale":
         reason = "the branch ends at this scale, which carries the almost zero"
         return Decision(parameter.name, "constant", {"value": options.eps}, reason, role.evidence)
+    if role.name == "end" and "normalised" in role.traits and role.layout is not None:
+        return Keep("it is divided by norms of slices that an almost zero leaves zero; the author's values stay")
     if role.name == "end":
         return _end(parameter, role, options.eps)
     if is_weight(role):
         assert role.layout is not None
         role = replace(role, layout=_fused(parameter, role.layout, role.traits))
         kind = _kind(parameter, role)
-        factor = _share(parameter, role, network) if options.depth else 1.0
+        shrinks = options.depth and not network.flow.normalises
+        factor = share(parameter, role, network)[0] if shrinks else 1.0
         return _weight(parameter, role, kind, getattr(options, kind), factor)
     return beside(parameter, role)
