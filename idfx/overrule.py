@@ -90,7 +90,7 @@ def _expanded(structure: Structure, words: Mapping[str, str]) -> dict[str, str]:
                 f"role {role!r} of {pattern}: unknown; expected one of {', '.join((*WEIGHTS, *OTHERS))}."
                 f"{did_you_mean(role, (*WEIGHTS, *OTHERS))}"
             )
-        for name in matching(pattern, structure.parameters, "role of"):
+        for name in matching(pattern, structure.parameters, structure.roles, "role of"):
             _check(structure.roles[name], name, role)
             found[name] = role
     return found

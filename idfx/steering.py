@@ -150,7 +150,7 @@ def steer(plan: Plan, structure: Structure, steering: Steering) -> Plan:
 
 def _writable(pattern: str, word: Word, structure: Structure) -> list[str]:
     """The parameters that a pattern means and that are ever written; a frozen one that is meant alone is an error."""
-    names = matching(pattern, structure.parameters, "set")
+    names = matching(pattern, structure.parameters, structure.roles, "set")
     barred = {name: reason for name in names if (reason := untouchable(structure.parameters[name]))}
     if len(barred) == len(names) and word != "keep":
         raise UsageError(
@@ -164,11 +164,15 @@ def _held(structure: Structure, steering: Steering) -> dict[str, str]:
     """What is not to be written, and by which word."""
     held: dict[str, str] = {}
     if steering.only:
-        named = {name for pattern in steering.only for name in matching(pattern, structure.parameters, "only")}
+        named = {
+            name
+            for pattern in steering.only
+            for name in matching(pattern, structure.parameters, structure.roles, "only")
+        }
         reason = f"by your word: only {', '.join(steering.only)}"
         held = {name: reason for name in structure.parameters if name not in named}
     for pattern in steering.keep:
-        for name in matching(pattern, structure.parameters, "keep"):
+        for name in matching(pattern, structure.parameters, structure.roles, "keep"):
             held.setdefault(name, f"by your word: keep {pattern}")
     return held
 

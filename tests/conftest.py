@@ -23,13 +23,13 @@ def rewrite_golden(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str, str]]:
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[[str | list[str]], tuple[int, str, str]]:
     """Run the program in this process: exit code, stdout, stderr."""
 
-    def call(line: str) -> tuple[int, str, str]:
+    def call(line: str | list[str]) -> tuple[int, str, str]:
         capfd.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            main(line.split())
+            main(line.split() if isinstance(line, str) else line)
         out, err = capfd.readouterr()
         return int(exit_.value.code or 0), out, err
 

@@ -166,6 +166,34 @@ def test_a_directory_begun_otherwise_is_refused_with_what_differs_and_may_grow(r
     assert code == 2 and f"idinit on mlp had the plan {'0' * 16} and has {plan} now" in err
 
 
+def test_a_wider_grid_goes_on_and_chooses_anew(run, tiny):
+    start = "bench train --suite tiny.toml --plots none -q -o out --models mlp --seeds 3 --epochs 1 --schemes default"
+    assert run(f"{start} --lr-grid 1e-9")[0] == 0
+    first = Path("out/runs.jsonl").read_bytes()
+    code, out, _ = run(f"{start} --lr-grid 0.1,1e-9 --json")
+    # two seeds at the new rate and, as nothing is learnt at the old one, the third; its old one is not of the plan now
+    assert (code, json.loads(out)) == (0, {"output": "out", "done": 5, "total": 5})
+    assert Path("out/runs.jsonl").read_bytes().startswith(first)
+    assert [(r["lr"], r["seed"]) for r in read_runs("out")] == [
+        *((1e-9, s) for s in range(3)),
+        *((0.1, s) for s in range(3)),
+    ]
+    code, _, err = run(f"{start} --lr-grid 0.1")
+    assert code == 2 and "models.mlp.lr was [0.1, 1e-09] and is [0.1]" in err
+
+
+def test_words_behind_a_scheme_change_what_it_writes(run, tiny):
+    start = "bench train --suite tiny.toml --plots none -q -o out --models mlp --seeds 2 --lr-grid 0.1 --epochs 1"
+    schemes = "kaiming,kaiming + role:head=keep,kaiming + role:head=0 + role:bias=keep,kaiming + role:tail=keep"
+    assert run([*start.split(), "--schemes", schemes])[0] == 0
+    plans = {record["scheme"]: record["plan"] for record in read_runs("out")}
+    assert len({*plans.values()}) == 4 and plans["kaiming + role:tail=keep"] == ""
+    told = next(r["reason"] for r in read_runs("out") if r["scheme"] == "kaiming + role:tail=keep")
+    assert "set role:tail: nothing in this model has that role" in told
+    code, _, err = run([*start.split(), "--schemes", "kaiming + role:head"])
+    assert code == 2 and "--set 'role:head': expected PATTERN=FILL" in err
+
+
 def test_one_process_writes_at_a_time_and_a_broken_line_is_an_error(tmp_path):
     with RunsFile(tmp_path) as runs:
         runs.append({"seed": 0})

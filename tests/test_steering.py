@@ -61,6 +61,27 @@ ALL = names("")
 WRITTEN = ALL - names("frozen")
 
 
+# Roles and traits as patterns
+
+
+def test_a_role_or_a_trait_means_every_parameter_that_has_it():
+    norms = {f"blocks.{at}.norm.weight" for at in range(3)}
+    assert planned(only=["role:norm scale"]).decisions.keys() == norms
+    ends = {f"blocks.{at}.fc2.weight" for at in range(3)}
+    kept = planned(set={"role:end": "keep"}).kept
+    assert ends <= kept.keys() and all(kept[name] == "by your word: role:end = keep" for name in ends)
+    assert planned(only=["trait:wide"]).decisions.keys() == {"stem.weight", "head.weight"}  # 6 × 27 and 4 × 6
+    again = idfx.analyze(Net(), (IMAGE,), roles={"role:inner": "main stem"})
+    assert again.overruled == {f"blocks.{at}.fc1.weight": "main stem" for at in range(3)}
+
+
+def test_a_role_or_a_trait_that_nothing_has_is_an_error_with_those_that_are_there():
+    with pytest.raises(UsageError, match=r"keep role:heed: nothing in this model has that role; .*Did you mean head"):
+        planned(keep=["role:heed"])
+    with pytest.raises(UsageError, match=r"set trait:querie: nothing in this model has that trait; expected"):
+        planned(set={"trait:querie": "keep"})
+
+
 def test_without_a_word_the_plan_is_the_schemes():
     assert planned() == planned(only=(), keep=(), set={}) == planned(only=["*"])
 

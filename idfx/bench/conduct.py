@@ -16,7 +16,7 @@ from idfx.bench.data import Data, load_data, split
 from idfx.bench.machine import machine
 from idfx.bench.runs import RunsFile
 from idfx.bench.starts import Start, check_scheme, starts
-from idfx.bench.study import Study, check_same, key_of, read_config, ready
+from idfx.bench.study import Study, check_same, key_of, read_config, ready, wanted
 from idfx.bench.training import Run
 from idfx.bench.workers import Bench, Event, Inline, Processes, Workers
 from idfx.errors import UsageError
@@ -169,14 +169,8 @@ def _train(
 
 def _done(study: Study, found: Mapping[tuple[str, str], Start], records: list[dict[str, Any]]) -> int:
     """How many of the planned runs are recorded."""
-    grid = {name: settings.grid for name, settings in study.suite.models.items()}
     keys = {key_of(record) for record in records if "lr" in record}
-    return sum(
-        (run.model, run.scheme) in found
-        and (run.lr, run.weight_decay) in grid[run.model]
-        and run.seed < study.suite.seeds
-        for run in keys
-    )
+    return sum(run in keys for run in wanted(study, found, records))
 
 
 def _expected(records: list[dict[str, Any]], run: Run) -> float:

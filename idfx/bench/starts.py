@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from idfx.bench.models import Task, build_model
 from idfx.errors import CertificateError, IdfxError
 from idfx.records import Plan
 from idfx.schemes.scheme import SCHEMES
+from idfx.steering import Word, read_steering
 from idfx.words import parse_call
 
 DEFAULT = "default"  # the model as its author initialises it
@@ -35,18 +37,20 @@ class Start:
 
 
 def check_scheme(text: str) -> None:
-    """Return if a text is `default`, or a scheme with options that it takes.
+    """Return if a text is `default`, or a scheme with options that it takes, and words in the form of --set behind it.
 
     Raises:
         UsageError: it is neither.
     """
     if text != DEFAULT:
-        name, options = parse_call(text, "--schemes")
+        name, options, _ = _read(text)
         SCHEMES.find(name).read_options(options)
 
 
-def _call(text: str) -> tuple[str, dict[str, Any]]:
-    return parse_call(text, "--schemes")
+def _read(text: str) -> tuple[str, dict[str, Any], Mapping[str, Word]]:
+    """The scheme, its options, and what is set otherwise: `idinit(eps=0) + role:head=keep + trait:query=keep`."""
+    call, *sets = re.split(r"\s\+\s", text)
+    return *parse_call(call, "--schemes"), read_steering(sets)[0].set
 
 
 def fingerprint(made: Plan) -> str:
@@ -87,9 +91,9 @@ def starts(build: str, task: Task, example: Tensor, schemes: Sequence[str]) -> M
             found[text] = Start(DEFAULT)
             continue
         assert structure is not None
-        name, options = _call(text)
+        name, options, words = _read(text)
         try:
-            made = plan(structure, name, **options)
+            made = plan(structure, name, set=words, **options)
         except IdfxError as error:
             found[text] = Start("", f"it cannot be planned: {error}")
             continue
@@ -120,9 +124,9 @@ def begin(build: str, task: Task, example: Tensor, scheme: str, seed: int) -> tu
     model = build_model(build, task)
     if scheme == DEFAULT:
         return model, {"plan": DEFAULT, "certificate": None}
-    name, options = _call(scheme)
+    name, options, words = _read(scheme)
     try:
-        report = init_(model, (example,), scheme=name, seed=seed, **options)
+        report = init_(model, (example,), scheme=name, seed=seed, set=words, **options)
         said = "passed"
     except CertificateError as error:
         assert error.report is not None

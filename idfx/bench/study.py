@@ -18,6 +18,7 @@ from idfx.errors import UsageError
 
 SELECTION = 2  # seeds that the learning rate is chosen on
 GROWS = ("models", "schemes", "seeds", "data")  # a study may be given more of these later on
+WIDENS = ("lr", "weight_decay")  # and more points in these
 
 
 @dataclass(frozen=True)
@@ -86,27 +87,33 @@ def chosen(study: Study, records: Sequence[Record], model: str, scheme: str) -> 
     return choose(deciding) if len(deciding) == len(grid) * len(study.selection) else None
 
 
-def ready(
-    study: Study, starts: Mapping[tuple[str, str], Start], records: Sequence[Record], running: Collection[Run] = ()
-) -> Iterator[Run]:
-    """Yield the runs that are not done and can begin, in order: model after model, in each scheme after scheme.
+def wanted(study: Study, starts: Mapping[tuple[str, str], Start], records: Sequence[Record]) -> Iterator[Run]:
+    """Yield the runs of a study as far as they are known, in order: model after model, in each scheme after scheme.
+
+    Those of the remaining seeds are known once those that the rate is chosen on are recorded.
 
     Args:
         study: what is wanted.
         starts: by model and scheme.
         records: of runs that are done.
-        running: those that have begun.
     """
-    begun = {*running, *(key_of(record) for record in records if "lr" in record)}
     for model, settings_ in study.suite.models.items():
         for scheme in study.suite.schemes:
             if not starts[model, scheme].applies:
                 continue
             seeds = range(study.suite.seeds) if study.full else study.selection
-            wanted = [Run(model, scheme, *point, seed) for point in settings_.grid for seed in seeds]
+            runs = [Run(model, scheme, *point, seed) for point in settings_.grid for seed in seeds]
             if (best := chosen(study, records, model, scheme)) is not None:
-                wanted += [Run(model, scheme, *best, seed) for seed in range(study.suite.seeds)]
-            yield from (run for run in dict.fromkeys(wanted) if run not in begun)
+                runs += [Run(model, scheme, *best, seed) for seed in range(study.suite.seeds)]
+            yield from dict.fromkeys(runs)
+
+
+def ready(
+    study: Study, starts: Mapping[tuple[str, str], Start], records: Sequence[Record], running: Collection[Run] = ()
+) -> Iterator[Run]:
+    """Yield the wanted runs that are neither recorded nor among those that have begun."""
+    begun = {*running, *(key_of(record) for record in records if "lr" in record)}
+    yield from (run for run in wanted(study, starts, records) if run not in begun)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -117,6 +124,8 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         ["device was 'cpu' and is 'cuda:0'"]
         >>> differences({"schemes": ["kaiming", "zero"]}, {"schemes": ["zero", "xavier"]})
         ['schemes: kaiming is left out']
+        >>> differences({"models": {"vit": {"lr": [0.1]}}}, {"models": {"vit": {"lr": [0.1, 0.3]}}})
+        []
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
@@ -132,6 +141,8 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     if where == "schemes":
         return [f"{where}: {name} is left out" for name in old if name not in new]
     if where == "seeds" and new >= old:
+        return []
+    if where.startswith("models.") and where.endswith(WIDENS) and {*old} <= {*new}:
         return []
     return [] if old == new else [f"{where} was {old!r} and is {new!r}"]
 

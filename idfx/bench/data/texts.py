@@ -39,6 +39,16 @@ def corpus() -> str:
     return "\n".join(topics[name] for name in sorted(topics)) + "\n" + _source("doctest")
 
 
+def _first(text: str, characters: int | None) -> str:
+    """The beginning of a text, long enough that there is something of it to test on."""
+    least = 10 * CHUNK
+    if characters is not None and not (isinstance(characters, int) and characters >= least):
+        raise UsageError(
+            f"data texts: characters {characters!r}; expected {least} or more, for one chunk in ten is tested."
+        )
+    return text[:characters]
+
+
 def _numbers(text: str, letters: Sequence[str]) -> Tensor:
     where = {letter: number for number, letter in enumerate(letters)}
     return torch.tensor([where[letter] for letter in text], dtype=torch.int64)
@@ -72,9 +82,9 @@ class Masked:
 
 
 @dataset("topics")
-def topics(path: Path | None, *, block: int = 64) -> Data:
-    """Next-character prediction in the corpus, in windows that do not overlap."""
-    text = corpus()
+def topics(path: Path | None, *, block: int = 64, characters: int | None = None) -> Data:
+    """Next-character prediction in the corpus, or its first characters, in windows that do not overlap."""
+    text = _first(corpus(), characters)
     letters = sorted({*text})
     numbers = _numbers(text, letters)
 
@@ -90,9 +100,9 @@ def topics(path: Path | None, *, block: int = 64) -> Data:
 
 
 @dataset("masked-topics")
-def masked_topics(path: Path | None, *, block: int = 64, share: float = 0.15) -> Data:
+def masked_topics(path: Path | None, *, block: int = 64, share: float = 0.15, characters: int | None = None) -> Data:
     """Hidden characters of the corpus have to be found, as in BERT, all of them behind one mask token."""
-    text = corpus()
+    text = _first(corpus(), characters)
     letters = sorted({*text})
     numbers = _numbers(text, letters)
 
