@@ -23,7 +23,7 @@ def _count(text: str) -> int:
 
 
 @click.command("speed")
-@click.option("-o", "--output", metavar="DIR", help="Write speed.json and speed.md into this folder.")
+@click.option("-o", "--output", metavar="DIR", help="Write speed.json and speed.md here, anew after each ratio.")
 @click.option(
     "--max-parameters", type=_count, default="100M", show_default=True, metavar="N", help="The largest model."
 )
@@ -51,8 +51,8 @@ def command(
       idfx bench speed --max-parameters 30M -o speed
     """
     from idfx.bench.machine import machine, versions
-    from idfx.bench.ratios import markdown
-    from idfx.bench.speed import SECTIONS, measure
+    from idfx.bench.ratios import Ratio, markdown
+    from idfx.bench.speed import MODELS, SECTIONS, measure
     from idfx.errors import UsageError
     from idfx.files import write_text
     from idfx.parsing import parse_device
@@ -69,11 +69,18 @@ def command(
             Path(output).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"-o {output}: {error.strerror}; expected a folder. Choose another one.") from error
+    ratios: list[Ratio] = []
     with Progress(quiet).shown() as progress:
-        ratios = measure(max_parameters, runs, max_blocks, place, chosen, progress.step)
-    told = {"machine": machine(place), "versions": versions(), "ratios": [ratio.as_json() for ratio in ratios]}
-    page = markdown(ratios, machine(place), versions())
-    if output is not None:
-        write_text(Path(output) / "speed.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
-        write_text(Path(output) / "speed.md", page)
+        for ratio in measure(max_parameters, runs, max_blocks, place, chosen, progress.step):
+            ratios.append(ratio)
+            told = {"machine": machine(place), "versions": versions(), "ratios": [one.as_json() for one in ratios]}
+            page = markdown(ratios, machine(place), versions())
+            if output is not None:  # after each one: some take minutes
+                write_text(Path(output) / "speed.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+                write_text(Path(output) / "speed.md", page)
+    if not ratios:
+        raise UsageError(
+            f"--max-parameters {max_parameters}: no model is so small; expected {min(MODELS.values()):,} or more. "
+            "Raise it."
+        )
     click.echo(json.dumps(told, indent=2, ensure_ascii=False) if as_json else page, nl=as_json)

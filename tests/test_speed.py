@@ -20,6 +20,7 @@ from idfx.bench.ratios import Ratio, markdown
 from idfx.bench.speed import MODELS
 from idfx.bench.stages import write_raw
 from idfx.capture import capture
+from idfx.errors import ResourceError
 from idfx.fills import fill_
 from idfx.matrices import _remembered
 from idfx.planning import make_plan
@@ -208,9 +209,23 @@ def test_the_command_gives_ratios_of_every_section_that_is_asked_for(run, tmp_pa
     assert page.count("\n| depth |") == 3 and f"torch {told['versions']['torch']}" in page
 
 
+def test_what_was_measured_stands_in_the_files_when_a_later_section_fails(run, tmp_path, monkeypatch):
+    def broken(runs: int) -> list[Ratio]:
+        raise ResourceError("no memory; expected some. Free it.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("idfx.bench.growth.parameters", broken)
+    code, out, err = run("bench speed --only depth,parameters --runs 1 --max-blocks 10 -o speed -q")
+    assert code != 0 and out == "" and "no memory" in err
+    told = json.loads(Path("speed/speed.json").read_text())
+    assert [row["section"] for row in told["ratios"]] == ["depth"] * 3
+    assert Path("speed/speed.md").read_text().count("\n| depth |") == 3
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        ("--only fill --max-parameters 1M", "--max-parameters 1000000: no model is so small; expected 5,717,416"),
         (
             "--only reed",
             "--only reed: unknown; expected some of process, stages, fill, read, depth, parameters. Did you",

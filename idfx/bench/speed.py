@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,11 @@ def _idfx(*words: str) -> list[str]:
     return [sys.executable, "-m", "idfx", *words]
 
 
-def process(names: list[str], runs: int) -> list[Ratio]:
-    """Return `idfx init` against timm.create_model and torch.save, and peak memory against weights."""
+def process(names: list[str], runs: int) -> Iterator[Ratio]:
+    """Yield `idfx init` against timm.create_model and torch.save, and peak memory against weights."""
     empty = [sys.executable, "-c", "pass"]
     pairs = [(measured(_idfx("--help")), measured(empty)) for _ in range(runs + 1)][1:]
-    found = [Ratio("process", "idfx --help / python -c pass", tuple(a[0] / b[0] for a, b in pairs))]
+    yield Ratio("process", "idfx --help / python -c pass", tuple(a[0] / b[0] for a, b in pairs))
     bare = statistics.median(measured([sys.executable, "-c", IMPORTS])[1] for _ in range(3)) if names else 0.0
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/weights.pt"
@@ -76,17 +76,15 @@ def process(names: list[str], runs: int) -> list[Ratio]:
             seconds = [statistics.median(pair[side][0] for pair in pairs) for side in (0, 1)]
             times = f"{seconds[0]:.2f} s and {seconds[1]:.2f} s"
             ratios = tuple(a[0] / b[0] for a, b in pairs)
-            found.append(Ratio("process", f"{name}: idfx init / timm and torch.save", ratios, times))
+            yield Ratio("process", f"{name}: idfx init / timm and torch.save", ratios, times)
             weights = MODELS[name] * 4 / 2**20
             peak = tuple((a[1] - bare) / weights for a, _ in pairs)
             label = f"{name}: peak memory above that of the imports / weights"
-            found.append(Ratio("process", label, peak, f"{weights:.0f} MiB of weights, imports {bare:.0f} MiB"))
-    return found
+            yield Ratio("process", label, peak, f"{weights:.0f} MiB of weights, imports {bare:.0f} MiB")
 
 
-def stages(names: list[str], runs: int) -> list[Ratio]:
-    """Return each stage of `idfx init` against its floor (see `idfx.bench.stages`)."""
-    found = []
+def stages(names: list[str], runs: int) -> Iterator[Ratio]:
+    """Yield each stage of `idfx init` against its floor (see `idfx.bench.stages`)."""
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             rounds: list[dict[str, dict[str, float]]] = []
@@ -105,14 +103,13 @@ def stages(names: list[str], runs: int) -> list[Ratio]:
                 detail = f"{own:.3f} s, {own / whole:.0%} of all"
                 if stage not in rounds[0]["floors"]:
                     share = tuple(taken["stages"][stage] / sum(taken["stages"].values()) for taken in rounds)
-                    found.append(Ratio("stages", f"{name}: {stage} / all stages", share, detail))
+                    yield Ratio("stages", f"{name}: {stage} / all stages", share, detail)
                     continue
                 ratios = tuple(taken["stages"][stage] / taken["floors"][stage] for taken in rounds)
-                found.append(Ratio("stages", f"{name}: {stage} / its floor", ratios, detail))
-    return found
+                yield Ratio("stages", f"{name}: {stage} / its floor", ratios, detail)
 
 
-def fill(name: str, runs: int, device: str) -> list[Ratio]:
+def fill(name: str, runs: int, device: str) -> Ratio:
     """Return the fills of a plan against `zero_()` of the same tensors, in memory that has been written to before."""
     from idfx.apply import apply_
     from idfx.building import build
@@ -144,7 +141,7 @@ def fill(name: str, runs: int, device: str) -> list[Ratio]:
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     bandwidth = statistics.median(size / seconds for _, seconds in rounds) / 2**30
     ratios = tuple(above / below for above, below in rounds)
-    return [Ratio("fill", f"{name}: fills / zero_() on {device}", ratios, f"zero_(): {bandwidth:.1f} GiB/s")]
+    return Ratio("fill", f"{name}: fills / zero_() on {device}", ratios, f"zero_(): {bandwidth:.1f} GiB/s")
 
 
 def read(name: str, runs: int) -> list[Ratio]:
@@ -192,8 +189,8 @@ def measure(
     device: str,
     only: tuple[str, ...] = SECTIONS,
     step: Callable[[str], None] = print,
-) -> list[Ratio]:
-    """Return all ratios; what runs in this process has one thread.
+) -> Iterator[Ratio]:
+    """Yield all ratios as they are measured; what runs in this process has one thread.
 
     Args:
         most: the largest model, in parameters.
@@ -205,20 +202,21 @@ def measure(
     """
     names = [name for name, size in MODELS.items() if size <= most]
     small = [name for name in READ if MODELS.get(name, 30_000_000) <= most]
-    acts: dict[str, Callable[[], list[Ratio]]] = {
+    acts: dict[str, Callable[[], Iterable[Ratio]]] = {
         "process": lambda: process(names, runs),
         "stages": lambda: stages(names, runs),
-        "fill": lambda: [ratio for name in names for ratio in fill(name, runs, device)],
-        "read": lambda: [ratio for name in small for ratio in read(name, runs)],
+        "fill": lambda: (fill(name, runs, device) for name in names),
+        "read": lambda: (ratio for name in small for ratio in read(name, runs)),
         "depth": lambda: growth.depth(blocks, runs),
         "parameters": lambda: growth.parameters(runs),
     }
-    found, threads = [], torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for section in only:
             step(section)
-            found += acts[section]()
+            for ratio in acts[section]():
+                step(f"{section}: {ratio.name}: {ratio.median:.2f}")
+                yield ratio
     finally:
         torch.set_num_threads(threads)
-    return found

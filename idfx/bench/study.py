@@ -178,7 +178,8 @@ def check_same(folder: Path, old: Mapping[str, Any], study: Study) -> None:
         UsageError: it was begun with another configuration; the message says what differs.
     """
     new = json.loads(json.dumps(study.config()))
-    found = differences({key: value for key, value in old.items() if key != "machine"}, new)
+    old, new = ({key: its[key] for key in its if key not in ("machine", "about")} for its in (old, new))
+    found = differences(old, new)
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise UsageError(
