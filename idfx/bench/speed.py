@@ -89,6 +89,7 @@ def stages(names: list[str], runs: int) -> Iterator[Ratio]:
         for name in names:
             rounds: list[dict[str, dict[str, float]]] = []
             for _ in range(runs + 1):
+                Path(f"{folder}/weights.pt").unlink(missing_ok=True)  # to replace a file is to sync the new one first
                 command = [sys.executable, "-m", "idfx.bench.stages", f"timm:{name}", f"{folder}/weights.pt"]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
