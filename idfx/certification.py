@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from idfx.capture import record, tensors_in
 from idfx.errors import CertificateError, ForwardError
-from idfx.matrices import outputs_first
+from idfx.geometry import outputs_first
 from idfx.ops.term import operator_name
 from idfx.recording.running import ModulePath, run, unwrap
 from idfx.records import Certificate, End, Example, Join, JoinCheck, Structure

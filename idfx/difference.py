@@ -10,7 +10,7 @@ import torch
 from idfx.checkpoints import Checkpoint
 from idfx.errors import UsageError
 from idfx.fills import fill_
-from idfx.matrices import Shard
+from idfx.geometry import Shard
 from idfx.records import Decision, Plan
 
 Side = Plan | Checkpoint

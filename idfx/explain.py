@@ -67,7 +67,8 @@ def _corner(
     import torch
 
     from idfx.fills import fill_
-    from idfx.matrices import Shard, Target, kernel_columns, read_layout
+    from idfx.geometry import Shard, kernel_columns
+    from idfx.matrices import Target, read_layout
 
     if decision.fill == "constant" or len(info.shape) < 2:
         return (), ()

@@ -11,7 +11,7 @@ from scipy import stats
 
 from idfx.errors import PlanError, UsageError
 from idfx.fills import fill_, fills
-from idfx.matrices import Shard
+from idfx.geometry import Shard
 from idfx.records import Layout
 
 EPS = 0.25

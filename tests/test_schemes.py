@@ -14,7 +14,7 @@ from torch import nn
 import idfx
 from idfx.errors import IdfxError, PlanError, UsageError
 from idfx.fills import fill_, fills
-from idfx.matrices import Shard
+from idfx.geometry import Shard
 from idfx.plan_file import from_json, to_json
 from idfx.records import End, Scalar
 from idfx.scalars import fold_

@@ -22,7 +22,7 @@ from idfx.bench.stages import write_raw
 from idfx.capture import capture
 from idfx.errors import ResourceError
 from idfx.fills import fill_
-from idfx.matrices import _remembered
+from idfx.geometry import _remembered
 from idfx.planning import make_plan
 from idfx.records import Example
 from idfx.structure import analyse

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from idfx.errors import AuditError
 from idfx.findings import Finding, Observation
-from idfx.matrices import outputs_first
+from idfx.geometry import outputs_first
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.trial import Trial
 from idfx.network import Network

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from idfx.errors import PlanError, UsageError
-from idfx.matrices import Shard, Target, check_name
+from idfx.geometry import Shard
+from idfx.matrices import Target, check_name
 from idfx.noise import key
 from idfx.records import Decision
 from idfx.registry import Registry

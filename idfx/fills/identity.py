@@ -12,7 +12,8 @@ from torch import Tensor
 
 from idfx.errors import PlanError
 from idfx.fills import fills
-from idfx.matrices import Matrices, Rows, Target, check_name, check_number, read_layout
+from idfx.geometry import Rows
+from idfx.matrices import Matrices, Target, check_name, check_number, read_layout
 from idfx.records import Layout
 
 LOOSENINGS = ("dense", "diagonal", "none")
