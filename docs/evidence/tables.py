@@ -11,7 +11,7 @@ from pathlib import Path
 
 from idfx.bench.statistics import holm
 from idfx.bench.study import Study, read_config, suite_of
-from idfx.bench.summary import Row, reference_of, rows
+from idfx.bench.summary import Row, reference_of, rows, tables
 
 HERE = Path(__file__).parent
 LEFT_OUT = ("sensitivity", "watched")  # they have scripts of their own
@@ -34,10 +34,7 @@ def table(name: str) -> None:
     study = Study(suite_of(config), config["full"], config["watch"])
     records = [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
     reference = reference_of(study)
-    found = {model: rows(study, records, model, reference) for model in study.suite.models}
-    every = [row for _, its in found.values() for row in its if row.against is not None]
-    corrected = dict(zip(map(id, every), holm([row.against.t for row in every if row.against]), strict=True))
-    for model, (level, its) in found.items():
+    for model, (level, its) in tables(study, records, reference).items():
         print(f"\n## {name}: {model}\n")
         print(
             f"| scheme | rate | final accuracy | epochs to {level:.3f} | against {reference}, 95% interval | p (Holm) |"
@@ -47,7 +44,7 @@ def table(name: str) -> None:
             against, p = "", ""
             if row.against is not None:
                 c = row.against
-                against, p = f"{c.difference:+.3f} ({c.low:+.3f} to {c.high:+.3f})", f"{corrected[id(row)]:.2g}"
+                against, p = f"{c.difference:+.3f} ({c.low:+.3f} to {c.high:+.3f})", f"{row.corrected:.2g}"
             lost = sum(run["diverged"] for run in row.runs)
             accuracy = f"{statistics.fmean(row.accuracy):.4f} ± {statistics.stdev(row.accuracy):.4f}"
             cells = [f"`{row.scheme}`", f"{row.point[0]:g}{'◦' if row.edge else ''}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from idfx.bench.statistics import Comparison, Point, Record, compare, epochs_to, final, holm, point_of, spread
@@ -16,7 +16,10 @@ ENOUGH = 5  # seeds
 
 @dataclass(frozen=True)
 class Row:
-    """One scheme on one model at its own best rate, over the seeds that are done; `soon`: epochs to the level."""
+    """One scheme on one model at its own best rate, over the seeds that are done.
+
+    `soon`: epochs to the level, by seed. `corrected`: p of the paired t-test after Holm's correction.
+    """
 
     model: str
     scheme: str
@@ -25,6 +28,7 @@ class Row:
     runs: list[Record]
     soon: list[int | None]
     against: Comparison | None
+    corrected: float = math.nan
 
     @property
     def accuracy(self) -> list[float]:
@@ -68,6 +72,16 @@ def rows(study: Study, records: Sequence[Record], model: str, reference: str) ->
     return level, made
 
 
+def tables(study: Study, records: Sequence[Record], reference: str) -> dict[str, tuple[float, list[Row]]]:
+    """Return level and rows of every model, as `rows` does, p corrected for all comparisons of the study."""
+    found = {model: rows(study, records, model, reference) for model in study.suite.models}
+    values = iter(holm([row.against.t for _, its in found.values() for row in its if row.against is not None]))
+    return {
+        model: (level, [row if row.against is None else replace(row, corrected=next(values)) for row in its])
+        for model, (level, its) in found.items()
+    }
+
+
 def reference_of(study: Study) -> str:
     """Return the scheme that others are compared with: the author's own initialisation, or else the first one."""
     return "default" if "default" in study.suite.schemes else study.suite.schemes[0]
@@ -85,16 +99,15 @@ def markdown(
         pictures: by model, file names.
     """
     reference = reference_of(study)
-    tables = {model: rows(study, records, model, reference) for model in study.suite.models}
-    every = [row for _, found in tables.values() for row in found if row.against is not None]
-    corrected = dict(zip(map(id, every), holm([row.against.t for row in every if row.against]), strict=True))
-    parts = [*_head(study, done, total, reference, len(every))]
-    for model, (level, found) in tables.items():
+    made = tables(study, records, reference)
+    compared = sum(row.against is not None for _, found in made.values() for row in found)
+    parts = [*_head(study, done, total, reference, compared)]
+    for model, (level, found) in made.items():
         parts += ["", f"## {model}", ""]
         if not found:
             parts.append("No scheme has a chosen learning rate yet.")
         else:
-            parts += _table(level, found, reference, corrected)
+            parts += _table(level, found, reference)
             parts += ["", *_grid(study, records, model)]
         parts += [line for picture in pictures.get(model, ()) for line in ("", f"![{picture}]({picture})")]
         parts += _notes(records, model, study.suite.schemes)
@@ -122,7 +135,7 @@ def _head(study: Study, done: int, total: int, reference: str, comparisons: int)
     ]
 
 
-def _table(level: float, found: Sequence[Row], reference: str, corrected: Mapping[int, float]) -> list[str]:
+def _table(level: float, found: Sequence[Row], reference: str) -> list[str]:
     lines = [
         f"| scheme | rate | final test accuracy | final test loss | epochs to {level:.3f} (90% of the best) | diverged "
         f"| against {reference} | effect | p | p, Holm | p, Wilcoxon |",
@@ -133,7 +146,7 @@ def _table(level: float, found: Sequence[Row], reference: str, corrected: Mappin
         against = ["", "", "", "", ""]
         if (c := row.against) is not None:
             shift = f"{c.difference:+.4f} ({c.low:+.4f} to {c.high:+.4f})"
-            against = [shift, _number(c.effect, 2), _p(c.t), _p(corrected[id(row)]), _p(c.wilcoxon)]
+            against = [shift, _number(c.effect, 2), _p(c.t), _p(row.corrected), _p(c.wilcoxon)]
         losses = [final(run, "test_loss") for run in row.runs]
         finite = [loss for loss in losses if math.isfinite(loss)]
         cells = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
-from idfx.bench.models import Task, model, needs
+from idfx.bench.models import Task, draw_, model, needs
 
 
 def _norm(width: int, norm: bool) -> nn.Module:
@@ -67,3 +68,40 @@ def convnet(task: Task, *, depth: int = 20, norm: bool = False, width: int = 16)
         layers += [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=not norm), _norm(c_out, norm), nn.ReLU()]
         c_in = c_out
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, task.classes))
+
+
+class _Mixer(nn.Module):
+    """A depthwise convolution, the norm and an MLP over channels, a scale of each channel, beside a shortcut."""
+
+    def __init__(self, width: int, kernel: int, scale: float) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, kernel, 1, kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.fc1, self.act, self.fc2 = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        self.scale = nn.Parameter(torch.full((width,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        out: Tensor = x + (self.scale * self.fc2(self.act(self.fc1(y)))).permute(0, 3, 1, 2)
+        return out
+
+
+@model("convnext")
+def convnext(
+    task: Task, *, depth: int = 4, width: int = 64, patch: int = 2, kernel: int = 3, scale: float = 1e-6
+) -> nn.Module:
+    """A ConvNeXt of one resolution: depthwise convolutions, and LayerScale at `scale` (Liu et al., 2022, section 4.2).
+
+    Linear weights are drawn with standard deviation 0.02, as there; ours: convolutions are PyTorch's own.
+    """
+    needs(task, "convnext", "images")
+    net = nn.Sequential(
+        nn.Conv2d(task.shape[0], width, patch, patch),
+        *(_Mixer(width, kernel, scale) for _ in range(depth)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.LayerNorm(width),
+        nn.Linear(width, task.classes),
+    )
+    draw_(net, 0.02)
+    return net
