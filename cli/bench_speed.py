@@ -31,8 +31,10 @@ def _count(text: str) -> int:
     "--max-blocks", type=click.IntRange(10), default=1000, show_default=True, metavar="N", help="The deepest chain."
 )
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Rounds of each pair.")
-@click.option("--only", default="", metavar="SECTION,...", help="process, stages, fill, read, depth, parameters.")
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:n]", help="Of the fills.")
+@click.option(
+    "--only", default="", metavar="SECTION,...", help="process, stages, fill, whole, read, depth, parameters."
+)
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:n]", help="Of fill and whole.")
 @output_options
 def command(
     output: str | None,

@@ -228,7 +228,7 @@ def test_what_was_measured_stands_in_the_files_when_a_later_section_fails(run, t
         ("--only fill --max-parameters 1M", "--max-parameters 1000000: no model is so small; expected 5,717,416"),
         (
             "--only reed",
-            "--only reed: unknown; expected some of process, stages, fill, read, depth, parameters. Did you",
+            "--only reed: unknown; expected some of process, stages, fill, whole, read, depth, parameters. Did",
         ),
         ("--max-parameters many", "no number of parameters; expected one such as 100M or 1e9"),
         ("--device gpu", "--device gpu: unknown device"),
@@ -253,6 +253,13 @@ def test_a_table_tells_median_and_range():
     assert "| fill | ours / zero_ | 2.00 (1.00 to 4.00) | 3 | 5 GiB/s |" in page
 
 
+def test_fills_and_whole_initialisations_are_measured_on_a_device(run):
+    code, out, _ = run("bench speed --only fill,whole --runs 1 --max-parameters 6M --json -q")
+    fills, whole = json.loads(out)["ratios"]
+    assert code == 0 and "GiB/s" in fills["detail"] and "on cpu" in fills["name"]
+    assert whole["name"].startswith("timm:vit_tiny_patch16_224: build, init and certificate") and whole["median"] > 0
+
+
 @pytest.mark.slow
 def test_the_processes_and_their_stages_are_measured(run):
     code, out, _ = run("bench speed --only process,stages --runs 1 --max-parameters 6M --json -q")
@@ -263,5 +270,5 @@ def test_the_processes_and_their_stages_are_measured(run):
 
 @pytest.mark.cuda
 def test_fills_are_measured_on_the_device(run):
-    code, out, _ = run("bench speed --only fill --runs 2 --max-parameters 6M --device cuda --json -q")
-    assert code == 0 and "on cuda" in json.loads(out)["ratios"][0]["name"]
+    code, out, _ = run("bench speed --only fill,whole --runs 2 --max-parameters 6M --device cuda --json -q")
+    assert code == 0 and all("on cuda" in row["name"] for row in json.loads(out)["ratios"])
