@@ -129,7 +129,7 @@ def plan(
         keep: patterns of what is left as it is.
         set: by pattern what is written instead: "keep", a fill as in "idiz(eps=1e-4)", or a number; it has the last
             word.
-        options: the scheme's own, for idinit `tau`, `eps`, `loosen`, `eps_tau` and `conv_order`.
+        options: the scheme's own, for idinit `tau`, `eps`, `loosen`, `eps_tau`, `conv_order` and `depthwise`.
 
     Raises:
         UsageError: an unknown scheme, option or fill, a value out of range, or a pattern that means nothing.

@@ -140,10 +140,12 @@ def test_idfx_lets_the_main_stem_pass_and_closes_branches_without_a_norm_at_thei
 @pytest.mark.parametrize("norm", [False, True])
 def test_idfx_shrinks_the_inside_of_branches_with_the_depth_where_nothing_normalises(norm):
     net = nn.Sequential(nn.Linear(6, 8), *(Plain(8) for _ in range(9)), *([nn.LayerNorm(8)] * norm), nn.Linear(8, 4))
-    idfx.init_(net, (torch.randn(5, 6),), scheme="idfx", depth=True)
+    idfx.init_(net, (torch.randn(5, 6),), scheme="idfx")
     gain = math.sqrt(2) * (1 if norm else 9**-0.5)  # m = 2 weights in each of L = 9 branches
     assert orthonormal(net[1].fc1.weight, gain) and orthonormal(net[9].fc1.weight, gain)
     assert orthonormal(net[0].weight)
+    idfx.init_(net, (torch.randn(5, 6),), scheme="idfx", depth=False)
+    assert orthonormal(net[1].fc1.weight, math.sqrt(2)) and orthonormal(net[9].fc1.weight, math.sqrt(2))
 
 
 def test_idfx_reads_fused_queries_keys_and_values_as_three_matrices():
@@ -185,7 +187,7 @@ def test_idfx_leaves_alone_what_a_norm_of_its_slices_would_divide_by_zero():
         ({"head": "identity"}, {"4.weight"}),
         ({"eps": 0.0}, {"1.fc2.weight"}),
         ({"ends": "weight"}, set()),
-        ({"depth": True}, set()),  # of one branch, 1^(−1/2) is 1
+        ({"depth": False}, set()),  # of one branch, 1^(−1/2) is 1
     ],
 )
 def test_an_option_of_idfx_changes_what_it_speaks_of(options, changed):
@@ -194,6 +196,36 @@ def test_an_option_of_idfx_changes_what_it_speaks_of(options, changed):
     structure = idfx.analyze(net, (x,))
     plain, other = (idfx.plan(structure, "idfx", **given).decisions for given in ({}, options))
     assert {name for name in {*plain, *other} if plain.get(name) != other.get(name)} == changed
+
+
+class Depthwise(nn.Module):
+    """A depthwise kernel on the main stem, and one inside of a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.stem = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.inner, self.end = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(self.first(x))
+        return x + self.end(torch.relu(self.inner(x)))
+
+
+@pytest.mark.parametrize(("option", "kept"), [("auto", {"inner"}), ("identity", set()), ("keep", {"stem", "inner"})])
+def test_idinit_keeps_depthwise_kernels_inside_of_branches_unless_told_otherwise(option, kept):
+    torch.manual_seed(0)
+    net, x = Depthwise(), torch.randn(2, 3, 6, 6)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    report = idfx.init_(net, (x,), depthwise=option, loosen="none")
+    assert report.certificate is not None and report.certificate.certified == 1
+    for name in ("stem", "inner"):
+        weight = net.state_dict()[f"{name}.weight"]
+        same = torch.equal(weight, before[f"{name}.weight"])
+        assert same is (name in kept)
+        assert same or (weight.sum() == 8 and int((weight != 0).sum()) == 8)  # one tap of each channel
+    if option == "auto":
+        assert torch.equal(net.stem(x[:, :1].expand(2, 8, 6, 6)), x[:, :1].expand(2, 8, 6, 6))
+    assert not net.inner.bias.any() and float(net.end.weight.detach().abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("distribution", ["normal", "uniform"])

@@ -27,8 +27,8 @@ class Options:
     elsewhere), "mirrored" ([M; −M] where a ReLU follows, else orthogonal), "random" (Kaiming) or "keep"; the head may
     also be "zero". `ends`: whether a residual branch ends at the last scale before the join where there is one, or
     always at a weight. `eps`: the almost zero, 0 for an exact one. `depth`: weights inside of the branches of a model
-    that normalises nowhere are smaller by L^(−1/(2m−2)), L the number of branches and m that of the weights in one
-    (Fixup's second rule).
+    that normalises nowhere are times L^(−1/(2m−2)), L the number of branches and m that of the weights in one
+    (Fixup's second rule); false leaves it out.
     """
 
     main: str = "identity"
@@ -38,7 +38,7 @@ class Options:
     head: str = "orthogonal"
     ends: str = "scale"
     eps: float = 1e-6
-    depth: bool = False
+    depth: bool = True
 
     def __post_init__(self) -> None:
         for name in ("main", "inner", "other", "stem"):
@@ -79,7 +79,7 @@ def _kind(parameter: ParameterInfo, role: Role) -> str:
     return "inner" if role.name == "inner" else "main"
 
 
-def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: float) -> Decision | Keep:
+def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: float, why: str) -> Decision | Keep:
     """The decision for a weight that ends no branch."""
     assert role.layout is not None
     what, kernel = _WHAT[kind], bool(role.layout.tap_axes)
@@ -92,28 +92,32 @@ def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: f
     if how == "zero":
         return Decision(parameter.name, "constant", {"value": 0.0}, f"{what} starts at 0", role.evidence)
     if how == "random":
-        return he(parameter, role, nonlinearity="auto", factor=factor, why=f"; {what}")
+        return he(parameter, role, nonlinearity="auto", factor=factor, why=f"{why}; {what}")
     if how == "identity" and "normalised" in role.traits:
         return Keep(f"{what}: it is divided by norms of slices that the identity leaves zero; the author's values stay")
     if how == "identity":
         return write(
             "idic" if kernel else "idi",
             {**({"tau": factor} if factor != 1 else {}), **({"order": "centre"} if kernel else {})},
-            "the identity",
+            f"the identity{why}",
         )
     rows, columns = role.layout.matrix(parameter.shape)
     if how == "mirrored" and role.activation == "aten.relu" and rows % 2 == 0:
         return write(
             "mirrored",
             {"inputs": False, "outputs": True, "gain": factor},
-            "mirrored, so that the ReLU behind loses nothing",
+            f"mirrored{why}, so that the ReLU behind loses nothing",
         )
     gain = gain_of("auto", role) * factor
     centre = {"taps": "centre"} if how == "delta" and kernel else {}
     for axis in role.layout.tap_axes if centre else ():
         columns //= parameter.shape[axis]
     lines = f"{'columns' if rows >= columns else 'rows'}{' at the centre' if centre else ''}"
-    return write("orthogonal", {"gain": gain, **centre}, f"its {lines} are orthonormal, times the gain {gain:.4g}")
+    return write(
+        "orthogonal",
+        {"gain": gain, **centre},
+        f"its {lines} are orthonormal, times the gain {gain_of('auto', role):.4g}{why}",
+    )
 
 
 def _end(parameter: ParameterInfo, role: Role, eps: float) -> Decision:
@@ -138,8 +142,9 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
     "IDInit", ICLR 2025, arXiv 2503.04626, the identity where the signal has to pass, and almost zeros at the ends of
     branches; from Goyal et al., arXiv 1706.02677, that the almost zero is the scale of a normalisation where one ends
     the branch, for it would divide by the size of an almost zero weight before it; from Saxe, McClelland and Ganguli,
-    ICLR 2014, orthogonal matrices wherever a weight widens, narrows or mixes. Fused queries, keys and values are a
-    matrix each. Biases 0, norms 1, everything else is kept.
+    ICLR 2014, orthogonal matrices wherever a weight widens, narrows or mixes; from Zhang, Dauphin and Ma, "Fixup",
+    ICLR 2019, smaller weights inside of branches the deeper a model is, where nothing normalises. Fused queries, keys
+    and values are a matrix each. Biases 0, norms 1, everything else is kept.
     """
     if role.name == "end scale":
         reason = "the branch ends at this scale, which carries the almost zero"
@@ -153,6 +158,6 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
         role = replace(role, layout=_fused(parameter, role.layout, role.traits))
         kind = _kind(parameter, role)
         shrinks = options.depth and not network.flow.normalises
-        factor = share(parameter, role, network)[0] if shrinks else 1.0
-        return _weight(parameter, role, kind, getattr(options, kind), factor)
+        factor, why = share(parameter, role, network) if shrinks else (1.0, "")
+        return _weight(parameter, role, kind, getattr(options, kind), factor, why)
     return beside(parameter, role)

@@ -14,10 +14,11 @@ from idfx.errors import UsageError
 from idfx.network import Network
 from idfx.records import Decision, ParameterInfo, Role
 from idfx.registry import did_you_mean
-from idfx.schemes.scheme import GAINS, Keep, check_choice, check_number, scheme, with_layout
+from idfx.schemes.scheme import GAINS, WEIGHTS, Keep, check_choice, check_number, scheme, with_layout
 
 LOOSEN = ("diagonal", "dense", "none")
 ORDERS = ("auto", "channel", "tap", "centre")
+DEPTHWISE = ("auto", "identity", "keep")
 
 # What the paper does not speak of, where a weight is otherwise the paper's case.
 _OURS = {
@@ -48,6 +49,8 @@ class Options:
     the zero-preserving matrix; 0 makes it zero. `loosen`: which entries get noise N(0, eps_tau²). `conv_order`:
     how a kernel is read as a matrix; "auto" is "channel" in residual branches, the order that collapsed in no setting
     tried, and "centre" elsewhere, where a shift by each layer would move the signal off the image (docs/method.md).
+    `depthwise`: depthwise kernels as identities, or as the author drew them ("keep"); "auto" keeps those inside of
+    branches, where identities cost accuracy (docs/evidence.md).
     """
 
     tau: float | str = 1.0
@@ -55,6 +58,7 @@ class Options:
     loosen: str = "diagonal"
     eps_tau: float = 1e-6
     conv_order: str = "auto"
+    depthwise: str = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.tau, str):
@@ -69,6 +73,7 @@ class Options:
             check_number(name, getattr(self, name), 0.0, such_as="1e-6")
         check_choice("loosen", self.loosen, LOOSEN)
         check_choice("conv_order", self.conv_order, ORDERS)
+        check_choice("depthwise", self.depthwise, DEPTHWISE)
 
 
 def _order(role: Role, options: Options) -> tuple[str, str]:
@@ -111,6 +116,13 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
     return Decision(parameter.name, fill, arguments, reason, role.evidence)
 
 
+def _keeps_depthwise(role: Role, options: Options) -> bool:
+    """Whether a weight is a depthwise kernel that stays as the author drew it."""
+    if "depthwise" not in role.traits or role.name not in WEIGHTS or options.depthwise == "identity":
+        return False
+    return options.depthwise == "keep" or role.name == "inner"
+
+
 def _recurrent(parameter: ParameterInfo, role: Role, options: Options) -> Decision | Keep:
     """A recurrent layer: the candidate an identity, the gates the same for every input, the forget gate near open.
 
@@ -141,8 +153,8 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
 
     Source: arXiv 2503.04626. Paper: main-stem weights and inner weights of branches IDI/IDIC, last weight of a
     branch IDIZ/IDIZC. Ours: biases and shifts 0, norm and branch scales 1, a scale at the end of a branch eps,
-    projection shortcuts and the head as main stem, recurrent layers gate by gate, bilinear forms as products, all else
-    kept.
+    projection shortcuts and the head as main stem, depthwise kernels inside of branches kept, recurrent layers gate by
+    gate, bilinear forms as products, all else kept.
     """
 
     def constant(value: float, reason: str) -> Decision:
@@ -160,6 +172,9 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
             True,
             "the last weight of a residual branch starts at almost zero (paper)",
         )
+    if _keeps_depthwise(role, options):
+        reason = "a depthwise kernel only mixes neighbours, and an identity mixes none; the author's values stay (ours)"
+        return Keep(reason)
     if role.name in ("main stem", "transition", "inner"):
         where = "a residual branch" if role.name == "inner" else "the main stem"
         said = [_OURS[trait] for trait in role.traits if trait in _OURS]
