@@ -34,7 +34,7 @@ def main() -> None:
         decays = sorted({decay for points in means.values() for _, decay in points})
         print(
             f"\n{model}: points of {len(rates)} rates × {len(decays)} weight decays at {level:.3f} or above, "
-            f"{", ".join(map(str, sorted(seeds)))} seeds\n"
+            f"{', '.join(map(str, sorted(seeds)))} seeds\n"
         )
         print("| scheme | succeed | rates from | to | best | worst of those that succeed |\n|---|---|---|---|---|---|")
         for scheme, points in sorted(means.items(), key=lambda entry: -sum(v >= level for v in entry[1].values())):

@@ -76,7 +76,8 @@ def duel(first: str, second: str) -> None:
 
 
 def main() -> None:
-    print("n = 5 seeds; 3 in deep, deep-bn, deeper and watched. ± is the standard deviation over seeds, ◦ a rate at the edge of the grid.")
+    print("n = 5 seeds; 3 in deep, deep-bn, deeper and watched.")
+    print("± is the standard deviation over seeds, ◦ a rate at the edge of the grid.")
     for path in sorted(HERE.glob("*/config.json")):
         if path.parent.name not in LEFT_OUT:
             table(path.parent.name)
