@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from idfx.bench.conduct import all_starts
-from idfx.bench.study import Study, differences, read_config, suite_of
+from idfx.bench.statistics import point_of
+from idfx.bench.study import Study, differences, key_of, read_config, suite_of, wanted
 from idfx.bench.suites import read_suite
 from idfx.bench.summary import markdown
 
@@ -36,7 +37,11 @@ def test_a_study_is_whole_and_its_summary_is_that_of_its_runs(name):
     done, total = map(int, re.search(r"(\d+) of (\d+) runs", summary.splitlines()[0]).groups())
     pictures = {model: re.findall(rf"!\[({re.escape(model)}-\S+)\]", summary) for model in study.suite.models}
     assert summary == markdown(study, records, done, total, pictures)
-    assert done == total == sum("lr" in record for record in records)
+    runs = [record for record in records if "lr" in record]
+    # where a wider grid has changed the choice, the remaining seeds at the old one stay on record
+    counted = {key_of(run) for run in wanted(study, all_starts(study), records)}
+    assert done == total == len(counted) and counted <= {*map(key_of, runs)} and len({*map(key_of, runs)}) == len(runs)
+    assert all(point_of(run) in study.suite.models[run["model"]].grid for run in runs)
     assert all((EVIDENCE / name / picture).is_file() for found in pictures.values() for picture in found)
 
 
