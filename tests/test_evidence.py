@@ -39,7 +39,7 @@ def test_a_study_is_whole_and_its_summary_is_that_of_its_runs(name):
     assert summary == markdown(study, records, done, total, pictures)
     runs = [record for record in records if "lr" in record]
     # where a wider grid has changed the choice, the remaining seeds at the old one stay on record
-    counted = {key_of(run) for run in wanted(study, all_starts(study), records)}
+    counted = {*wanted(study, all_starts(study), records)}
     assert done == total == len(counted) and counted <= {*map(key_of, runs)} and len({*map(key_of, runs)}) == len(runs)
     assert all(point_of(run) in study.suite.models[run["model"]].grid for run in runs)
     assert all((EVIDENCE / name / picture).is_file() for found in pictures.values() for picture in found)
