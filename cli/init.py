@@ -84,7 +84,7 @@ def _initialise(
 ) -> tuple[Any, Any]:  # fmt: skip
     progress.step("load libraries")
     from idfx.api import failure_text, prove, read_plan
-    from idfx.apply import apply_, check
+    from idfx.apply import apply_built_
     from idfx.errors import CertificateError
     from idfx.export import save
     from idfx.overrule import overrule
@@ -100,11 +100,8 @@ def _initialise(
     else:
         plan = make_plan(structure, scheme, options["seed"], **scheme_given)
     plan, checkpoint = words.on(plan, structure, built.model, again=plan_file is not None)
-    check(built.model, plan, checkpoint)
     progress.step(f"fill {len(plan.decisions)} parameters")
-    built.pending.discard(built.model, [*plan.decisions, *plan.loaded])
-    built.pending.settle(built.model)
-    apply_(built.model, plan, checkpoint)
+    apply_built_(built, plan, checkpoint)
     certificate = None
     if not no_certify:
         progress.step(f"certify {len(structure.joins)} joins")

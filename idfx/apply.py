@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from idfx.checkpoints import Checkpoint, fitting, load_
@@ -11,6 +13,9 @@ from idfx.fills import check_fill, fill_
 from idfx.recording.running import unwrap
 from idfx.records import Plan
 from idfx.scalars import add_scalars_, check_scalars
+
+if TYPE_CHECKING:
+    from idfx.building import Built
 
 
 def check(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -> None:
@@ -93,3 +98,19 @@ def apply_(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -
     }
     add_scalars_(model, plan.scalars, axes)
     return model
+
+
+def apply_built_(built: Built, plan: Plan, checkpoint: Checkpoint | None = None) -> nn.Module:
+    """Return a model that was just built with a plan written into it; draws that the plan overwrites are never made.
+
+    Args:
+        built: with its draws pending; none is afterwards.
+        plan, checkpoint: as in `apply_`.
+
+    Raises:
+        PlanError, UsageError: as in `check`; nothing is written, and the draws are still pending.
+    """
+    check(built.model, plan, checkpoint)
+    built.pending.discard(built.model, [*plan.decisions, *plan.loaded])
+    built.pending.settle(built.model)
+    return apply_(built.model, plan, checkpoint)

@@ -178,6 +178,9 @@ def test_a_wider_grid_goes_on_and_chooses_anew(run, tiny):
         *((1e-9, s) for s in range(3)),
         *((0.1, s) for s in range(3)),
     ]
+    (tiny / "tiny.toml").write_text(TINY.replace('about = "small"', 'about = "a wider grid"'))
+    assert run(f"{start} --lr-grid 0.1,1e-9")[0] == 0  # what a study is for may be said otherwise
+    assert json.loads(Path("out/config.json").read_text())["about"] == "a wider grid"
     code, _, err = run(f"{start} --lr-grid 0.1")
     assert code == 2 and "models.mlp.lr was [0.1, 1e-09] and is [0.1]" in err
 
@@ -629,6 +632,17 @@ def test_the_corpus_is_large_and_its_windows_ask_for_the_next_character():
     assert 0.09 < len(data.test) / (len(data.train) + len(data.test) + len(data.validation)) < 0.11
     shared = told["test"] & (told["train"] | told["validation"])
     assert len(shared) < 0.01 * len(told["test"])  # a few windows of blanks and rules recur in the text itself
+
+
+@pytest.mark.parametrize("name", ["topics", "masked-topics"])
+def test_the_first_characters_of_the_corpus_are_a_data_set_of_their_own(name):
+    data = load_data(f"{name}(characters=81920)")  # twenty chunks: two for the test, two for validation
+    assert data.facts["characters"] == 81920 and data.facts["sha256"] != load_data(name).facts["sha256"]
+    windows = {"topics": (4096 - 1) // 64, "masked-topics": 4096 // 64}[name]
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [16 * windows, 2 * windows, 2 * windows]
+    for characters in ("1000", "many", "true"):
+        with pytest.raises(UsageError, match="expected 40960 or more, for one chunk in ten is tested"):
+            load_data(f"{name}(characters={characters})")
 
 
 def test_hidden_characters_are_asked_for_and_no_others():

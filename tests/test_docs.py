@@ -48,7 +48,7 @@ def test_python_runs_and_prints_what_stands_below_it(path: Path, tmp_path: Path)
     found = blocks(path)
     sources = [(line, text) for language, text, line in found if language == "python"]
     command = [sys.executable, "-c", RUNNER, str(path)]
-    run = subprocess.run(command, input=json.dumps(sources), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, input=json.dumps(sources), cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     printed = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(printed) == len(sources)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from idfx.bench.conduct import all_starts
-from idfx.bench.statistics import point_of
 from idfx.bench.study import Study, differences, key_of, read_config, suite_of, wanted
 from idfx.bench.suites import read_suite
 from idfx.bench.summary import markdown
@@ -37,11 +36,16 @@ def test_a_study_is_whole_and_its_summary_is_that_of_its_runs(name):
     done, total = map(int, re.search(r"(\d+) of (\d+) runs", summary.splitlines()[0]).groups())
     pictures = {model: re.findall(rf"!\[({re.escape(model)}-\S+)\]", summary) for model in study.suite.models}
     assert summary == markdown(study, records, done, total, pictures)
-    runs = [record for record in records if "lr" in record]
-    # where a wider grid has changed the choice, the remaining seeds at the old one stay on record
+    runs = [key_of(record) for record in records if "lr" in record]
     counted = {*wanted(study, all_starts(study), records)}
-    assert done == total == len(counted) and counted <= {*map(key_of, runs)} and len({*map(key_of, runs)}) == len(runs)
-    assert all(point_of(run) in study.suite.models[run["model"]].grid for run in runs)
+    assert done == total == len(counted) and counted <= {*runs} and len({*runs}) == len(runs)
+    # where a wider grid has changed the choice, the remaining seeds at the old one stay, and nothing else does
+    left: dict[tuple, set[int]] = {}
+    for run in {*runs} - counted:
+        left.setdefault((run.model, run.scheme, run.lr, run.weight_decay), set()).add(run.seed)
+    for (model, _, *point), seeds in left.items():
+        assert tuple(point) in study.suite.models[model].grid
+        assert seeds == {*range(study.suite.seeds)} - {*study.selection}
     assert all((EVIDENCE / name / picture).is_file() for found in pictures.values() for picture in found)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from idfx.bench import growth
+from idfx.bench import devices, growth
 from idfx.bench.growth import timed
 from idfx.bench.ratios import Ratio
 from idfx.bench.stages import STAGES
@@ -30,7 +30,7 @@ MODELS = {
     "vit_large_patch16_224": 304_326_632,
     "vit_giant_patch14_224": 1_012_646_888,
 }
-# what `whole` builds on a device: those, and a language model of transformers
+# and what is built whole on a device: a language model of transformers beside them
 WHOLE = {f"timm:{name}": size for name, size in MODELS.items()} | {"transformers:llama": 6_607_343_616}
 READ = ("resnet50", "vit_base_patch16_224", "swin_tiny_patch4_window7_224")
 BASELINE = "import timm, torch; torch.save(timm.create_model('{name}').state_dict(), '{file}')"
@@ -112,90 +112,6 @@ def stages(names: list[str], runs: int) -> Iterator[Ratio]:
                 yield Ratio("stages", f"{name}: {stage} / its floor", ratios, detail)
 
 
-def _wait(device: str) -> None:
-    """Return when the device has done what it was asked for."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def _copying(device: str) -> float:
-    """The bandwidth of a copy of 256 MiB on a device, what is read and what is written counted, in GiB/s."""
-    source, target = (torch.zeros(2**26, device=device) for _ in range(2))
-
-    def act() -> None:
-        target.copy_(source)
-        _wait(device)
-
-    return statistics.median(0.5 / timed(act)[0] for _ in range(5))
-
-
-def fill(name: str, runs: int, device: str) -> Ratio:
-    """Return the fills of a plan against `zero_()` of the same tensors, in memory that has been written to before."""
-    from idfx.apply import apply_
-    from idfx.building import build
-    from idfx.capture import capture
-    from idfx.planning import make_plan
-    from idfx.structure import analyse
-
-    built = build(f"timm:{name}", device=device)
-    built.pending.settle(built.model)
-    assert built.example is not None
-    plan = make_plan(analyse(capture(built.model, built.example)))
-    tensors = [parameter.data for parameter in built.model.parameters()]
-
-    def ours() -> None:
-        apply_(built.model, plan)
-        _wait(device)
-
-    def bare() -> None:
-        for tensor in tensors:
-            tensor.zero_()
-        _wait(device)
-
-    _wait(device)
-    rounds = [(timed(ours)[0], timed(bare)[0]) for _ in range(runs + 1)][1:]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    bandwidth = statistics.median(size / seconds for _, seconds in rounds) / 2**30
-    ratios = tuple(above / below for above, below in rounds)
-    detail = f"zero_(): {bandwidth:.1f} GiB/s, copy_(): {_copying(device):.1f} GiB/s read and written"
-    return Ratio("fill", f"{name}: fills / zero_() on {device}", ratios, detail)
-
-
-def whole(spec: str, runs: int, device: str) -> Ratio:
-    """Return building and initialising a model on a device against building it with its author's own values there.
-
-    Capture, analysis, fills and certificate are in it; imports and files are not.
-    """
-    from idfx.api import prove
-    from idfx.apply import apply_
-    from idfx.building import build
-    from idfx.capture import capture
-    from idfx.planning import make_plan
-    from idfx.structure import analyse
-
-    def ours() -> None:
-        built = build(spec, device=device)
-        assert built.example is not None
-        structure = analyse(capture(built.model, built.example))
-        plan = make_plan(structure)
-        built.pending.discard(built.model, [*plan.decisions])
-        built.pending.settle(built.model)
-        apply_(built.model, plan)
-        prove(built.model, structure, plan)
-        _wait(device)
-
-    def theirs() -> None:
-        built = build(spec, device=device)
-        built.pending.settle(built.model)
-        _wait(device)
-
-    rounds = [(timed(ours)[0], timed(theirs)[0]) for _ in range(runs + 1)][1:]
-    first, second = (statistics.median(taken[side] for taken in rounds) for side in (0, 1))
-    ratios = tuple(above / below for above, below in rounds)
-    what = f"{spec}: build, init and certificate / build with the author's values, on {device}"
-    return Ratio("whole", what, ratios, f"{first:.2f} s and {second:.2f} s")
-
-
 def read(name: str, runs: int) -> list[Ratio]:
     """Return capture against a forward pass on meta tensors, make_fx against the same, and analysis against capture."""
     import timm
@@ -257,8 +173,8 @@ def measure(
     acts: dict[str, Callable[[], Iterable[Ratio]]] = {
         "process": lambda: process(names, runs),
         "stages": lambda: stages(names, runs),
-        "fill": lambda: (fill(name, runs, device) for name in names),
-        "whole": lambda: (whole(spec, runs, device) for spec, size in WHOLE.items() if size <= most),
+        "fill": lambda: (devices.fill(f"timm:{name}", runs, device) for name in names),
+        "whole": lambda: (devices.whole(spec, runs, device) for spec, size in WHOLE.items() if size <= most),
         "read": lambda: (ratio for name in small for ratio in read(name, runs)),
         "depth": lambda: growth.depth(blocks, runs),
         "parameters": lambda: growth.parameters(runs),

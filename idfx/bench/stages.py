@@ -55,7 +55,7 @@ def measure(spec: str, file: str) -> dict[str, dict[str, float]]:
     stage.seconds["imports"] += floor.seconds["imports"]
 
     from idfx.api import prove
-    from idfx.apply import apply_
+    from idfx.apply import apply_built_
     from idfx.building import build
     from idfx.capture import capture
     from idfx.export import save
@@ -66,13 +66,7 @@ def measure(spec: str, file: str) -> dict[str, dict[str, float]]:
     assert built.example is not None
     captured = stage.of("capture", lambda: capture(built.model, built.example))
     structure, plan = stage.of("analysis", lambda: (made := analyse(captured), make_plan(made)))
-
-    def fill() -> None:
-        built.pending.discard(built.model, [*plan.decisions])
-        built.pending.settle(built.model)
-        apply_(built.model, plan)
-
-    stage.of("fill", fill)
+    stage.of("fill", lambda: apply_built_(built, plan))
     stage.of("certificate", lambda: prove(built.model, structure, plan))
     stage.of("write", lambda: save(built.model, file, plan=plan))
     _floors(floor, spec, file, built)

@@ -37,12 +37,12 @@ def _scalars(network: Network, options: Options) -> Sequence[Scalar]:
 
 def share(parameter: ParameterInfo, role: Role, network: Network) -> tuple[float, str]:
     """Return the second rule's factor on a weight inside of a residual branch, and why; 1 and "" for any other one."""
-    join, depth = network.around(parameter.name), network.depth
-    alone = join is None or network.layers(join) < 2 or depth < 2
-    if role.name != "inner" or "steers" in role.traits or alone:
+    join = network.around(parameter.name)
+    if role.name != "inner" or "steers" in role.traits or join is None:
         return 1.0, ""
-    assert join is not None
-    layers = network.layers(join)
+    layers, depth = network.layers(join), network.depth
+    if layers < 2 or depth < 2:
+        return 1.0, ""
     why = f" times {depth}^(−1/{2 * layers - 2}) for {depth} branches with {layers} weights in this one (Fixup, rule 2)"
     return float(depth ** (-1 / (2 * layers - 2))), why
 

@@ -47,8 +47,8 @@ class Options:
 
     `tau`: entry of the identity, a number or "gain" for the gain of the activation that follows. `eps`: entry of
     the zero-preserving matrix; 0 makes it zero. `loosen`: which entries get noise N(0, eps_tau²). `conv_order`:
-    how a kernel is read as a matrix; "auto" is "channel" in residual branches, the order that collapsed in no setting
-    tried, and "centre" elsewhere, where a shift by each layer would move the signal off the image (docs/method.md).
+    how a kernel is read as a matrix; "auto" is "channel" in residual branches, the order that was best with
+    BatchNorm, and "centre" elsewhere, where a shift by each layer would move the signal off the image (docs/method.md).
     `depthwise`: depthwise kernels as identities, or as the author drew them ("keep"); "auto" keeps those inside of
     branches, where identities cost accuracy (docs/evidence.md).
     """

@@ -90,7 +90,7 @@ class _Mixer(nn.Module):
 def convnext(
     task: Task, *, depth: int = 4, width: int = 64, patch: int = 2, kernel: int = 3, scale: float = 1e-6
 ) -> nn.Module:
-    """A ConvNeXt of one resolution: depthwise convolutions, and LayerScale at `scale` (Liu et al., 2022, section 4.2).
+    """A ConvNeXt of one resolution: depthwise convolutions, and LayerScale at `scale` (Liu et al., 2022, section 3.3).
 
     Linear weights are drawn with standard deviation 0.02, as there; ours: convolutions are PyTorch's own.
     """
