@@ -14,11 +14,11 @@ from .session import Progress, build_and_read, build_only
 if TYPE_CHECKING:
     from torch import nn
 
-    from idfx.building import Built
-    from idfx.checkpoints import Checkpoint
-    from idfx.findings import Audit
-    from idfx.measuring.trial import Trial
-    from idfx.records import Structure
+    from idfx.building.build import Built
+    from idfx.core.findings import Audit
+    from idfx.core.records import Structure
+    from idfx.measuring.trial import BatchRun
+    from idfx.planning.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Question:
     @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
         """The weights, read once."""
-        from idfx.checkpoints import read_checkpoint
+        from idfx.planning.checkpoints import read_checkpoint
 
         return read_checkpoint(self.weights) if self.weights is not None else None
 
@@ -51,14 +51,14 @@ class Case:
 
     def audit(self, progress: Progress, question: Question, options: dict[str, Any]) -> Audit:
         """Build the model, bring it into its state, and audit it."""
-        from idfx.auditing import examine
-        from idfx.unwritten import filled, unwritten
+        from idfx.audits.run import examine
+        from idfx.building.unwritten import filled, unwritten
 
         options = {**options, "spec": self.spec}
         with limited(progress, options):
             built, structure = build_and_read(progress, filled(), **options)
             progress.step(f"draw weights of {self.spec}")
-            built.pending.settle(built.model)
+            built.pending.materialize(built.model)
             found = unwritten(built.model, lambda: _drawn(options))
             if question.checkpoint is not None:
                 loaded = _load(progress, built.model, structure, question.checkpoint)
@@ -77,8 +77,8 @@ def cases_of(specs: tuple[str, ...], schemes: tuple[str, ...], against: str | No
     Raises:
         UsageError: two ways to say schemes, weights for several models, or weights that a scheme would overwrite.
     """
+    from idfx.core.literals import parse_call
     from idfx.schemes.scheme import SCHEMES
-    from idfx.words import parse_call
 
     if schemes and against is not None:
         raise click.UsageError("--scheme and --against: both are given; expected one of them. Leave one out.")
@@ -103,26 +103,26 @@ def cases_of(specs: tuple[str, ...], schemes: tuple[str, ...], against: str | No
 
 def _initialise(model: nn.Module, structure: Structure, scheme: str, seed: int) -> tuple[Structure, set[str]]:
     """Write what a scheme plans; return the structure that the model has then, and what was written."""
-    from idfx.apply import apply_
-    from idfx.capture import capture
-    from idfx.planning import make_plan
-    from idfx.structure import analyse
-    from idfx.words import parse_call
+    from idfx.analysis.structure import build_structure
+    from idfx.capture.tracing import capture
+    from idfx.core.literals import parse_call
+    from idfx.planning.apply import apply_
+    from idfx.planning.make import make_plan
 
     name, given = parse_call(scheme, "--scheme")
     plan = make_plan(structure, name, seed, **given)
     apply_(model, plan)
     if plan.scalars:  # the model has other parameters now
-        structure = analyse(capture(model, structure.capture.example))
+        structure = build_structure(capture(model, structure.capture.example))
     return structure, set(plan.decisions)
 
 
 def _trial(
     progress: Progress, built: Built, structure: Structure, question: Question, options: dict[str, Any]
-) -> Trial | None:
+) -> BatchRun | None:
     """The batch that is run, None if nothing is."""
     from idfx.measuring.batches import described, enlarged, sizes
-    from idfx.measuring.trial import Trial, on_first
+    from idfx.measuring.trial import BatchRun, on_first
 
     if question.batch == "none":
         return None
@@ -131,14 +131,14 @@ def _trial(
     if question.batch != "normal":
         return _images(built.model, structure, question, samples, seed)
     if options["input_shapes"] or options["inputs"]:
-        return Trial(described(example), structure, structure, seed, question.seconds)
+        return BatchRun(described(example), structure, structure, seed, question.seconds)
     trial = on_first(built.model, structure, enlarged(example, samples, seed), seed, question.seconds)
     if question.samples is not None and trial.batch.samples != samples:
         progress.remark(f"the model does not take {samples} samples of the example; it is run as it is")
     return trial
 
 
-def _images(model: nn.Module, structure: Structure, question: Question, samples: int, seed: int) -> Trial:
+def _images(model: nn.Module, structure: Structure, question: Question, samples: int, seed: int) -> BatchRun:
     """Images of a person, derivatives at the first of them."""
     from pathlib import Path
 
@@ -156,14 +156,14 @@ def _images(model: nn.Module, structure: Structure, question: Question, samples:
 def _drawn(options: dict[str, Any]) -> nn.Module:
     """The model built another time, its values drawn."""
     again = build_only(**options)
-    again.pending.settle(again.model)
+    again.pending.materialize(again.model)
     return again.model
 
 
 def _load(progress: Progress, model: nn.Module, structure: Structure, checkpoint: Checkpoint) -> set[str]:
     """Load what fits into the model; return the names of the parameters and buffers that it has values for."""
-    from idfx.checkpoints import load_, matched, state_of
-    from idfx.recording.running import unwrap
+    from idfx.capture.running import unwrap
+    from idfx.planning.checkpoints import load_, matched, state_of
 
     checkpoint, loaded, notes = matched(structure, checkpoint, state_of(model))
     load_(model, checkpoint, loaded)

@@ -3,7 +3,7 @@
 Time is up in two steps. A signal raises in the main thread, in whatever Python it runs, an exception that
 `except Exception` does not catch. Where that does not end the work, in a call into C that does not come back or a
 model that catches everything, a thread prints the same error and leaves without cleaning up. Files need none: see
-`idfx.files`, and the clock stops before one is written.
+`idfx.core.files`, and the clock stops before one is written.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Clock:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from idfx.errors import ResourceError
+        from idfx.core.errors import ResourceError
 
         try:
             self.stop()
@@ -109,7 +109,7 @@ class Clock:
         if self._signals:
             signal.signal(_SIGNAL, self._previous)
         if self._expired:
-            from idfx.errors import ResourceError
+            from idfx.core.errors import ResourceError
 
             raise ResourceError(self._expired)
 
@@ -135,7 +135,7 @@ class Clock:
             self._previous(number, frame)
 
     def _message(self) -> str:
-        running = sys.modules.get("idfx.recording.running")
+        running = sys.modules.get("idfx.capture.running")
         module = running.running_module() if running is not None else None
         forward = f"the forward of module {module!r}" if module else "the model's forward"
         where = f", in {forward}" if module is not None else ""
@@ -148,7 +148,7 @@ class Clock:
 
     def _leave(self) -> None:
         """Print the error and end the process, whatever the main thread is doing."""
-        from idfx.errors import ResourceError
+        from idfx.core.errors import ResourceError
 
         with contextlib.suppress(Exception):
             lines = [f"idfx: {' '.join(self._expired.split())}\n"]
@@ -182,7 +182,7 @@ def _bounded(progress: Progress, spec: str, size: Size) -> Iterator[None]:
     RLIMIT_DATA counts private memory that can be written to, once it is asked for. RLIMIT_AS would count what
     libraries map as well, 3.1 GiB for torch before any tensor and far more with a CUDA context.
     """
-    from idfx.errors import ResourceError, UsageError
+    from idfx.core.errors import ResourceError, UsageError
 
     if not sys.platform.startswith("linux"):
         raise UsageError(
@@ -229,7 +229,7 @@ def _load(spec: str) -> None:
     import torch
 
     import idfx.api
-    import idfx.building  # noqa: F401
+    import idfx.building.build  # noqa: F401
 
     with contextlib.suppress(Exception):  # what is not installed is for the source to say
         library = spec.partition(":")[0]
@@ -267,8 +267,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def _refusal(error: BaseException) -> str | None:
     """What is said of memory that the kernel refused, None if an error is of another kind."""
-    from idfx.errors import ResourceError
-    from idfx.sources import out_of_memory, shortened
+    from idfx.core.errors import ResourceError, out_of_memory, shortened
 
     def refused(cause: BaseException) -> bool:
         odd = ("failed to map segment", "can't start new thread")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import signal
 import sys
 import threading
@@ -13,40 +11,17 @@ from typing import Any
 
 import click
 
-from idfx._version import __version__
-from idfx.errors import IdfxError
+from idfx.core.errors import IdfxError
+from idfx.core.version import __version__
+
+from .discovery import Commands
 
 _INTERRUPTED = "interrupted; nothing was written"
-_NOT_COMMANDS = frozenset({"bench_speed", "bench_train", "cases", "limits", "main", "options", "session"})
 
 
-class Commands(click.Group):
-    """The commands are the modules of this package, each with a click command named `command`."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        found = (module.name for module in pkgutil.iter_modules(sys.modules[__package__].__path__))
-        return sorted(name.removesuffix("_") for name in found if name not in _NOT_COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.list_commands(ctx):
-            return None
-        modules = {module.name for module in pkgutil.iter_modules(sys.modules[__package__].__path__)}
-        home = name if name in modules else f"{name}_"
-        command: click.Command = importlib.import_module(f".{home}", __package__).command
-        return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from idfx.registry import did_you_mean
-
-            known = self.list_commands(ctx)
-            text = f"no command {args[0]!r}; expected one of {', '.join(known)}.{did_you_mean(args[0], known)}"
-            raise click.UsageError(text, ctx) from error
-
-
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Commands, package=f"{__package__}.commands", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="idfx")
 def cli() -> None:
     """Initialise any PyTorch model as identities: IDInit, found out by reading the model's graph.
@@ -67,7 +42,7 @@ def _fail(message: str, code: int, debug: bool = False) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the program and exit; the exit codes are those of `idfx.errors`, 130 after Ctrl-C."""
+    """Run the program and exit; the exit codes are those of `idfx.core.errors`, 130 after Ctrl-C."""
     state: dict[str, Any] = {"debug": "--debug" in (sys.argv[1:] if arguments is None else arguments)}
     _note_interrupts(state)
     try:
@@ -94,7 +69,7 @@ def _fail_of(error: Exception, state: dict[str, Any]) -> None:
         _fail(_INTERRUPTED, 130, state["debug"])
     if isinstance(error, IdfxError):
         _fail(str(error), error.exit_code, state["debug"])
-    from idfx.sources import out_of_memory, shortened
+    from idfx.core.errors import out_of_memory, shortened
 
     if out_of_memory(error):
         text = f"out of memory ({shortened(error)}); expected room for the weights."

@@ -12,9 +12,9 @@ from .limits import parse_seconds, parse_size
 if TYPE_CHECKING:
     from torch import nn
 
-    from idfx.checkpoints import Checkpoint
-    from idfx.records import Plan, Structure
-    from idfx.steering import Steering
+    from idfx.core.records import Plan, Structure
+    from idfx.planning.checkpoints import Checkpoint
+    from idfx.planning.overrides import Overrides
 
 SEED = click.IntRange(-(2**63), 2**64 - 1)  # what torch takes
 
@@ -89,7 +89,7 @@ def scheme_options(function: F) -> F:
     )(function)  # fmt: skip
 
 
-def steering_options(function: F) -> F:
+def override_options(function: F) -> F:
     """What a person says about single parameters, and the checkpoint to begin with."""
     return _chain(
         click.option(
@@ -106,15 +106,15 @@ def steering_options(function: F) -> F:
     )(function)  # fmt: skip
 
 
-def given_steering(options: dict[str, Any]) -> Words:
+def given_overrides(options: dict[str, Any]) -> PlanEdits:
     """Return what was said about single parameters; the options are taken out, roles in files join the others.
 
     Raises:
         UsageError: a word or a file that cannot be read.
     """
-    from idfx.steering import read_steering
+    from idfx.planning.overrides import read_overrides
 
-    steering, roles = read_steering(options.pop("sets"), options.pop("only"), options.pop("keep"))
+    steering, roles = read_overrides(options.pop("sets"), options.pop("only"), options.pop("keep"))
     options["roles"] = (*(f"{name}={role}" for name, role in roles.items()), *options["roles"])
     sources = options.pop("checkpoints")
     if len(sources) > 1:
@@ -122,27 +122,27 @@ def given_steering(options: dict[str, Any]) -> Words:
             f"--from: given {len(sources)} times; expected one checkpoint. Merge them into one file."
         )
     if not sources:
-        return Words(steering, None)
-    from idfx.checkpoints import read_checkpoint
+        return PlanEdits(steering, None)
+    from idfx.planning.checkpoints import read_checkpoint
 
-    return Words(steering, read_checkpoint(sources[0]))
+    return PlanEdits(steering, read_checkpoint(sources[0]))
 
 
-class Words(NamedTuple):
+class PlanEdits(NamedTuple):
     """What a person says about a plan."""
 
-    steering: Steering
+    steering: Overrides
     checkpoint: Checkpoint | None
 
     def on(
         self, plan: Plan, structure: Structure, model: nn.Module, again: bool = False
     ) -> tuple[Plan, Checkpoint | None]:
         """Return the plan as it is meant, and the checkpoint under the model's names."""
-        from idfx.steering import steer
+        from idfx.planning.overrides import steer
 
         checkpoint = self.checkpoint
         if checkpoint is not None:
-            from idfx.checkpoints import resume, state_of
+            from idfx.planning.checkpoints import resume, state_of
 
             plan, checkpoint = resume(plan, structure, checkpoint, state_of(model), again)
         return steer(plan, structure, self.steering), checkpoint
@@ -156,8 +156,8 @@ def given_scheme(scheme: str, options: dict[str, Any]) -> tuple[str, dict[str, A
     Raises:
         UsageError: brackets that cannot be read, an option that is given twice, or one that the scheme has not.
     """
+    from idfx.core.literals import parse_call
     from idfx.schemes.scheme import SCHEMES
-    from idfx.words import parse_call
 
     name, given = parse_call(scheme, "--scheme")
     for flag in ("tau", "eps", "loosen", "conv_order"):

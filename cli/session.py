@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from idfx.building import Built
-    from idfx.records import Structure
+    from idfx.building.build import Built
+    from idfx.core.records import Structure
 
 
 class Progress:
@@ -54,8 +54,8 @@ class Progress:
 
 def build_only(**options: Any) -> Built:
     """Return the model of a SPEC, its random initialisation pending."""
-    from idfx.building import build
-    from idfx.parsing import parse_arguments
+    from idfx.building.build import build
+    from idfx.building.parsing import parse_arguments
 
     return build(
         options["spec"],
@@ -73,13 +73,13 @@ def build_and_read(
 ) -> tuple[Built, Structure]:
     """Return the model of a SPEC, its random initialisation pending, and its structure; built inside of `building`."""
     progress.step("load libraries")
-    from idfx.capture import capture
-    from idfx.errors import StructureError
-    from idfx.inputs import check, no_example, takes_nothing
-    from idfx.overrule import overrule, read_words
-    from idfx.recording.running import unwrap
-    from idfx.records import Example
-    from idfx.structure import analyse
+    from idfx.analysis.role_overrides import override_roles, read_words
+    from idfx.analysis.structure import build_structure
+    from idfx.capture.inputs import check, no_example, takes_nothing
+    from idfx.capture.running import unwrap
+    from idfx.capture.tracing import capture
+    from idfx.core.errors import StructureError
+    from idfx.core.records import Example
 
     spec = options["spec"]
     words = read_words(options["roles"])
@@ -94,9 +94,9 @@ def build_and_read(
         example = Example()
     check(model, example, spec, "shell")
     progress.step(f"capture {spec}")
-    captured = capture(built.model, example, before_real=lambda: built.pending.settle(built.model))
-    progress.step(f"analyse {spec}")
-    structure = overrule(analyse(captured), words)
+    captured = capture(built.model, example, before_real=lambda: built.pending.materialize(built.model))
+    progress.step(f"build_structure {spec}")
+    structure = override_roles(build_structure(captured), words)
     if structure.unknown:
         names = ", ".join(f"{u.operator} in {u.sites[0]}" for u in structure.unknown)
         text = f"{len(structure.unknown)} unknown operator(s): {names}; conclusions that would cross them are not drawn"

@@ -8,46 +8,48 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from idfx._version import __version__
+from idfx.core.moved import install
+from idfx.core.version import __version__
 
 if TYPE_CHECKING:
-    from idfx.api import analyze, init_, masks, plan, read_plan
-    from idfx.apply import apply_
-    from idfx.auditing import audit
-    from idfx.building import load
-    from idfx.certification import certify
-    from idfx.checkpoints import read_checkpoint
-    from idfx.difference import diff
-    from idfx.errors import CertificateError, IdfxError
-    from idfx.export import save
-    from idfx.findings import Audit, Finding
-    from idfx.ops.term import operator
-    from idfx.records import Certificate, Plan, Report, Structure
-    from idfx.scalars import fold_
+    from idfx.analysis.analyze import analyze
+    from idfx.api import init_, masks, plan, read_plan
+    from idfx.audits.run import audit
+    from idfx.building.build import load
+    from idfx.certification.certificate import certify
+    from idfx.core.errors import CertificateError, IdfxError
+    from idfx.core.findings import Audit, Finding
+    from idfx.core.records import Certificate, Plan, Report, Structure
+    from idfx.ops.semantics import operator
+    from idfx.planning.apply import apply_
+    from idfx.planning.checkpoints import read_checkpoint
+    from idfx.planning.difference import diff
+    from idfx.planning.export import save
+    from idfx.planning.scalars import fold_
 
 _HOMES = {
-    "CertificateError": "idfx.errors",
-    "IdfxError": "idfx.errors",
-    "Audit": "idfx.findings",
-    "Certificate": "idfx.records",
-    "Finding": "idfx.findings",
-    "Plan": "idfx.records",
-    "Report": "idfx.records",
-    "Structure": "idfx.records",
-    "analyze": "idfx.api",
-    "apply_": "idfx.apply",
-    "audit": "idfx.auditing",
-    "certify": "idfx.certification",
-    "diff": "idfx.difference",
-    "fold_": "idfx.scalars",
+    "CertificateError": "idfx.core.errors",
+    "IdfxError": "idfx.core.errors",
+    "Audit": "idfx.core.findings",
+    "Certificate": "idfx.core.records",
+    "Finding": "idfx.core.findings",
+    "Plan": "idfx.core.records",
+    "Report": "idfx.core.records",
+    "Structure": "idfx.core.records",
+    "analyze": "idfx.analysis.analyze",
+    "apply_": "idfx.planning.apply",
+    "audit": "idfx.audits.run",
+    "certify": "idfx.certification.certificate",
+    "diff": "idfx.planning.difference",
+    "fold_": "idfx.planning.scalars",
     "init_": "idfx.api",
-    "load": "idfx.building",
+    "load": "idfx.building.build",
     "masks": "idfx.api",
-    "operator": "idfx.ops.term",
+    "operator": "idfx.ops.semantics",
     "plan": "idfx.api",
-    "read_checkpoint": "idfx.checkpoints",
+    "read_checkpoint": "idfx.planning.checkpoints",
     "read_plan": "idfx.api",
-    "save": "idfx.export",
+    "save": "idfx.planning.export",
 }
 
 __all__ = [
@@ -75,6 +77,8 @@ __all__ = [
     "read_plan",
     "save",
 ]
+
+install()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,103 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from idfx.apply import apply_
-from idfx.capture import capture
-from idfx.certification import certify
-from idfx.checkpoints import Checkpoint, read_checkpoint, resume, state_of, unplaced
-from idfx.claims import claims
-from idfx.errors import CertificateError, PlanError, UsageError
-from idfx.growth import growth
-from idfx.inputs import check as check_inputs
-from idfx.inputs import no_example, takes_nothing
-from idfx.overrule import overrule
-from idfx.plan_file import from_json
-from idfx.planning import make_plan
-from idfx.recording.running import unwrap
-from idfx.records import Certificate, Example, Plan, Report, Structure
-from idfx.steering import Word, steer, steering
-from idfx.structure import analyse
-
-
-def _derived_example(model: nn.Module) -> Example:
-    """The example that a model itself speaks of: timm's input size, Lightning's or transformers' own."""
-    model = unwrap(model)
-    floating = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    device = floating[0].device if floating else torch.device("cpu")
-    dtype = floating[0].dtype if floating else torch.float32
-
-    def placed(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.to(device, dtype if value.is_floating_point() else value.dtype)
-
-    for attribute in ("pretrained_cfg", "default_cfg"):
-        config = getattr(model, attribute, None)
-        size = config.get("input_size") if isinstance(config, Mapping) else None
-        if size:
-            generator = torch.Generator().manual_seed(0)
-            return Example((placed(torch.randn((1, *size), generator=generator)),))
-    for attribute in ("example_input_array", "dummy_inputs"):
-        value = getattr(model, attribute, None)
-        if isinstance(value, Mapping):
-            return Example((), {key: placed(item) for key, item in value.items()})
-        if isinstance(value, (tuple, list)):
-            return Example(tuple(placed(item) for item in value))
-        if isinstance(value, torch.Tensor):
-            return Example((placed(value),))
-    if takes_nothing(model):
-        return Example()
-    raise no_example(type(model).__name__, model, "python")
-
-
-def analyze(
-    model: nn.Module,
-    example_inputs: Sequence[Any] | torch.Tensor | None = None,
-    example_kwargs: Mapping[str, Any] | None = None,
-    roles: Mapping[str, str] | None = None,
-) -> Structure:
-    """Return the structure of a model: joins, weight sites, and the role of every parameter.
-
-    The model is run once, as a rule on meta tensors, and is left exactly as it was.
-
-    Args:
-        model: any module, in any mode, dtype and on any device, wrapped or not.
-        example_inputs: positional inputs of its forward; a single tensor stands for itself. Where the model names
-            its own (timm's input size, `example_input_array`, `dummy_inputs`) they may be left out.
-        example_kwargs: keyword inputs.
-        roles: role by parameter name or pattern, for what you know better; "end" closes the block it stands in.
-
-    Raises:
-        UsageError: a role or a parameter that does not exist.
-        SourceError: no example input, or one that the signature of the forward does not take.
-        ForwardError: the model raised on it.
-        ResourceError: it ran out of memory.
-        CaptureError: the model ran but cannot be captured.
-
-    Example:
-        >>> import torch
-        >>> class Block(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.fc = torch.nn.Linear(4, 4)
-        ...     def forward(self, x):
-        ...         return x + self.fc(x).relu()
-        >>> structure = analyze(Block(), (torch.ones(1, 4),))
-        >>> structure.joins[0].kind, structure.joins[0].ends[0].parameter
-        ('identity', 'fc.weight')
-        >>> structure.roles["fc.weight"].name
-        'end'
-    """
-    if example_kwargs is not None and not isinstance(example_kwargs, Mapping):
-        found = type(example_kwargs).__name__
-        raise UsageError(f"example_kwargs: a {found}; expected inputs by name. Write example_kwargs={{'name': value}}.")
-    if example_inputs is None and not example_kwargs:
-        example = _derived_example(model)
-    else:
-        given = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs or ())
-        example = Example(given, dict(example_kwargs or {}))
-    check_inputs(unwrap(model), example, type(unwrap(model)).__name__, "python")
-    return overrule(analyse(capture(model, example)), roles or {})
+from idfx.analysis.analyze import analyze
+from idfx.analysis.structure import build_structure
+from idfx.capture.running import unwrap
+from idfx.capture.tracing import capture
+from idfx.certification.certificate import certify
+from idfx.certification.expected_zero import claims
+from idfx.certification.function_preservation import growth
+from idfx.core.errors import CertificateError, PlanError, UsageError
+from idfx.core.records import Certificate, Plan, Report, Structure
+from idfx.planning.apply import apply_
+from idfx.planning.checkpoints import Checkpoint, read_checkpoint, resume, state_of, unplaced
+from idfx.planning.file import from_json
+from idfx.planning.make import make_plan
+from idfx.planning.overrides import Word, steer, steering
 
 
 def plan(
@@ -233,7 +150,7 @@ def init_(
 def prove(model: nn.Module, structure: Structure, plan: Plan, checkpoint: Checkpoint | None = None) -> Certificate:
     """Return the certificate of a model to which a plan has been applied: it is held to what the plan claims."""
     if plan.scalars:  # the model has other parameters now
-        structure = analyse(capture(model, structure.capture.example))
+        structure = build_structure(capture(model, structure.capture.example))
     claimed = claims(structure, plan, unwrap(model))
     found = certify(model, claimed.structure, eps=claimed.entries)
     if checkpoint is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from idfx.findings import Audit, Batch, Block, Finding, ParameterState, Point, Spectrum
+from idfx.core.findings import ActivationStats, Audit, Batch, Block, Finding, ParameterState, Spectrum
 
 NAN, INF = float("nan"), float("inf")
 
@@ -23,10 +23,10 @@ def made(depth: int = 6, seed: int = 0, growth: float = 1.1, findings: int = 6, 
         parameters.append(ParameterState(f"{name}.bias", shape[:1], "bias", block or name, block, 0.0, 1e-4))
         profile.append(point(name, "weight", f"{name}.weight", block, level))
 
-    def point(name: str, kind: str, parameter: str, block: str | None, level: int) -> Point:
+    def point(name: str, kind: str, parameter: str, block: str | None, level: int) -> ActivationStats:
         variance = growth**level * draw.uniform(0.8, 1.25) * (0.3 if block else 1)
         active = kind == "activation"
-        return Point(
+        return ActivationStats(
             name, kind, f"aten.{kind}", parameter, block, 64, draw.gauss(0, 0.1), variance, draw.gauss(0.4, 0.3),
             min(1, level / (4 * depth)) if active else 0.0, draw.uniform(0, 0.2) if active else None,
             1 - 0.9 * math.exp(-level / depth), 64 * math.exp(-level / depth / 2), 64, 1e-3 * growth ** (level - depth),
@@ -83,7 +83,9 @@ def _spectrum(place: str, draw: random.Random, depth: int) -> Spectrum:
     return Spectrum(**{**{name: 0.0 for name in Spectrum.__annotations__ if name.endswith("_error")}, **record})
 
 
-def _findings(parameters: list[ParameterState], blocks: list[Block], profile: list[Point], count: int) -> list[Finding]:
+def _findings(
+    parameters: list[ParameterState], blocks: list[Block], profile: list[ActivationStats], count: int
+) -> list[Finding]:
     if not count:
         return []
     some = [parameters[(7 * i + 3) % len(parameters)] for i in range(count)]

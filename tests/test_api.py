@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 import idfx
-from idfx.errors import CaptureError, CertificateError, IdfxError, PlanError, SourceError, UsageError
-from idfx.plan_file import from_json, to_json
-from idfx.recording.running import unwrap
+from idfx.capture.running import unwrap
+from idfx.core.errors import CaptureError, CertificateError, IdfxError, PlanError, SourceError, UsageError
+from idfx.planning.file import from_json, to_json
 
 WIDTH = 8
 

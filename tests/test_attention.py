@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import idfx
-from idfx.network import Network
+from idfx.analysis.queries import StructureQueries
 
 
 class ByHand(nn.Module):
@@ -162,4 +162,4 @@ class Streams(nn.Module):
 def test_which_attention_crosses(way, expected):
     x, memory = torch.randn(2, 6, 4), torch.randn(2, 3, 4)
     structure = idfx.analyze(Streams(way), (x, memory))
-    assert [attention.cross for attention in Network(structure).attentions] == expected
+    assert [attention.cross for attention in StructureQueries(structure).attentions] == expected

@@ -17,8 +17,8 @@ import idfx
 from idfx.audits.metric import METRICS
 from idfx.audits.subject import as_matrices
 from idfx.audits.ties import declared
-from idfx.errors import UsageError
-from idfx.records import Layout
+from idfx.core.errors import UsageError
+from idfx.core.records import Layout
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import idfx
-from idfx.findings import Audit
+from idfx.core.findings import Audit
 from idfx.measuring.observation import unit_gradients
 from idfx.measuring.statistics import flat_share
 

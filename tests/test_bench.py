@@ -34,7 +34,7 @@ from idfx.bench.suites import Settings, Suite, read_suite, suite_names
 from idfx.bench.summary import markdown
 from idfx.bench.training import Run, loss_of, optimiser_of, train
 from idfx.bench.watching import Watch
-from idfx.errors import UsageError
+from idfx.core.errors import UsageError
 
 TINY = """
 about = "small"

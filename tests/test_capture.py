@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-import idfx.capture
-import idfx.reading.cuts
-from idfx.capture import capture, record, replay, tensors_in
-from idfx.errors import CaptureError, ForwardError
-from idfx.reading.flow import Flow
-from idfx.records import Capture, Example
-from idfx.structure import analyse
+import idfx.analysis.zero_sets
+import idfx.capture.tracing
+from idfx.analysis.dataflow import Dataflow
+from idfx.analysis.structure import build_structure
+from idfx.capture.tracing import capture, record, replay, tensors_in
+from idfx.core.errors import CaptureError, ForwardError
+from idfx.core.records import Capture, Example
 
 
 class Small(nn.Module):
@@ -41,7 +41,7 @@ def values(seed: int, *shape: int) -> torch.Tensor:
 def replays(model: nn.Module, first: Example, second: Example, how: str | None = None) -> Capture:
     """Capture on one example; on another one the graph must give, bit for bit, what the model gives."""
     model.eval()
-    found = capture(model, first) if how is None else idfx.capture.record(model, first, how)
+    found = capture(model, first) if how is None else idfx.capture.tracing.record(model, first, how)
     assert how is None or found.how == how
     with torch.no_grad():
         expected = list(tensors_in(model(*second.args, **second.kwargs)))
@@ -259,7 +259,7 @@ def test_values_of_inputs_are_read_as_they_were_when_they_are_asked_for() -> Non
 
     x = values(0, 3, 4)
     net = Small(body, fc=nn.Linear(4, 4))
-    meta, real = (idfx.capture.record(net, Example((x,)), how) for how in ("meta", "real"))
+    meta, real = (idfx.capture.tracing.record(net, Example((x,)), how) for how in ("meta", "real"))
     assert [str(node.target) for node in meta.graph.nodes] == [str(node.target) for node in real.graph.nodes]
     numbers = [a for node in meta.graph.nodes for a in node.args if isinstance(a, (int, float))]
     assert numbers == [a for node in real.graph.nodes for a in node.args if isinstance(a, (int, float))]
@@ -432,18 +432,20 @@ class Visits:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        made: dict[int, tuple[Flow, Counted]] = {}  # with the flow, whose id no other may take
+        made: dict[int, tuple[Dataflow, Counted]] = {}  # with the flow, whose id no other may take
 
-        own = Flow.__dict__["sources"].func
+        own = Dataflow.__dict__["sources"].func
 
-        def sources(flow: Flow) -> Counted:
+        def sources(flow: Dataflow) -> Counted:
             if id(flow) not in made:
                 made[id(flow)] = flow, Counted(own(flow), self)
             return made[id(flow)][1]
 
-        monkeypatch.setattr(Flow, "sources", property(sources))
-        monkeypatch.setattr(Flow, "addends", self._counting(Flow.addends))
-        monkeypatch.setattr(idfx.reading.cuts.Cuts, "_cut", self._counting(idfx.reading.cuts.Cuts._cut))
+        monkeypatch.setattr(Dataflow, "sources", property(sources))
+        monkeypatch.setattr(Dataflow, "addends", self._counting(Dataflow.addends))
+        monkeypatch.setattr(
+            idfx.analysis.zero_sets.ZeroSetFinder, "_cut", self._counting(idfx.analysis.zero_sets.ZeroSetFinder._cut)
+        )
 
     def _counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any) -> Any:
@@ -454,7 +456,7 @@ class Visits:
 
     def of(self, found: Capture) -> int:
         self.count = 0
-        analyse(found)
+        build_structure(found)
         return self.count
 
 
@@ -479,7 +481,7 @@ def test_a_thousand_blocks_and_ten_thousand_cost_the_same_per_block(monkeypatch:
     for _ in range(2):
         for blocks, found in ((1_000, small), (10_000, large)):
             start = time.process_time()
-            structure = analyse(found)
+            structure = build_structure(found)
             times[blocks].append(time.process_time() - start)
             assert len(structure.joins) == blocks and all(join.zeroable for join in structure.joins)
     assert statistics.median(times[10_000]) < 10 * 2.5 * statistics.median(times[1_000])

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import idfx
-from idfx.errors import CertificateError, PlanError, UsageError
-from idfx.plan_file import from_json, to_json
+from idfx.core.errors import CertificateError, PlanError, UsageError
+from idfx.planning.file import from_json, to_json
 
 WIDTH = 8
 

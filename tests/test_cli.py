@@ -286,7 +286,7 @@ def test_the_metadata_of_safetensors(run):
     with safe_open("weights.safetensors", "pt") as file:
         about = file.metadata()
     assert (about["scheme"], about["seed"], about["idfx_version"]) == ("idinit", "5", idfx.__version__)
-    assert about["plan_sha256"] == idfx.export.digest(idfx.read_plan("plan.json"))
+    assert about["plan_sha256"] == idfx.planning.export.digest(idfx.read_plan("plan.json"))
 
 
 def test_options_reach_the_weights(run):
@@ -576,12 +576,12 @@ def test_debug_shows_the_traceback_and_keeps_line_and_exit_code(run):
 
 
 def test_a_defect_is_one_line_too(run, monkeypatch):
-    import idfx.structure
+    import idfx.analysis.structure
 
     def fails(capture):
         raise KeyError("surprise\nand more")
 
-    monkeypatch.setattr(idfx.structure, "analyse", fails)
+    monkeypatch.setattr(idfx.analysis.structure, "build_structure", fails)
     code, out, err = run(GOOD)
     assert (code, out, _files()) == (70, "", set())
     assert err.count("\n") == 1 and "KeyError" in err and "--debug" in err
@@ -652,7 +652,7 @@ def test_progress_is_shown_in_a_terminal_and_the_result_is_not_mixed_with_it(run
     assert process.returncode == 0
     assert out.startswith("model") and "\x1b" not in out and "load libraries" not in out
     assert b"load libraries" in shown
-    assert sum(step in shown for step in (b"build", b"capture", b"analyse", b"fill", b"certify", b"write")) >= 2
+    assert sum(step in shown for step in (b"build", b"capture", b"build_structure", b"fill", b"certify", b"write")) >= 2
     # Another process, the same bytes; and the same lines where nobody watches.
     assert run("init timm:test_resnet -o again.safetensors")[1].splitlines()[:-1] == out.splitlines()[:-1]
     assert Path("again.safetensors").read_bytes() == Path("weights.safetensors").read_bytes()

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn import init
 
-from idfx.building import build, load
-from idfx.errors import UsageError
-from idfx.recording.deferral import DeferredDraws
+from idfx.building.build import build, load
+from idfx.building.deferral import DeferredDraws
+from idfx.core.errors import UsageError
 
 # Small members of families with computed buffers, masks, zeroed gains and rescaled weights.
 MODELS = {
@@ -40,7 +40,7 @@ class Holder(nn.Module):
         self.weight = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
 
 
-def settled(function, *shape, seed=0):
+def materialized(function, *shape, seed=0):
     """Return what `function` leaves in an empty tensor, deferred and then drawn."""
     pending = DeferredDraws(seed)
     with pending:
@@ -48,7 +48,7 @@ def settled(function, *shape, seed=0):
         function(model.weight)
     assert pending.names(model) == {"weight"}
     assert model.weight.isnan().all(), "the draw was made"
-    pending.settle(model)
+    pending.materialize(model)
     assert not pending.names(model)
     return model.weight.detach()
 
@@ -77,17 +77,17 @@ def test_distribution_is_that_of_the_plain_call(name):
     plain = torch.empty(300, 200)
     with torch.no_grad():
         INITS[name](plain)
-    drawn = settled(INITS[name], 300, 200)
+    drawn = materialized(INITS[name], 300, 200)
     spread = plain.std().item()
     assert drawn.mean().item() == pytest.approx(plain.mean().item(), abs=0.02 * spread)
     assert drawn.std().item() == pytest.approx(spread, rel=0.02)
     at = torch.tensor([0.01, 0.1, 0.5, 0.9, 0.99])
     assert torch.allclose(drawn.quantile(at), plain.quantile(at), rtol=0, atol=0.1 * spread)
-    assert not torch.equal(drawn, settled(INITS[name], 300, 200, seed=1))
+    assert not torch.equal(drawn, materialized(INITS[name], 300, 200, seed=1))
 
 
 def test_deferred_orthogonal_is_orthogonal():
-    drawn = settled(lambda w: init.orthogonal_(w, gain=2.0), 6, 9)
+    drawn = materialized(lambda w: init.orthogonal_(w, gain=2.0), 6, 9)
     assert torch.allclose(drawn @ drawn.T, 4 * torch.eye(6), atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_values_on_part_of_a_storage():
         layer.weight.data[4:6].normal_(100.0, 1.0)
         layer.weight.data[:, 1] = 5
     assert pending.names(layer) == {"weight"}
-    pending.settle(layer)
+    pending.materialize(layer)
     weight = layer.weight.detach()
     assert weight[2].tolist() == [0, 5, 0] and (weight[:, 1] == 5).all()
     assert (weight[4:6][:, [0, 2]] > 90).all() and weight[[0, 1, 3, 6]].abs().max() < 90
@@ -128,7 +128,7 @@ def test_a_number_in_a_tensor_is_the_one_of_its_time():
         layer.weight.data.mul_(number)
         number.fill_(9.0)
         assert pending.names(layer) == {"weight"}
-    pending.settle(layer)
+    pending.materialize(layer)
     assert layer.weight[1].tolist() == [4.0] * 3 and layer.weight[0].abs().max() < 2
 
 
@@ -137,7 +137,7 @@ def test_a_draw_on_part_keeps_the_rest():
     with pending:
         model = Holder(torch.arange(6.0).view(2, 3))
         model.weight.data[1].uniform_(10, 11)
-    pending.settle(model)
+    pending.materialize(model)
     assert model.weight[0].tolist() == [0, 1, 2] and (model.weight[1] >= 10).all()
 
 
@@ -238,7 +238,7 @@ def test_copies_of_a_layer_start_alike_as_they_do_without():
     pending = DeferredDraws()
     with pending:
         stack = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 3, enable_nested_tensor=False)
-    pending.settle(stack)
+    pending.materialize(stack)
     first, last = stack.layers[0].linear1.weight, stack.layers[2].linear1.weight
     assert torch.equal(first, last) and 0 < first.std() < 1
 
@@ -252,7 +252,7 @@ def test_tensors_that_the_model_does_not_list_are_drawn():
     pending = DeferredDraws()
     with pending:
         odd = Odd()
-    pending.settle(odd)
+    pending.materialize(odd)
     assert (odd.scale >= 1).all()
 
 
@@ -262,12 +262,12 @@ def test_ties_draw_once_under_the_first_name():
         tied = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
         tied[1].weight = tied[0].weight
     assert pending.names(tied) == {"0.weight", "1.weight"}
-    pending.settle(tied, ["1.weight"])
+    pending.materialize(tied, ["1.weight"])
     assert not pending.names(tied) and tied[0].weight is tied[1].weight
     untied = DeferredDraws()
     with untied:
         alone = nn.Sequential(nn.Linear(4, 4, bias=False))
-    untied.settle(alone)
+    untied.materialize(alone)
     assert torch.equal(alone[0].weight, tied[1].weight)
 
 
@@ -278,8 +278,8 @@ def test_order_of_settling_does_not_matter():
             model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 7))
         names = sorted(pending.names(model), reverse=order == "backward")
         for name in names if order != "at once" else ():
-            pending.settle(model, [name])
-        pending.settle(model)
+            pending.materialize(model, [name])
+        pending.materialize(model)
         return model.state_dict()
 
     reference = drawn("forward")
@@ -297,11 +297,11 @@ def test_discard_leaves_the_rest_of_a_shared_storage():
     pending.discard(model, ["a"])
     assert not model["b"].isnan().any()
     pending.discard(other, ["weight"])
-    pending.settle(other)
+    pending.materialize(other)
     assert other.weight.isnan().all()
 
 
-@pytest.mark.parametrize("method", ["settle", "discard"])
+@pytest.mark.parametrize("method", ["materialize", "discard"])
 def test_an_unknown_name_is_refused(method):
     with pytest.raises(UsageError, match=r"weigth: no parameter.*Did you mean weight\?"):
         getattr(DeferredDraws(), method)(nn.Linear(2, 2), ["weigth"])
@@ -316,7 +316,7 @@ def test_moving_keeps_draws_pending_and_rounds_the_same_values():
         weight = model[0].weight
         pending.move_(model, dtype=dtype)
         assert model[0].weight is weight and pending.names(model) == {"0.weight", "0.bias"}
-        pending.settle(model)
+        pending.materialize(model)
         models.append(model)
     single, half = models
     assert half[0].weight.dtype == half[1].running_mean.dtype == torch.bfloat16

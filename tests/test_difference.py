@@ -11,7 +11,7 @@ from idfx_cli.main import main
 from torch import nn
 
 import idfx
-from idfx.errors import UsageError
+from idfx.core.errors import UsageError
 
 
 def net() -> nn.Sequential:

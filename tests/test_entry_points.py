@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from idfx.errors import UsageError
+from idfx.core.errors import UsageError
 from idfx.fills import fills
-from idfx.matrices import Target
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.fills.matrices import Target
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.schemes.scheme import Keep, scheme
 
 
@@ -48,7 +48,7 @@ class Options:
 
 
 @scheme("thirds", Options)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """Thirds: every bias is a ramp, weights are kept."""
     if role.name == "bias":
         return Decision(parameter.name, "thirds-ramp", {"step": options.step}, "a bias is a ramp", role.evidence)
@@ -180,7 +180,7 @@ def test_a_broken_entry_point_is_named_each_time_that_it_is_asked_for(installed,
     """In Python the first error may be caught: the schemes are not then silently those that were found before it."""
     installed("1 / 0\n")
     code = (
-        "from idfx.errors import UsageError\nfrom idfx.schemes.scheme import SCHEMES\n"
+        "from idfx.core.errors import UsageError\nfrom idfx.schemes.scheme import SCHEMES\n"
         "for _ in range(2):\n    try:\n        list(SCHEMES)\n    except UsageError as error:\n        print(error)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from idfx import export, files
-from idfx.errors import ExportError, UsageError
-from idfx.records import Decision, Plan
+from idfx.core import files
+from idfx.core.errors import ExportError, UsageError
+from idfx.core.records import Decision, Plan
+from idfx.planning import export
 
 SUFFIXES = (".pt", ".safetensors")
 PLAN = Plan(
@@ -163,7 +164,7 @@ def test_wrappers_leave_no_prefix(suffix, tmp_path):
 SAME = """
 import sys, torch
 from torch import nn
-from idfx import export
+from idfx.planning import export
 sys.path.insert(0, {tests!r})
 from test_export import PLAN, Zoo
 torch.manual_seed(0)
@@ -378,7 +379,8 @@ def test_interrupt_leaves_nothing(call, way, suffix, tmp_path, monkeypatch):
 FULL = """
 import os, resource, sys
 from torch import nn
-from idfx import errors, export, files
+from idfx.core import errors, files
+from idfx.planning import export
 files._UNNAMED = int(sys.argv[2]) and files._UNNAMED
 model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
 resource.setrlimit(resource.RLIMIT_FSIZE, (3_500_000, 3_500_000))
@@ -422,7 +424,7 @@ KILLS = """
 import os, signal, sys, time, torch
 from pathlib import Path
 from torch import nn
-from idfx import export
+from idfx.planning import export
 torch.set_num_threads(1)
 folder, ends = Path(sys.argv[1]), {"killed": 0, "done": 0}
 model = nn.Module()
@@ -480,5 +482,5 @@ def test_kill_leaves_nothing_or_the_whole_file(tmp_path):
 
 
 def test_import_costs_no_torch():
-    code = "import sys, idfx.export; sys.exit('torch' in sys.modules)"
+    code = "import sys, idfx.planning.export; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

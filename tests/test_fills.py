@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from idfx.errors import PlanError, UsageError
+from idfx.core.errors import PlanError, UsageError
+from idfx.core.records import Layout
 from idfx.fills import fill_, fills
-from idfx.geometry import Shard
-from idfx.records import Layout
+from idfx.fills.geometry import Shard
 
 EPS = 0.25
 TAU = 1.5
@@ -162,11 +162,11 @@ def test_rows_of_heads():
     expected = reference_idi(9, 4)
     expected[1:8] = reference_idiz(7, 4)
     arguments = {"rows": [[1, 8]], "eps": EPS, "tau": TAU, "loosen": "none", "layout": {"in_axis": 2, "out_rest": [1]}}
-    assert torch.equal(filled((3, 3, 4), "mixed", arguments).flatten(0, 1), expected)
+    assert torch.equal(filled((3, 3, 4), "idic_idizc", arguments).flatten(0, 1), expected)
     arguments["rows"] = [[4, 5]]
     expected = reference_idi(9, 4)
     expected[4:5] = reference_idiz(1, 4)
-    assert torch.equal(filled((3, 3, 4), "mixed", arguments).flatten(0, 1), expected)
+    assert torch.equal(filled((3, 3, 4), "idic_idizc", arguments).flatten(0, 1), expected)
 
 
 def test_inputs_of_taps_alone():
@@ -182,8 +182,8 @@ def test_rows():
     expected[5:8] = reference_idiz(3, 3)
     rows = [[1, 3], [5, 8]]
     arguments = {"rows": rows, "eps": EPS, "tau": TAU, "loosen": "none"}
-    assert torch.equal(filled((8, 3), "mixed", arguments), expected)
-    assert torch.equal(filled((8, 3), "mixed", {**arguments, "rows": []}), whole)
+    assert torch.equal(filled((8, 3), "idic_idizc", arguments), expected)
+    assert torch.equal(filled((8, 3), "idic_idizc", {**arguments, "rows": []}), whole)
     only = filled((8, 3), "idiz", {"rows": rows, "eps": EPS})
     inside = [1, 2, 5, 6, 7]
     assert torch.equal(only[inside], expected[inside])
@@ -197,7 +197,7 @@ def test_rows_are_cut_by_groups():
     expected = torch.cat([kernel(half, 2, (3,), "tap") for half in expected.split(4)])
     layout = {"tap_axes": [2], "groups": 2}
     arguments = {"rows": [[2, 6]], "eps": EPS, "tau": TAU, "loosen": "none", "order": "tap", "layout": layout}
-    assert torch.equal(filled((8, 2, 3), "mixed", arguments), expected)
+    assert torch.equal(filled((8, 2, 3), "idic_idizc", arguments), expected)
 
 
 @given(outputs=st.integers(1, 40), inputs=st.integers(1, 40))
@@ -283,16 +283,16 @@ CASES = [
     ),
     ("idizc", {"order": "channel"}),
     ("idizc", {"order": "centre", "rows": None, "layout": {"out_axis": 3, "in_axis": 0, "tap_axes": [2, 1]}}),
-    ("mixed", {"rows": [[1, 2]], "order": "tap", "loosen": "dense"}),
+    ("idic_idizc", {"rows": [[1, 2]], "order": "tap", "loosen": "dense"}),
     ("idi", {"loosen": "dense", "layout": {"out_axis": 3, "out_rest": [0], "in_axis": 2, "in_rest": [1], "parts": 2}}),
     ("idizc", {"order": "tap", "layout": {"out_rest": [2, 3], "tap_axes": [1], "in_axis": None, "groups": 2}}),
-    ("mixed", {"rows": [[1, 2]], "loosen": "dense", "layout": {"out_rest": [1], "in_axis": 2, "batch_axes": [3]}}),
+    ("idic_idizc", {"rows": [[1, 2]], "loosen": "dense", "layout": {"out_rest": [1], "in_axis": 2, "batch_axes": [3]}}),
     (
         "idic",
         {"layout": {"out_axis": 1, "out_rest": [3], "in_axis": 0, "in_rest": [2], "groups": 2, "grouped": "in"}},
     ),
     ("constant", {"value": 0.1}),
-    ("stepped", {"rows": [[0, 1], [1, 2]], "inside": 0.3, "value": -0.1, "axis": 3}),
+    ("piecewise_constant", {"rows": [[0, 1], [1, 2]], "inside": 0.3, "value": -0.1, "axis": 3}),
 ]
 
 
@@ -301,7 +301,7 @@ CASES = [
 def test_a_shard_is_the_slice(case, data):
     name, arguments = case
     sizes = [data.draw(st.integers(1, 4)) * (2 if axis in (0, 3) else 1) for axis in range(4)]
-    if name in ("idi", "idic", "mixed"):
+    if name in ("idi", "idic", "idic_idizc"):
         arguments = {**arguments, "eps_tau": 0.1}
     full = filled(sizes, name, arguments)
     starts = [data.draw(st.integers(0, size)) for size in sizes]
@@ -336,7 +336,7 @@ def test_dense_blocks_do_not_show(monkeypatch):
     """Several blocks along each axis, against one."""
     whole = filled((3, 7, 11), "idic", {"loosen": "dense", "eps_tau": 0.1})
     for most in (1, 5, 11, 30, 100):
-        monkeypatch.setattr("idfx.matrices._BLOCK", {"cpu": most})
+        monkeypatch.setattr("idfx.fills.matrices._BLOCK", {"cpu": most})
         assert torch.equal(filled((3, 7, 11), "idic", {"loosen": "dense", "eps_tau": 0.1}), whole)
 
 
@@ -371,7 +371,9 @@ def test_a_parameter_stays_itself():
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0, 3), (3, 2, 0)])
-@pytest.mark.parametrize(("name", "arguments"), [("idic", {"loosen": "dense"}), ("idizc", {}), ("mixed", {"rows": []})])
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("idic", {"loosen": "dense"}), ("idizc", {}), ("idic_idizc", {"rows": []})]
+)
 def test_nothing_to_fill(shape, name, arguments):
     assert filled(shape, name, arguments).shape == shape
 
@@ -382,10 +384,10 @@ def test_constant():
 
 
 def test_stepped():
-    assert filled((5,), "stepped", {"rows": [[1, 3]], "inside": 1}).tolist() == [0, 1, 1, 0, 0]
-    columns = filled((2, 3), "stepped", {"rows": [[0, 1], [2, 3]], "inside": 2, "value": -1, "axis": 1})
+    assert filled((5,), "piecewise_constant", {"rows": [[1, 3]], "inside": 1}).tolist() == [0, 1, 1, 0, 0]
+    columns = filled((2, 3), "piecewise_constant", {"rows": [[0, 1], [2, 3]], "inside": 2, "value": -1, "axis": 1})
     assert columns.tolist() == [[2, -1, 2]] * 2
-    assert filled((2,), "stepped", {"rows": [], "inside": 1, "value": 0.5}).tolist() == [0.5, 0.5]
+    assert filled((2,), "piecewise_constant", {"rows": [], "inside": 1, "value": 0.5}).tolist() == [0.5, 0.5]
 
 
 def reference_bilinear(outputs, first, second):
@@ -469,9 +471,9 @@ ERRORS = [
      "expected divisors. Correct the counts."),
     ("idiz", {"rows": [[2, 1]]}, (2, 2),
      "w: rows [[2, 1]]; expected increasing ranges [start, stop] within [0, 2]. Correct them."),
-    ("stepped", {"rows": [[0, 3]], "inside": 1.0}, (2,),
+    ("piecewise_constant", {"rows": [[0, 3]], "inside": 1.0}, (2,),
      "w: rows [[0, 3]]; expected increasing ranges [start, stop] within [0, 2]. Correct them."),
-    ("stepped", {"rows": [], "inside": 1.0, "axis": 1}, (2,),
+    ("piecewise_constant", {"rows": [], "inside": 1.0, "axis": 1}, (2,),
      "w: axis 1 for shape (2,); expected one of its axes. Write 0."),
     ("bilinear", {}, (2, 2), "w: shape (2, 2); expected (out, in1, in2). Use idi for a matrix."),
     ("bilinear", {"loosen": "diag"}, (2, 2, 2),
@@ -492,7 +494,7 @@ def test_refusals(name, arguments, shape, message):
     "rows", [3, [1, 2], [[0, 1, 2]], [[0, 3]], [[-1, 1]], [[0, 2], [1, 2]], [["a", "b"]], [[0.5, 1]]]
 )
 def test_rows_that_are_none(rows):
-    for name in ("idiz", "mixed"):
+    for name in ("idiz", "idic_idizc"):
         with pytest.raises(PlanError, match="expected increasing ranges"):
             filled((2, 2), name, {"rows": rows})
 

@@ -20,8 +20,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 import idfx
-from idfx.certification import certify
-from idfx.records import Join, Structure
+from idfx.certification.certificate import certify
+from idfx.core.records import Join, Structure
 
 Body = Callable[..., Any]
 
@@ -91,7 +91,7 @@ def close(net: nn.Module, structure: Structure, *, but: str = "") -> None:
                 for start, stop in end.rows:
                     rows[start:stop] = 0
                 weight.copy_(rows.view(moved.shape).movedim(tuple(range(len(axes))), axes))
-            for name in join.silenced if join.zeroable else ():
+            for name in join.zeroed_biases if join.zeroable else ():
                 parameters[name].zero_()
 
 

@@ -33,7 +33,7 @@ from selenium.webdriver.support.ui import Select
 from torch import nn
 
 import idfx
-from idfx.findings import Audit, Block, Finding, ParameterState
+from idfx.core.findings import Audit, Block, Finding, ParameterState
 from idfx.report.html import page
 from idfx.report.html_places import Places
 

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import idfx
-from idfx.building import build
-from idfx.errors import ForwardError, SourceError, UsageError
-from idfx.inputs import check, misfit
-from idfx.parsing import parse_inputs, parse_shapes
-from idfx.records import Example
+from idfx.building.build import build
+from idfx.building.parsing import parse_inputs, parse_shapes
+from idfx.capture.inputs import check, misfit
+from idfx.core.errors import ForwardError, SourceError, UsageError
+from idfx.core.records import Example
 
 FILE = '''
 from __future__ import annotations

@@ -18,10 +18,10 @@ from idfx_cli import limits
 from torch import nn
 
 import idfx
-from idfx.capture import capture
-from idfx.errors import IdfxError, ResourceError
-from idfx.recording.running import running_module
-from idfx.records import Example
+from idfx.capture.running import running_module
+from idfx.capture.tracing import capture
+from idfx.core.errors import IdfxError, ResourceError
+from idfx.core.records import Example
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded on Linux only")
 
@@ -126,7 +126,7 @@ def huge():
 PROGRAM = """
 import sys
 import torch
-import idfx, idfx.building
+import idfx, idfx.building.build
 from idfx_cli import limits
 from idfx_cli.main import main
 idfx.init_(torch.nn.Linear(2, 2), torch.ones(1, 2))
@@ -196,15 +196,15 @@ def test_in_time_nothing_changes(run):
 
 
 def test_the_clock_does_not_run_while_a_file_is_written(run, monkeypatch):
-    import idfx.export
+    import idfx.planning.export
 
-    save = idfx.export.save
+    save = idfx.planning.export.save
 
     def slow(*args, **kwargs):
         time.sleep(4)
         return save(*args, **kwargs)
 
-    monkeypatch.setattr(idfx.export, "save", slow)
+    monkeypatch.setattr(idfx.planning.export, "save", slow)
     assert run("init net.py:Block --input-shape 2,4 -o weights.pt --timeout 3.5")[0] == 0
     assert files() == {"weights.pt"}
 
@@ -355,22 +355,22 @@ def test_memory_that_runs_out_is_not_blamed_on_the_inputs_and_not_tried_again(er
         def forward(self, x):
             return self.inner(x)
 
-    def settle():
+    def materialize():
         raise AssertionError("real tensors are asked for")
 
     with pytest.raises(ResourceError, match=r"Hungry: out of memory in module 'inner' on inputs") as caught:
-        capture(Hungry(), Example((torch.ones(1, 2),)), before_real=settle)
+        capture(Hungry(), Example((torch.ones(1, 2),)), before_real=materialize)
     assert Hungry.calls == 1 and isinstance(caught.value, IdfxError)
     assert "Give inputs" not in str(caught.value) and caught.value.__cause__ is error
 
 
 def test_memory_that_runs_out_elsewhere_is_one_line(run, monkeypatch):
-    import idfx.apply
+    import idfx.planning.apply
 
     def fails(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr(idfx.apply, "apply_", fails)
+    monkeypatch.setattr(idfx.planning.apply, "apply_", fails)
     code, out, err = run("init net.py:Block --input-shape 2,4 -o weights.pt")
     assert (code, out, files(), err.count("\n")) == (2, "", set(), 1)
     assert "out of memory (RuntimeError: DefaultCPUAllocator" in err and "defect" not in err

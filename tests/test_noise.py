@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from idfx.errors import UsageError
-from idfx.noise import _quantiles, bits, hash_, key, normal, resolves_loosening, uniform
+from idfx.core.errors import UsageError
+from idfx.core.noise import _quantiles, bits, hash_, key, normal, resolves_loosening, uniform
 
 N = 2**21
 

@@ -15,7 +15,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 import idfx
-from idfx.findings import Batch, Observation
+from idfx.analysis.queries import StructureQueries
+from idfx.core.findings import Batch, Observation
+from idfx.core.records import Example
 from idfx.measuring.batches import enlarged, sizes
 from idfx.measuring.hessian import hessian
 from idfx.measuring.images import _within, images
@@ -25,8 +27,6 @@ from idfx.measuring.replay import Replay
 from idfx.measuring.statistics import effective_rank, flat_share, sure_attention
 from idfx.measuring.trend import trend
 from idfx.measuring.trial import on_first
-from idfx.network import Network
-from idfx.records import Example
 
 
 class Block(nn.Module):
@@ -243,7 +243,7 @@ def test_the_jacobian_is_that_of_torch(name: str) -> None:
     torch.manual_seed(0)
     model, x = make().double(), torch.randn(shape, dtype=torch.float64)
     structure = idfx.analyze(model, (x,))
-    found = Linearisation(model, structure, Network(structure).flow, {}).whole()
+    found = Linearisation(model, structure, StructureQueries(structure).flow, {}).whole()
     by_columns = torch.stack([found.forward(unit) for unit in torch.eye(found.columns, dtype=torch.float64)], 1)
     by_rows = torch.stack([found.adjoint(unit) for unit in torch.eye(found.rows, dtype=torch.float64)])
     expected = torch.autograd.functional.jacobian(model.eval(), x).reshape(found.rows, found.columns)
@@ -256,7 +256,7 @@ def test_batch_normalisations_are_held_at_the_statistics_of_the_batch() -> None:
     structure = idfx.analyze(model, (x,))
     run = Replay(model, structure.capture)
     run.run(structure.capture.example)
-    found = Linearisation(model, structure, Network(structure).flow, run.statistics)
+    found = Linearisation(model, structure, StructureQueries(structure).flow, run.statistics)
     whole = found.whole()
     matrix = torch.stack([whole.adjoint(unit) for unit in torch.eye(whole.rows)])
     twin = copy.deepcopy(model)
@@ -286,7 +286,7 @@ def test_whole_numbers_are_differentiated_at_the_rows_that_they_look_up() -> Non
     model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3), nn.Tanh())
     ids = torch.tensor([[1, 7, 7]])
     structure = idfx.analyze(model, (ids,))
-    whole = Linearisation(model, structure, Network(structure).flow, {}).whole()
+    whole = Linearisation(model, structure, StructureQueries(structure).flow, {}).whole()
     assert (whole.rows, whole.columns) == (9, 12)
     rows = model[0](ids).detach()
     expected = torch.autograd.functional.jacobian(model[1:], rows).reshape(9, 12)

@@ -13,7 +13,7 @@ from idfx_cli.main import cli
 from torch import nn
 
 import idfx
-from idfx.errors import CertificateError, UsageError
+from idfx.core.errors import CertificateError, UsageError
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -84,7 +84,7 @@ def test_patterns_and_later_words() -> None:
     net = nn.Sequential(Block(), Block())
     structure = idfx.analyze(net, (X,), roles={"*.weight": "inner", "1.second.weight": "end"})
     assert [join.zeroable for join in structure.joins] == [False, True]
-    assert structure.overruled["0.first.weight"] == "inner"
+    assert structure.role_overrides["0.first.weight"] == "inner"
 
 
 def test_the_word_goes_into_the_plan_and_comes_back(tmp_path: Path) -> None:

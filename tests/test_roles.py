@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 import idfx
-from idfx.records import Layout
+from idfx.core.records import Layout
 
 IMAGE = values(2, 4, 8, 8)
 
@@ -76,7 +76,7 @@ def test_what_weights_of_a_transformer_do() -> None:
     weights = {name.removesuffix(".weight"): role for name, role in found.items() if not name.endswith("bias")}
     assert weights == {
         "tokens": ("embedding", set()), "places": ("position", set()), "first": ("token", set()),
-        "q": ("inner", {"query", "steers"}), "k": ("inner", {"key", "steers"}), "v": ("inner", {"value"}),
+        "q": ("inner", {"query", "gating"}), "k": ("inner", {"key", "gating"}), "v": ("inner", {"value"}),
         "o": ("end", {"attention output"}), "temperature": ("scale", set()), "table": ("position", set()),
         "gate": ("inner", {"gate", "expansion"}), "up": ("inner", {"expansion"}), "down": ("end", {"contraction"}),
     }  # fmt: skip
@@ -99,7 +99,7 @@ def test_squeeze_and_excite_gates_and_steers() -> None:
 
     found = roles(Small(body, d=conv(4, 4, groups=4), b=conv(), s=conv(4, 2, 1), e=conv(2, 4, 1)), IMAGE)
     assert found["d.weight"] == ("inner", {"depthwise"}) and found["b.weight"] == ("end", set())
-    assert found["s.weight"] == ("inner", {"steers"}) and found["e.weight"] == ("inner", {"gate", "steers"})
+    assert found["s.weight"] == ("inner", {"gating"}) and found["e.weight"] == ("inner", {"gate", "gating"})
 
 
 def test_a_normalisation_by_hand_and_a_swish_are_no_gates() -> None:

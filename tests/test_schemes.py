@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import idfx
-from idfx.errors import IdfxError, PlanError, UsageError
+from idfx.core.errors import IdfxError, PlanError, UsageError
+from idfx.core.records import End, Scalar
 from idfx.fills import fill_, fills
-from idfx.geometry import Shard
-from idfx.plan_file import from_json, to_json
-from idfx.records import End, Scalar
-from idfx.scalars import fold_
+from idfx.fills.geometry import Shard
+from idfx.planning.file import from_json, to_json
+from idfx.planning.scalars import fold_
 from idfx.schemes.scheme import SCHEMES
 
 

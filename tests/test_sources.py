@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from idfx.building import build, load
-from idfx.errors import IdfxError, SourceError, UsageError
-from idfx.parsing import parse_arguments, parse_device, parse_dtype, parse_shapes
+from idfx.building.build import build, load
+from idfx.building.parsing import parse_arguments, parse_device, parse_dtype, parse_shapes
+from idfx.core.errors import IdfxError, SourceError, UsageError
 from idfx.sources import SOURCES, resolve
 
 FILE = """

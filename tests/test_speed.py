@@ -13,25 +13,25 @@ import torch
 from torch import nn
 
 import idfx
-from idfx.apply import apply_
+from idfx.analysis.structure import build_structure
 from idfx.bench.counts import calls, entries_written, forwards, operators
 from idfx.bench.growth import Chain
 from idfx.bench.ratios import Ratio, markdown
 from idfx.bench.speed import MODELS
 from idfx.bench.stages import write_raw
-from idfx.capture import capture
-from idfx.errors import ResourceError
+from idfx.capture.tracing import capture
+from idfx.core.errors import ResourceError
+from idfx.core.records import Example
 from idfx.fills import fill_
-from idfx.geometry import _remembered
-from idfx.planning import make_plan
-from idfx.records import Example
-from idfx.structure import analyse
+from idfx.fills.geometry import _remembered
+from idfx.planning.apply import apply_
+from idfx.planning.make import make_plan
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 10}
 
 
 def read(net: nn.Module, x: torch.Tensor) -> Any:
-    return analyse(capture(net, Example((x,))))
+    return build_structure(capture(net, Example((x,))))
 
 
 def small() -> tuple[nn.Module, torch.Tensor]:
@@ -53,9 +53,9 @@ def test_each_stage_visits_so_many_nodes_per_block_whatever_the_depth(stage):
             continue
         captured = capture(net, example)
         if stage == "analysis":
-            made[blocks] = calls(lambda captured=captured: analyse(captured), "/idfx/")
+            made[blocks] = calls(lambda captured=captured: build_structure(captured), "/idfx/")
             continue
-        structure = analyse(captured)
+        structure = build_structure(captured)
         made[blocks] = calls(lambda structure=structure: make_plan(structure), "/idfx/")
     first, second = made[60] - made[20], made[100] - made[60]
     assert first > 40 and abs(second - first) <= 0.02 * first
@@ -118,7 +118,7 @@ def test_of_large_weights_no_places_are_remembered():
 def test_a_plan_is_checked_once_for_weights_that_are_alike(monkeypatch):
     net, x = nn.Sequential(*(nn.Linear(8, 8) for _ in range(12)), nn.Linear(8, 4)), torch.randn(2, 8)
     plan, checked = make_plan(read(net, x)), []
-    monkeypatch.setattr("idfx.apply.check_fill", lambda decision, shape, *rest: checked.append(shape))
+    monkeypatch.setattr("idfx.planning.apply.check_fill", lambda decision, shape, *rest: checked.append(shape))
     apply_(net, plan)
     assert sorted(checked) == [(4,), (4, 8), (8,), (8, 8)]
 
@@ -139,7 +139,7 @@ def test_the_forward_runs_once_to_capture_and_twice_to_certify():
     example = Example((x,))
     assert forwards(net, lambda: capture(net, example)) == 1
     captured = capture(net, example)
-    assert forwards(net, lambda: make_plan(analyse(captured))) == 0
+    assert forwards(net, lambda: make_plan(build_structure(captured))) == 0
     made: list[Any] = []
     assert forwards(net, lambda: made.append(idfx.init_(net, (x,)))) == 3
     assert made[0].certificate.passed

@@ -15,8 +15,8 @@ from idfx_cli.main import main
 from torch import nn
 
 import idfx
-from idfx.errors import PlanError, UsageError
-from idfx.plan_file import SCHEMA, to_json
+from idfx.core.errors import PlanError, UsageError
+from idfx.planning.file import SCHEMA, to_json
 
 WIDTH = 6
 
@@ -72,7 +72,7 @@ def test_a_role_or_a_trait_means_every_parameter_that_has_it():
     assert ends <= kept.keys() and all(kept[name] == "by your word: role:end = keep" for name in ends)
     assert planned(only=["trait:wide"]).decisions.keys() == {"stem.weight", "head.weight"}  # 6 × 27 and 4 × 6
     again = idfx.analyze(Net(), (IMAGE,), roles={"role:inner": "main stem"})
-    assert again.overruled == {f"blocks.{at}.fc1.weight": "main stem" for at in range(3)}
+    assert again.role_overrides == {f"blocks.{at}.fc1.weight": "main stem" for at in range(3)}
 
 
 def test_a_role_or_a_trait_that_nothing_has_is_an_error_with_those_that_are_there():
@@ -276,7 +276,7 @@ def test_plans_have_the_form_of_their_schema(scheme):
     ],
 )
 def test_what_the_schema_refuses_is_refused_here_too(change):
-    from idfx.plan_file import from_json
+    from idfx.planning.file import from_json
 
     document = json.loads(to_json(planned()))
     change(document)
@@ -340,7 +340,7 @@ def test_one_pattern_stands_for_itself_and_a_plan_takes_no_options_beside():
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_and_nothing_is_written(change):
-    from idfx.plan_file import from_json
+    from idfx.planning.file import from_json
 
     document = json.loads(to_json(planned(scheme="skipinit")))
     change(document)

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 import idfx
-from idfx.ops.term import OPERATORS, Term
-from idfx.records import End, Join, Layout, Structure
+from idfx.core.records import End, Join, Layout, Structure
+from idfx.ops.semantics import OPERATORS, OpSemantics
 
 
 class Small(nn.Module):
@@ -214,7 +214,7 @@ def test_projections_are_the_blocks_with_a_downsample(name: str) -> None:
 def test_an_identity_shortcut() -> None:
     net = Small(lambda m, x: x + m.b(m.a(x).relu()), a=lin(), b=lin())
     join = only(read(net))
-    assert (join.kind, ends(join), join.silenced, join.exclusive) == ("identity", ["b.weight"], ("b.bias",), True)
+    assert (join.kind, ends(join), join.zeroed_biases, join.exclusive) == ("identity", ["b.weight"], ("b.bias",), True)
     assert (join.branch, join.shortcut) == (("a.weight", "b.weight"), ())
     starts_as_shortcuts(net)
 
@@ -289,7 +289,7 @@ def test_a_scale_parameter_behind_the_end(order: str) -> None:
     net = Small(bodies[order], a=lin(), b=lin(), gamma=values(4), drop=timm.layers.DropPath(0.3)).train()
     structure = read(net)
     join = only(structure)
-    assert (ends(join), join.scales, join.silenced, join.zeroable) == (["b.weight"], ("gamma",), ("b.bias",), True)
+    assert (ends(join), join.scales, join.zeroed_biases, join.zeroable) == (["b.weight"], ("gamma",), ("b.bias",), True)
     assert structure.roles["gamma"].name == "branch scale"
     starts_as_shortcuts(net)
 
@@ -305,7 +305,7 @@ def test_res_post_norm_puts_the_zero_into_the_norm_scale() -> None:
     net = Small(lambda m, x: x + m.norm(m.b(m.a(x).relu())), a=lin(), b=lin(), norm=nn.LayerNorm(4))
     structure = read(net)
     join = only(structure)
-    assert (ends(join), join.silenced) == (["norm.weight"], ("norm.bias",))
+    assert (ends(join), join.zeroed_biases) == (["norm.weight"], ("norm.bias",))
     assert structure.roles["norm.weight"].name == "end scale"
     assert structure.roles["b.weight"].name == "inner"
     starts_as_shortcuts(net)
@@ -315,7 +315,7 @@ def test_running_statistics_are_a_fixed_scale() -> None:
     x = values(2, 4, 6, 6)
     net = Small(lambda m, x: x + m.norm(m.b(m.a(x).relu())), a=conv(), b=conv(bias=False), norm=nn.BatchNorm2d(4))
     join = only(read(net, x))
-    assert (ends(join), join.scales, join.silenced) == (["b.weight"], ("norm.weight",), ("norm.bias",))
+    assert (ends(join), join.scales, join.zeroed_biases) == (["b.weight"], ("norm.weight",), ("norm.bias",))
     starts_as_shortcuts(net, x)
 
 
@@ -338,7 +338,7 @@ def test_a_normalised_weight_has_its_zero_in_the_length(form: str) -> None:
         net = Small(lambda m, x: x + m.b(m.a(x).relu()), a=lin(), b=apply(lin()))
     length = "b.parametrizations.weight.original0" if form == "parametrisation" else "b.weight_g"
     join = only(read(net))
-    assert (ends(join), join.silenced, join.zeroable) == ([length], ("b.bias",), True)
+    assert (ends(join), join.zeroed_biases, join.zeroable) == ([length], ("b.bias",), True)
 
 
 def test_a_gated_value_path_ends_in_the_value() -> None:
@@ -378,7 +378,7 @@ def test_multihead_attention_ends_in_its_output_projection() -> None:
     net = Small(lambda m, x: x + m.attention(x, x, x)[0], attention=nn.MultiheadAttention(4, 2, batch_first=True))
     structure = read(net)
     join = only(structure)
-    assert (ends(join), join.silenced) == (["attention.out_proj.weight"], ("attention.out_proj.bias",))
+    assert (ends(join), join.zeroed_biases) == (["attention.out_proj.weight"], ("attention.out_proj.bias",))
     assert structure.roles["attention.in_proj_weight"].name == "inner"
     starts_as_shortcuts(net)
 
@@ -391,7 +391,7 @@ def test_transposed_weights_keep_their_axes() -> None:
     )  # fmt: skip
     structure = read(net)
     join = only(structure)
-    assert (ends(join), join.silenced) == (["weight"], ("bias",))
+    assert (ends(join), join.zeroed_biases) == (["weight"], ("bias",))
     layout = structure.roles["weight"].layout
     assert layout == Layout(out_axis=1, in_axis=0) and layout.matrix((6, 4)) == (4, 6)
     starts_as_shortcuts(net)
@@ -768,9 +768,9 @@ def mystery() -> Any:
 @pytest.fixture
 def taught(mystery: Any) -> Iterator[None]:
     @idfx.operator("idfx_tests.mystery")
-    def meaning(x: Any) -> Term:
+    def meaning(x: Any) -> OpSemantics:
         """A nonlinear function that takes zero to zero."""
-        return Term("map", (x,))
+        return OpSemantics("map", (x,))
 
     yield
     OPERATORS._items.pop("idfx_tests.mystery")
@@ -848,7 +848,7 @@ def test_a_shortcut_inside_an_operator_is_said_to_be_unseen() -> None:
 def test_dominators_are_those_of_networkx():
     import networkx as nx
 
-    from idfx.reading.paths import immediate_dominators
+    from idfx.analysis.paths import immediate_dominators
 
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):

@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from idfx.building import build
-from idfx.capture import capture
-from idfx.errors import SourceError, UsageError
-from idfx.structure import analyse
+from idfx.analysis.structure import build_structure
+from idfx.building.build import build
+from idfx.capture.tracing import capture
+from idfx.core.errors import SourceError, UsageError
 
 pytest.importorskip("transformers")
 
@@ -35,7 +35,7 @@ def test_a_tiny_model_of_every_kind_runs_on_its_example(kind):
     assert KINDS[kind] <= set(built.example.kwargs)
     assert not built.example.args
     assert built.example.kwargs.get("use_cache", False) is False
-    built.pending.settle(built.model)
+    built.pending.materialize(built.model)
     with torch.no_grad():
         assert torch.isfinite(built.model.eval()(**built.example.kwargs)[0]).all()
 
@@ -63,8 +63,8 @@ def test_the_tokens_of_the_example_are_ordinary_ones():
 
 
 def unused(built):
-    captured = capture(built.model, built.example, before_real=lambda: built.pending.settle(built.model))
-    return [name for name, role in analyse(captured).roles.items() if role.name == "unused"]
+    captured = capture(built.model, built.example, before_real=lambda: built.pending.materialize(built.model))
+    return [name for name, role in build_structure(captured).roles.items() if role.name == "unused"]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import time
 import torch
 from torch import nn
 
-from idfx.capture import capture
-from idfx.records import Example
-from idfx.structure import analyse
+from idfx.analysis.structure import build_structure
+from idfx.capture.tracing import capture
+from idfx.core.records import Example
 
 
 class Chain(nn.Module):
@@ -25,12 +25,12 @@ class Chain(nn.Module):
 
 
 if __name__ == "__main__":
-    analyse(capture(Chain(1), Example((torch.ones(1, 2),))))  # what is imported on first use
+    build_structure(capture(Chain(1), Example((torch.ones(1, 2),))))  # what is imported on first use
     for depth in (100, 1000, 10000):
         start = time.perf_counter()
         captured = capture(Chain(depth), Example((torch.ones(1, 2),)))
         middle = time.perf_counter()
-        found = analyse(captured)
+        found = build_structure(captured)
         end = time.perf_counter()
         taken = f"capture {middle - start:6.2f} s, analysis {end - middle:6.2f} s"
         print(f"{depth:6} blocks: {taken}, {len(found.joins)} joins")

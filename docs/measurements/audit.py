@@ -10,12 +10,12 @@ import statistics
 import time
 from collections.abc import Callable
 
-from idfx.auditing import examine
+from idfx.analysis.structure import build_structure
 from idfx.audits.metric import METRICS
-from idfx.building import build
-from idfx.capture import capture
-from idfx.records import Example
-from idfx.structure import analyse
+from idfx.audits.run import examine
+from idfx.building.build import build
+from idfx.capture.tracing import capture
+from idfx.core.records import Example
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -28,9 +28,9 @@ def seconds(action: Callable[[], object]) -> float:
 def measure(spec: str, runs: int) -> None:
     """Print the ratio of audit to capture of one model, and each metric alone."""
     built = build(spec, device="cpu")
-    built.pending.settle(built.model)
+    built.pending.materialize(built.model)
     model, example = built.model, built.example or Example()
-    structure = analyse(capture(model, example))
+    structure = build_structure(capture(model, example))
 
     def audit(only: tuple[str, ...] = ()) -> float:
         return seconds(lambda: examine(model, structure, only, {}))

@@ -56,7 +56,7 @@ def ready() -> None:
     import torch._dynamo
     import transformers  # noqa: F401
 
-    import idfx.auditing
+    import idfx.audits.run
     import idfx.report.json  # noqa: F401
 
     torch.set_num_threads(1)  # threads do not survive a fork

@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 import torch
 
-from idfx.auditing import examine
+from idfx.analysis.structure import build_structure
 from idfx.audits.metric import METRICS
-from idfx.building import build
-from idfx.capture import capture, tensors_in
+from idfx.audits.run import examine
+from idfx.building.build import build
+from idfx.capture.tracing import capture, tensors_in
+from idfx.core.records import Example
 from idfx.measuring.batches import enlarged, sizes
-from idfx.measuring.trial import Trial, on_first
-from idfx.records import Example
-from idfx.structure import analyse
+from idfx.measuring.trial import BatchRun, on_first
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -32,9 +32,9 @@ def seconds(action: Callable[[], object]) -> float:
 def measure(spec: str, runs: int, jacobian: bool) -> None:
     """Print the ratio of the audit of a batch to a training step without the update."""
     built = build(spec, device="cpu")
-    built.pending.settle(built.model)
+    built.pending.materialize(built.model)
     model, example = built.model, built.example or Example()
-    structure = analyse(capture(model, example))
+    structure = build_structure(capture(model, example))
     trial = on_first(model, structure, enlarged(example, sizes(example)))
     batch = trial.whole.capture.example
     model.train()
@@ -44,7 +44,7 @@ def measure(spec: str, runs: int, jacobian: bool) -> None:
         torch.autograd.grad([output.sum() for output in outputs], list(model.parameters()), allow_unused=True)
 
     def audit(*only: str) -> None:
-        fresh = Trial(trial.batch, trial.whole, trial.point, seconds=3600)
+        fresh = BatchRun(trial.batch, trial.whole, trial.point, seconds=3600)
         examine(model, structure, only, {}, fresh)
 
     weights = [name for name in METRICS if not METRICS[name].batch]
@@ -59,7 +59,7 @@ def measure(spec: str, runs: int, jacobian: bool) -> None:
     for name, found in (("forward, backward", ratios), ("all without jacobian", wholes)):
         print(f"  {name} / that: {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})")
     if jacobian:
-        fresh = Trial(trial.batch, trial.whole, trial.point, seconds=3600)
+        fresh = BatchRun(trial.batch, trial.whole, trial.point, seconds=3600)
         found = examine(model, structure, ("jacobian",), {}, fresh)
         one = found.spectra[0]
         told = f"largest {one.largest:.4g} (at most {one.largest_error:.2g} above), chi {one.mean_square:.3g}"

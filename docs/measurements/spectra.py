@@ -17,7 +17,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 
-from idfx.findings import Spectrum
+from idfx.core.findings import Spectrum
 from idfx.measuring.operators import LinearMap
 from idfx.measuring.spectrum import spectrum
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from idfx.bench.stages import write_raw
-from idfx.building import build
-from idfx.export import save
+from idfx.building.build import build
+from idfx.planning.export import save
 
 
 def torch_save(model: torch.nn.Module, file: str, checksums: bool = True) -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     given = parser.parse_args()
     built = build(given.spec, device="cpu")
-    built.pending.settle(built.model)
+    built.pending.materialize(built.model)
     torch.set_num_threads(1)
     taken: dict[str, list[float]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from idfx.audits.forward import stem
+from idfx.audits.gradient_flow import fed
 from idfx.audits.metric import metric
-from idfx.audits.starving import fed
-from idfx.audits.subject import Subject
-from idfx.errors import AuditError
-from idfx.findings import Finding, Measure, Point
+from idfx.audits.subject import AuditContext
+from idfx.core.errors import AuditError
+from idfx.core.findings import ActivationStats, Finding, Measure
 from idfx.measuring.trend import trend
 
 GROWTH = 1e4
@@ -21,7 +21,7 @@ _TREND = "Close the branches (idinit, fixup, skipinit, zero-gamma), normalise, o
 
 
 @metric("backward", batch=True)
-def backward(subject: Subject) -> Iterator[Finding | Measure]:
+def backward(subject: AuditContext) -> Iterator[Finding | Measure]:
     """Gradients of one batch: vanishing or exploding over depth, not finite, none at all; gradient over weight.
 
     Definition: a random gradient of norm 1 goes back from the outputs (normal, over all of them together), so that
@@ -51,14 +51,14 @@ def backward(subject: Subject) -> Iterator[Finding | Measure]:
     yield from _trend(subject, stem(seen.points))
 
 
-def _ratios(subject: Subject) -> Iterator[float]:
+def _ratios(subject: AuditContext) -> Iterator[float]:
     for name, norm in subject.observation.gradients.items():
         size = subject.rms(name) * math.sqrt(subject.tensors[name].numel())
         if norm and size and math.isfinite(norm):
             yield norm / size
 
 
-def _not_finite(subject: Subject) -> Iterator[Finding]:
+def _not_finite(subject: AuditContext) -> Iterator[Finding]:
     broken = [name for name, norm in subject.observation.gradients.items() if not math.isfinite(norm)]
     if broken and subject.observation.finite:
         name = broken[-1]  # the last one that the forward meets is the first on the way back
@@ -66,7 +66,7 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
         yield subject.finding("error", "backward", name, len(broken), 0, told, _FINITE)
 
 
-def _silent(subject: Subject) -> Iterator[Finding]:
+def _silent(subject: AuditContext) -> Iterator[Finding]:
     if subject.trial is not None and subject.trial.uniform:  # a normalisation makes zeros of it
         return
     zeros = [name for name in subject.structure.parameters if subject.is_zero(name)]
@@ -77,7 +77,7 @@ def _silent(subject: Subject) -> Iterator[Finding]:
             yield subject.finding("warning", "backward", name, 0, 0, told, _SILENT)
 
 
-def _trend(subject: Subject, points: Sequence[Point]) -> Iterator[Finding | Measure]:
+def _trend(subject: AuditContext, points: Sequence[ActivationStats]) -> Iterator[Finding | Measure]:
     arriving = [point for point in reversed(points) if point.gradient]
     line = trend([point.gradient or 0.0 for point in arriving])
     if line is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import CLOSED, Subject
-from idfx.findings import Finding, Measure
-from idfx.records import Join
+from idfx.audits.subject import CLOSED, AuditContext
+from idfx.core.findings import Finding, Measure
+from idfx.core.records import Join
 
 DOUBLINGS = 10
 
@@ -16,7 +16,7 @@ _EXPLODES = "Close them (fixup, skipinit, rezero, idinit), or normalise each bra
 
 
 @metric("branches")
-def branches(subject: Subject) -> Iterator[Finding | Measure]:
+def branches(subject: AuditContext) -> Iterator[Finding | Measure]:
     """Residual branches that do not start near zero, and how the variance grows with them.
 
     Definition: a branch is closed if each of its ends, or one of the scales behind them, lets a factor of 0.01 at most
@@ -53,7 +53,7 @@ def branches(subject: Subject) -> Iterator[Finding | Measure]:
     )  # fmt: skip
 
 
-def is_closed(subject: Subject, join: Join) -> bool:
+def is_closed(subject: AuditContext, join: Join) -> bool:
     """Return whether a residual branch starts near zero.
 
     Args:

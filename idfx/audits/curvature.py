@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject
-from idfx.findings import Measure
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Measure
 from idfx.measuring.curvature import largest_eigenvalue
 from idfx.measuring.hessian import hessian
 
@@ -16,7 +16,7 @@ PRODUCTS = 40
 
 
 @metric("curvature", batch=True, on_request=True)
-def curvature(subject: Subject) -> Iterator[Measure]:
+def curvature(subject: AuditContext) -> Iterator[Measure]:
     """Largest eigenvalue of the Hessian of a loss, and the largest stable step of gradient descent; on request.
 
     Definition: the loss of the batch, with respect to all trainable parameters: cross-entropy against random classes

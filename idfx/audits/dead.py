@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from idfx.audits.folding import Folding
+from idfx.audits.gradient_flow import starved
 from idfx.audits.metric import metric
-from idfx.audits.starving import starved
-from idfx.audits.subject import Subject
-from idfx.findings import Finding
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Finding
 
 _ADDED = frozenset({"bias", "norm shift", "branch shift", "offset", "position", "token", "attention bias", "unused"})
 _REMEDY = "Make one of the factors in this place other than zero; a zero opens only if what it multiplies is not zero."
 
 
 @metric("dead")
-def dead(subject: Subject) -> Iterator[Finding]:
+def dead(subject: AuditContext) -> Iterator[Finding]:
     """A zero behind a zero, or before a ReLU: no gradient arrives, at the first step or later.
 
     Definition: the parameters that no gradient ever reaches because others are zero. The data flow is followed with
@@ -53,7 +53,7 @@ def dead(subject: Subject) -> Iterator[Finding]:
         yield subject.finding("error", "dead", name, len(hungry), 0, message, _REMEDY)
 
 
-def _by_buffers(subject: Subject) -> Iterator[Finding]:
+def _by_buffers(subject: AuditContext) -> Iterator[Finding]:
     """Buffers of zeros that multiply data, and keep the gradient from parameters."""
     flow, folding = subject.flow, Folding(subject)
     frozen = {name for name, info in subject.structure.parameters.items() if not info.requires_grad}
@@ -77,5 +77,5 @@ def _by_buffers(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(severity, "dead", name, len(hungry), 0, message, _REMEDY)
 
 
-def _starved(subject: Subject, zeros: set[str], frozen: set[str]) -> frozenset[str]:
+def _starved(subject: AuditContext, zeros: set[str], frozen: set[str]) -> frozenset[str]:
     return starved(subject.flow, zeros, frozen, subject.first_name)

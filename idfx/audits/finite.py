@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject, sample
-from idfx.findings import Finding
-from idfx.ops.term import operator_name
+from idfx.audits.subject import AuditContext, sample
+from idfx.core.findings import Finding
+from idfx.ops.semantics import operator_name
 
 DENORMAL = 0.01  # of the entries that are not zero
 
@@ -19,7 +19,7 @@ _FLUSH = "Use larger values or float32: many devices take such numbers for 0, an
 
 
 @metric("finite")
-def finite(subject: Subject) -> Iterator[Finding]:
+def finite(subject: AuditContext) -> Iterator[Finding]:
     """NaN or Inf in parameters and buffers; numbers too small for their dtype.
 
     Definition: the number of entries that are NaN or infinite. A buffer that holds nothing but 0 and −Inf is an
@@ -50,7 +50,7 @@ def _is_mask(tensor: Tensor) -> bool:
     return bool(((tensor == 0) | torch.isneginf(tensor)).all()) if tensor.is_floating_point() else False
 
 
-def _only_bounds(subject: Subject, name: str) -> bool:
+def _only_bounds(subject: AuditContext, name: str) -> bool:
     """Whether a buffer without NaN is used, and as a bound of clamp alone."""
     nodes = [node for node in subject.flow.nodes.values() if node.op == "get_attr" and str(node.target) == name]
     users = [(node, user) for node in nodes for user in node.users]

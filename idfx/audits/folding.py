@@ -8,8 +8,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from idfx.audits.subject import Subject
-from idfx.recording.interpreter import compute
+from idfx.audits.subject import AuditContext
+from idfx.capture.interpreter import compute
 
 LARGEST = 2**24  # entries of a value that is still computed
 
@@ -21,7 +21,7 @@ class Folding:
         subject: what is audited; its tensors are read, never written.
     """
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: AuditContext) -> None:
         self._subject, self._flow = subject, subject.flow
         self._values: dict[torch.fx.Node, Tensor | None] = {}
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from idfx.audits.branches import is_closed
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject
-from idfx.findings import Finding, Measure, Point
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import ActivationStats, Finding, Measure
 from idfx.measuring.trend import Trend, trend
 
 GROWTH = 1e6
@@ -26,11 +26,12 @@ _SAME = "Look at the first place where the two batches give the same: there the 
 
 
 @metric("forward", batch=True)
-def forward(subject: Subject) -> Iterator[Finding | Measure]:
+def forward(subject: AuditContext) -> Iterator[Finding | Measure]:
     """Values of one batch along depth: not finite, growing, dead, saturated, the same for all inputs.
 
     Definition: at the output of each weight site, activation and residual block: mean, variance, excess kurtosis,
-    share of dead units and of saturated entries, cosine between two independent batches, effective rank (`Point`).
+    share of dead units and of saturated entries, cosine between two independent batches, effective rank
+    (`ActivationStats`).
     The trend of the variance is a least-squares line through its log10 over the ends of the residual blocks that lie
     in no other, or over the weights of the main stem where there are fewer than four.
 
@@ -72,21 +73,21 @@ def forward(subject: Subject) -> Iterator[Finding | Measure]:
         yield from _same(subject, seen.points, seen.difference)
 
 
-def stem(points: Sequence[Point]) -> list[Point]:
+def stem(points: Sequence[ActivationStats]) -> list[ActivationStats]:
     """Return the places by which depth is counted: ends of blocks that lie in no other, or weights of the main stem."""
     ends = [point for point in points if point.kind == "join" and point.block is None]
     return ends if len(ends) >= 4 else [point for point in points if point.kind == "weight" and point.block is None]
 
 
 def at(
-    subject: Subject, severity: str, point: Point, value: float, threshold: float, told: str, remedy: str
+    subject: AuditContext, severity: str, point: ActivationStats, value: float, threshold: float, told: str, remedy: str
 ) -> Finding:
     """Return a finding of this metric at a place of the forward pass."""
     site = point.block or point.name or subject.structure.model
     return Finding(severity, "forward", point.parameter, site, value, threshold, told, remedy)
 
 
-def _finite(subject: Subject, points: Sequence[Point], finite: bool) -> Iterator[Finding]:
+def _finite(subject: AuditContext, points: Sequence[ActivationStats], finite: bool) -> Iterator[Finding]:
     broken = [point for point in points if not math.isfinite(point.variance)]
     if broken:
         told = f"the values behind {_named(broken[0])} hold NaN or Inf, and those at {len(broken) - 1} places behind it"
@@ -101,7 +102,7 @@ def _finite(subject: Subject, points: Sequence[Point], finite: bool) -> Iterator
             yield at(subject, "error", huge[0], huge[0].variance, HUGE, told, _GROWTH)
 
 
-def _growth(subject: Subject, points: Sequence[Point], line: Trend) -> Iterator[Finding]:
+def _growth(subject: AuditContext, points: Sequence[ActivationStats], line: Trend) -> Iterator[Finding]:
     if line.sure and not 1 / GROWTH < line.total < GROWTH:
         last = points[-1]
         told = f"the variance changes {line.total:.3g}-fold along {line.steps} blocks or layers, by {line.slope:.3g} ±"
@@ -110,7 +111,7 @@ def _growth(subject: Subject, points: Sequence[Point], line: Trend) -> Iterator[
         yield at(subject, "warning", last, line.total, bound, told, _GROWTH)
 
 
-def _asleep(subject: Subject, point: Point) -> Iterator[Finding]:
+def _asleep(subject: AuditContext, point: ActivationStats) -> Iterator[Finding]:
     share = point.saturated
     if share is None or share < MOSTLY:
         return
@@ -124,14 +125,14 @@ def _asleep(subject: Subject, point: Point) -> Iterator[Finding]:
     yield at(subject, severity, point, share, bound, told, _AWAKE)
 
 
-def _collapsed(subject: Subject, point: Point) -> Iterator[Finding]:
+def _collapsed(subject: AuditContext, point: ActivationStats) -> Iterator[Finding]:
     rank = point.effective_rank
     if point.kind == "join" and rank is not None and point.rank_bound >= TOLD and rank < 1.5:
         told = f"the effective rank behind {point.name} is {rank:.3g}, of at most {point.rank_bound}"
         yield at(subject, "warning", point, rank, 1.5, told, _RANK)
 
 
-def _same(subject: Subject, points: Sequence[Point], difference: float) -> Iterator[Finding]:
+def _same(subject: AuditContext, points: Sequence[ActivationStats], difference: float) -> Iterator[Finding]:
     if not difference < DIFFERENT:
         return
     lost = next((point for point in points if point.correlation is not None and point.correlation >= SAME), None)
@@ -146,5 +147,5 @@ def _same(subject: Subject, points: Sequence[Point], difference: float) -> Itera
         yield at(subject, severity, lost, difference, DIFFERENT, told, _SAME)
 
 
-def _named(point: Point) -> str:
+def _named(point: ActivationStats) -> str:
     return point.parameter or point.name or point.operator

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from idfx.audits.likeness import Look, distances, looks_like, made_from, scheme
+from idfx.audits.likeness import Closeness, distances, looks_like, made_from, scheme
 from idfx.audits.metric import metric
-from idfx.audits.subject import CLOSED, Subject, gain
-from idfx.findings import Likeness, Measure
-from idfx.records import ParameterInfo, Role
+from idfx.audits.subject import CLOSED, AuditContext, gain
+from idfx.core.findings import Measure, WeightFingerprint
+from idfx.core.records import ParameterInfo, Role
 from idfx.schemes.scheme import fans
 
 
 @metric("identity")
-def identity(subject: Subject) -> Iterator[Measure | Likeness]:
+def identity(subject: AuditContext) -> Iterator[Measure | WeightFingerprint]:
     """How many weights look like identities, closed ends, orthogonal or random matrices; measured, not judged.
 
     Definition, the first that is true, read from up to 16 rows and 16,384 entries: "zero"; "constant" (all entries the
@@ -25,7 +25,7 @@ def identity(subject: Subject) -> Iterator[Measure | Likeness]:
 
     For each weight its distances from an identity, from zero, from an orthogonal matrix and from a normal distribution,
     and the scheme that writes such values: by what it looks like and, for random ones, by the fan and the gain that its
-    deviation is made from (`Likeness`).
+    deviation is made from (`WeightFingerprint`).
 
     Unit: weights; relative distances. Threshold: none.
 
@@ -38,12 +38,12 @@ def identity(subject: Subject) -> Iterator[Measure | Likeness]:
         yield Measure("identity", name, count)
 
 
-def _likeness(subject: Subject, info: ParameterInfo, role: Role) -> Likeness:
+def _likeness(subject: AuditContext, info: ParameterInfo, role: Role) -> WeightFingerprint:
     ratio, name = subject.ratio(info, role), info.name
     if subject.is_zero(name):
-        return Likeness(name, "zero", scheme("zero", None), 1.0, 0.0, 1.0, 1.0)
-    look = Look.at(subject.matrices(name))
+        return WeightFingerprint(name, "zero", scheme("zero", None), 1.0, 0.0, 1.0, 1.0)
+    look = Closeness.at(subject.matrices(name))
     kind = looks_like(look, closed=ratio <= CLOSED)
     made = made_from(subject.rms(name), *fans(info, role), subject.tensors[name].numel())
     one, turned, drawn = distances(look)
-    return Likeness(name, kind, scheme(kind, made), one, ratio * gain(role), turned, drawn)
+    return WeightFingerprint(name, kind, scheme(kind, made), one, ratio * gain(role), turned, drawn)

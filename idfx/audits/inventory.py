@@ -5,15 +5,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping
 
+from idfx.analysis.dataflow import Dataflow
 from idfx.audits.branches import is_closed
-from idfx.audits.subject import Subject
-from idfx.findings import Block, Likeness, ParameterState
-from idfx.reading.flow import Flow
-from idfx.records import Join
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Block, ParameterState, WeightFingerprint
+from idfx.core.records import Join
 
 
 def parameters(
-    subject: Subject, gradients: Mapping[str, float], likenesses: Mapping[str, Likeness]
+    subject: AuditContext, gradients: Mapping[str, float], likenesses: Mapping[str, WeightFingerprint]
 ) -> tuple[ParameterState, ...]:
     """Return the parameters, in the model's own order, each with its role, its place and its root mean square.
 
@@ -31,7 +31,7 @@ def parameters(
     return tuple(found)
 
 
-def blocks(subject: Subject) -> tuple[Block, ...]:
+def blocks(subject: AuditContext) -> tuple[Block, ...]:
     """Return the residual blocks in the order of execution, inner ones before those around them."""
     return tuple(
         Block(join.name, join.kind, join.parent, is_closed(subject, join), join.branch)
@@ -39,7 +39,7 @@ def blocks(subject: Subject) -> tuple[Block, ...]:
     )
 
 
-def _homes(subject: Subject) -> dict[str, str]:
+def _homes(subject: AuditContext) -> dict[str, str]:
     """The innermost block in whose branch each parameter acts: its weights, and all else between fork and join."""
     flow, found = subject.flow, dict[str, str]()
     sums = {flow.step(n): n for n, term in enumerate(flow.terms) if term.data and term.kind == "sum" and not term.tag}
@@ -52,7 +52,7 @@ def _homes(subject: Subject) -> dict[str, str]:
     return {**{name: join.name for name, join in around if join is not None}, **found}
 
 
-def _branch(flow: Flow, join: Join, position: int) -> Iterator[int]:
+def _branch(flow: Dataflow, join: Join, position: int) -> Iterator[int]:
     """Yield the terms between the fork and the join that the shortcut does not pass, the last first."""
     term = flow.terms[position]
     if join.part is not None:
@@ -79,7 +79,7 @@ def _branch(flow: Flow, join: Join, position: int) -> Iterator[int]:
             side.add(source)
 
 
-def _read(flow: Flow, position: int) -> Iterator[str]:
+def _read(flow: Dataflow, position: int) -> Iterator[str]:
     """Yield the parameters that a term reads, as they are or in an expression of fixed values."""
     term = flow.terms[position]
     stack = [one for one in (*term.operands, *term.gates) if not flow.terms[one].data]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject
-from idfx.findings import Finding, Measure, Spectrum
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Finding, Measure, Spectrum
 from idfx.measuring.spectrum import spectrum
 
 WHOLE = 56
@@ -19,7 +19,7 @@ _LARGE = "Scale the branch down or close it (idinit, fixup, skipinit), or normal
 
 
 @metric("jacobian", batch=True)
-def jacobian(subject: Subject) -> Iterator[Finding | Measure | Spectrum]:
+def jacobian(subject: AuditContext) -> Iterator[Finding | Measure | Spectrum]:
     """Singular values of the Jacobian of the model and of each residual block: criticality chi, and isometry.
 
     Definition: J = ∂ outputs / ∂ inputs at one sample (or at the batch, if it was given as it is), batch normalisations

@@ -26,7 +26,7 @@ _DRAWN = {
 
 
 @dataclass(frozen=True)
-class Look:
+class Closeness:
     """What is looked at of a weight, in double precision: up to 16,384 `entries`, up to 16 `rows`, and products.
 
     `gram` holds the products of up to 16 rows of the first matrix (columns, if they are fewer) over their mean square
@@ -39,7 +39,7 @@ class Look:
     gram: Tensor
 
     @classmethod
-    def at(cls, matrices: Tensor) -> Look:
+    def at(cls, matrices: Tensor) -> Closeness:
         """Look at matrices (count, rows, columns), not zero throughout."""
         flat = matrices.flatten(0, 1)
         wide = matrices.shape[1] <= matrices.shape[2]
@@ -54,7 +54,7 @@ class Look:
         return self.gram - torch.eye(self.gram.shape[0]).to(self.gram)
 
 
-def looks_like(look: Look, closed: bool = False) -> str:
+def looks_like(look: Closeness, closed: bool = False) -> str:
     """Return what a weight looks like.
 
     Args:
@@ -62,7 +62,7 @@ def looks_like(look: Look, closed: bool = False) -> str:
         closed: it lets next to nothing through.
 
     Example:
-        >>> [looks_like(Look.at(w[None])) for w in (torch.eye(8), torch.ones(8, 8), torch.rand(64, 64) - 0.5)]
+        >>> [looks_like(Closeness.at(w[None])) for w in (torch.eye(8), torch.ones(8, 8), torch.rand(64, 64) - 0.5)]
         ['identity', 'constant', 'uniform']
     """
     entries, squares = look.entries, look.rows.square()
@@ -81,11 +81,11 @@ def looks_like(look: Look, closed: bool = False) -> str:
     return next((name for name, value, near in _KURTOSIS if abs(kurtosis - value) <= near), "other")
 
 
-def distances(look: Look) -> tuple[float, float, float]:
-    """Return how far a weight is from an identity, from an orthogonal matrix and from normal entries, as in `Likeness`.
+def distances(look: Closeness) -> tuple[float, float, float]:
+    """Return the distances of a weight from an identity, an orthogonal matrix and normal entries.
 
     Example:
-        >>> [round(one, 3) for one in distances(Look.at(torch.eye(64)[None]))[:2]]
+        >>> [round(one, 3) for one in distances(Closeness.at(torch.eye(64)[None]))[:2]]
         [0.0, 0.0]
     """
     squares = look.rows.square()

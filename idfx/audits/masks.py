@@ -11,9 +11,9 @@ from torch import Tensor
 
 from idfx.audits.folding import Folding
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject
-from idfx.findings import Finding
-from idfx.ops.term import operator_name
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Finding
+from idfx.ops.semantics import operator_name
 
 MASKED = -1e4
 
@@ -21,7 +21,7 @@ _REMEDY = "Check its axis and its sense: True keeps for scaled_dot_product_atten
 
 
 @metric("masks")
-def masks(subject: Subject) -> Iterator[Finding]:
+def masks(subject: AuditContext) -> Iterator[Finding]:
     """Masks under which a softmax has no place left.
 
     Definition: what the forward adds to, fills into or chooses for the operand of a softmax (or gives to
@@ -51,7 +51,9 @@ def masks(subject: Subject) -> Iterator[Finding]:
                     yield Finding("error", "masks", "", where, count, 0, message, _REMEDY)
 
 
-def _hidden(folding: Folding, node: torch.fx.Node, subject: Subject) -> Iterator[tuple[Tensor, torch.fx.Node, int]]:
+def _hidden(
+    folding: Folding, node: torch.fx.Node, subject: AuditContext
+) -> Iterator[tuple[Tensor, torch.fx.Node, int]]:
     """What a softmax may not see: a tensor of booleans, the mask it comes from, and the axis of the softmax."""
     name = operator_name(node.target).removeprefix("aten.")
     if name == "scaled_dot_product_attention":

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from idfx.audits.subject import Subject
-from idfx.findings import Finding, Likeness, Measure, Spectrum
-from idfx.registry import Registry
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Finding, Measure, Spectrum, WeightFingerprint
+from idfx.core.registry import Registry
 
-Look = Callable[[Subject], Iterator[Finding | Likeness | Measure | Spectrum]]
+MetricFn = Callable[[AuditContext], Iterator[Finding | WeightFingerprint | Measure | Spectrum]]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Metric:
     """
 
     name: str
-    look: Look
+    look: MetricFn
     batch: bool = False
     on_request: bool = False
 
@@ -34,7 +34,7 @@ class Metric:
 METRICS: Registry[Metric] = Registry("metric", "idfx.audits", "idfx.audits")
 
 
-def metric(name: str, *, batch: bool = False, on_request: bool = False) -> Callable[[Look], Look]:
+def metric(name: str, *, batch: bool = False, on_request: bool = False) -> Callable[[MetricFn], MetricFn]:
     """Register the decorated function as a metric.
 
     Args:
@@ -43,7 +43,7 @@ def metric(name: str, *, batch: bool = False, on_request: bool = False) -> Calla
         on_request: it is costly, and applied only if it is named.
     """
 
-    def add(look: Look) -> Look:
+    def add(look: MetricFn) -> MetricFn:
         METRICS.register(name, by=look.__module__)(Metric(name, look, batch, on_request))
         return look
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from idfx.reading.flow import Flow
+from idfx.analysis.dataflow import Dataflow
 
 
-def behind(flow: Flow, first: Callable[[str], str]) -> tuple[dict[str, float], dict[str, set[str]]]:
+def behind(flow: Dataflow, first: Callable[[str], str]) -> tuple[dict[str, float], dict[str, set[str]]]:
     """Return the constants below 1 that the output of each weight is multiplied by, and the parameters added to it.
 
     Of a weight with several sites it is the largest constant; one that is used as it is has 1.
@@ -35,7 +35,7 @@ def behind(flow: Flow, first: Callable[[str], str]) -> tuple[dict[str, float], d
     return factors, added
 
 
-def _factor(flow: Flow, position: int) -> float:
+def _factor(flow: Dataflow, position: int) -> float:
     """The constant below 1 that the only user of a term multiplies it by, else 1."""
     users = flow.users.get(position, ())
     user = flow.terms[users[0]] if len(users) == 1 else None

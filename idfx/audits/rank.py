@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import CLOSED, Subject
-from idfx.findings import Finding, Measure
+from idfx.audits.subject import CLOSED, AuditContext
+from idfx.core.findings import Finding, Measure
 
 STEM = ("input stem", "main stem", "transition")
 PLACES = (*STEM, "projection shortcut")
@@ -26,7 +26,7 @@ _REMEDY = "Draw it anew (orthogonal, kaiming, idinit): what it loses no later la
 
 
 @metric("rank")
-def rank(subject: Subject) -> Iterator[Finding | Measure]:
+def rank(subject: AuditContext) -> Iterator[Finding | Measure]:
     """Weights that lose rank.
 
     Definition: the number of singular values of each matrix above 1e-6 of the largest, against min(D_out, D_in), in
@@ -49,7 +49,7 @@ def rank(subject: Subject) -> Iterator[Finding | Measure]:
     bottleneck: tuple[int, str] | None = None
     weights = (*subject.weights(), *subject.normalised(), *subject.recurrent(), *subject.embeddings())
     for info, role in weights:
-        whole = role.name in PLACES and "steers" not in role.traits
+        whole = role.name in PLACES and "gating" not in role.traits
         side = min(role.layout.matrix(info.shape)) if role.layout is not None else 0
         if not side or (not whole and (side == 1 or subject.ratio(info, role) <= CLOSED)):
             continue
@@ -61,7 +61,7 @@ def rank(subject: Subject) -> Iterator[Finding | Measure]:
         oblong += rows != columns
         matrices = subject.matrices(info.name) if whole else _part(subject.matrices(info.name))
         lost = _lost(matrices)
-        if role.name in STEM and "steers" not in role.traits:
+        if role.name in STEM and "gating" not in role.traits:
             kept = min(matrices.shape[1:]) * matrices.shape[0] - lost, info.name
             bottleneck = kept if bottleneck is None else min(bottleneck, kept)
         yield from _told(subject, info.name, matrices, lost, WHOLE if whole else INSIDE)
@@ -78,7 +78,7 @@ def _lost(matrices: Tensor) -> int:
 
 
 def _told(
-    subject: Subject, name: str, matrices: Tensor, lost: int, thresholds: tuple[float, float]
+    subject: AuditContext, name: str, matrices: Tensor, lost: int, thresholds: tuple[float, float]
 ) -> Iterator[Finding]:
     total = min(matrices.shape[1:]) * matrices.shape[0]
     share = lost / total

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import CLOSED, Subject
-from idfx.findings import Finding
+from idfx.audits.subject import CLOSED, AuditContext
+from idfx.core.findings import Finding
 
 NARROW = 4  # columns below which rows of a half-precision matrix may be the same by chance
 DOMINANT = 0.9  # of a row's squared length: one entry that holds this much makes it a row of an identity
@@ -19,7 +19,7 @@ _REMEDY = "Draw the rows at random, or as an identity with noise (idinit), so th
 
 
 @metric("replicas")
-def replicas(subject: Subject) -> Iterator[Finding]:
+def replicas(subject: AuditContext) -> Iterator[Finding]:
     """Outputs of a weight that start as exact copies of another output.
 
     Definition: in each matrix of a weight (of each group, expert and fused part), and among the rows of a trainable

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from idfx.audits.reach import Range
-from idfx.audits.subject import Subject
-from idfx.reading.recurrence import read_places
+from idfx.analysis.recurrence import read_places
+from idfx.audits.preactivation_range import Range
+from idfx.audits.subject import AuditContext
 
 _PARTS = ("input weight", "hidden weight", "input bias", "hidden bias")
 
 
-def recurrent_ranges(subject: Subject) -> Iterator[tuple[str, Range, Callable[[Tensor], Tensor]]]:
+def recurrent_ranges(subject: AuditContext) -> Iterator[tuple[str, Range, Callable[[Tensor], Tensor]]]:
     """Yield each gate of each layer and direction: its name, the range before its function, and the function.
 
     Args:
@@ -37,7 +37,7 @@ def recurrent_ranges(subject: Subject) -> Iterator[tuple[str, Range, Callable[[T
 
 
 def _gates(
-    subject: Subject, parts: dict[str, str], gates: tuple[str, ...], rectified: bool
+    subject: AuditContext, parts: dict[str, str], gates: tuple[str, ...], rectified: bool
 ) -> Iterator[tuple[str, Range, Callable[[Tensor], Tensor]]]:
     weights = [subject.tensors[parts[part]].double() for part in _PARTS[:2]]
     biases = [subject.tensors[parts[part]].double() for part in _PARTS[2:]]

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from idfx.audits.likeness import made_from
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject, gain
-from idfx.findings import Finding
-from idfx.records import ParameterInfo, Role
+from idfx.audits.subject import AuditContext, gain
+from idfx.core.findings import Finding
+from idfx.core.records import ParameterInfo, Role
 from idfx.schemes.scheme import ADDED, fans
 
 LARGE = 4.0
@@ -31,7 +31,7 @@ _CUT = "Set it to 1."
 
 
 @metric("scale")
-def scale(subject: Subject) -> Iterator[Finding]:
+def scale(subject: AuditContext) -> Iterator[Finding]:
     """Weights much larger or smaller than fan-in and activation ask; biases other than 0, norm scales other than 1.
 
     Definition: r = rms(W) · √fan-in / gain, the root mean square of a weight over that at which a layer keeps the mean
@@ -64,7 +64,7 @@ def scale(subject: Subject) -> Iterator[Finding]:
             yield from _beside(subject, name, role)
 
 
-def _beside(subject: Subject, name: str, role: Role) -> Iterator[Finding]:
+def _beside(subject: AuditContext, name: str, role: Role) -> Iterator[Finding]:
     """What is to be said of a parameter that is no weight."""
     rms = subject.rms(name)
     severity, bound = _far(_spread(subject.tensors[name]) if role.name == "attention bias" else rms)
@@ -90,7 +90,7 @@ def _far(rms: float) -> tuple[str, float]:
     return ("error", FAR) if rms > FAR else ("warning", FAR / 10) if rms > FAR / 10 else ("", 0)
 
 
-def _weight(subject: Subject, info: ParameterInfo, role: Role) -> Iterator[Finding]:
+def _weight(subject: AuditContext, info: ParameterInfo, role: Role) -> Iterator[Finding]:
     ratio, closing = subject.ratio(info, role), role.name in ("end", "head")
     asked = f"{gain(role):.3g} / √{fans(info, role)[0]}"
     told = f"its root mean square {subject.rms(info.name):.3g} is {ratio:.3g} times {asked}"
@@ -102,13 +102,13 @@ def _weight(subject: Subject, info: ParameterInfo, role: Role) -> Iterator[Findi
     elif ratio > LARGE:
         severity, bound = ("error", TOO_LARGE) if ratio > TOO_LARGE else ("warning", LARGE)
         yield subject.finding(severity, "scale", info.name, ratio, bound, told, _TOO_LARGE)
-    elif 0 < ratio < TOO_SMALL and not closing and "steers" not in role.traits and not subject.biased(info.name):
+    elif 0 < ratio < TOO_SMALL and not closing and "gating" not in role.traits and not subject.biased(info.name):
         yield subject.finding("error", "scale", info.name, ratio, TOO_SMALL, told, _SMALL)
     elif ratio < SMALL and not closing:
         yield subject.finding("warning", "scale", info.name, ratio, SMALL, told, _SMALL)
 
 
-def _fan_out(subject: Subject, info: ParameterInfo, role: Role) -> str:
+def _fan_out(subject: AuditContext, info: ParameterInfo, role: Role) -> str:
     """What a weight's deviation is, if it was made from fan-out; "" if nothing says so."""
     fan_in, fan_out = fans(info, role)
     made = made_from(subject.rms(info.name), fan_in, fan_out, subject.tensors[info.name].numel())
@@ -117,7 +117,7 @@ def _fan_out(subject: Subject, info: ParameterInfo, role: Role) -> str:
     return f"{made[1]:.3g} / √{fan_out}, of fan-out"
 
 
-def _norm(subject: Subject, name: str, rms: float) -> Iterator[Finding]:
+def _norm(subject: AuditContext, name: str, rms: float) -> Iterator[Finding]:
     """What is to be said of the scale of a normalisation."""
     told, closing = f"a norm scale of root mean square {rms:.3g}", name in subject.closing
     if rms > LARGE:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from idfx.audits.folding import Folding
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject
-from idfx.findings import Finding
-from idfx.ops.term import operator_name
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Finding
+from idfx.ops.semantics import operator_name
 
 FAR = 1e3
 DEAF = 1e-4
@@ -22,7 +22,7 @@ _REMEDY = "Reset them (running mean 0, running variance 1), or load the statisti
 
 
 @metric("statistics")
-def statistics(subject: Subject) -> Iterator[Finding]:
+def statistics(subject: AuditContext) -> Iterator[Finding]:
     """Running statistics that no data can have: variances of 0 or below, values far from their mean.
 
     Definition: of each normalisation by running statistics, the channels whose variance is negative, whose
@@ -47,7 +47,7 @@ def statistics(subject: Subject) -> Iterator[Finding]:
             yield from _judged(subject, names, mean.double(), variance.double(), float(given[7]))
 
 
-def _judged(subject: Subject, names: list[str], mean: Tensor, variance: Tensor, eps: float) -> Iterator[Finding]:
+def _judged(subject: AuditContext, names: list[str], mean: Tensor, variance: Tensor, eps: float) -> Iterator[Finding]:
     deviation = (variance.clamp(min=0) + eps).sqrt()
     checks = (
         (names[1], variance < 0, "a negative variance", True),

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from idfx.errors import AuditError
-from idfx.findings import Finding, Observation
-from idfx.geometry import outputs_first
+from idfx.analysis.dataflow import Dataflow
+from idfx.analysis.queries import StructureQueries
+from idfx.core.errors import AuditError
+from idfx.core.findings import Finding, Observation
+from idfx.core.records import End, Layout, ParameterInfo, Role, Structure
+from idfx.fills.geometry import outputs_first
 from idfx.measuring.jacobian import Linearisation
-from idfx.measuring.trial import Trial
-from idfx.network import Network
-from idfx.reading.flow import Flow
-from idfx.records import End, Layout, ParameterInfo, Role, Structure
+from idfx.measuring.trial import BatchRun
 from idfx.schemes.scheme import GAINS, fans, is_weight
 
 SAMPLE = 16_384  # entries of a tensor that a share or a shape of a distribution is read from
@@ -25,7 +25,7 @@ CLOSED = 0.01  # a factor that lets no more than 1 part in 10,000 of the varianc
 
 
 @dataclass(frozen=True)
-class Subject:
+class AuditContext:
     """A model that is audited.
 
     `tensors` are its parameters, each under its first name, its buffers, and tensors that are attributes of a
@@ -36,14 +36,14 @@ class Subject:
 
     model: nn.Module = field(repr=False)
     structure: Structure
-    network: Network = field(repr=False)
+    network: StructureQueries = field(repr=False)
     tensors: Mapping[str, Tensor] = field(repr=False)
     unwritten: Mapping[str, int] | None = None
-    trial: Trial | None = None
+    trial: BatchRun | None = None
     _kept: dict[tuple[str, str], float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def flow(self) -> Flow:
+    def flow(self) -> Dataflow:
         """The data flow of the captured forward pass."""
         return self.network.flow
 
@@ -210,10 +210,10 @@ class Subject:
     @functools.cached_property
     def closing(self) -> frozenset[str]:
         """The parameters that stand between the end of a residual branch and its join, or end it themselves."""
-        from idfx.structure import analyse
+        from idfx.analysis.structure import build_structure
 
         found: set[str] = set()
-        for structure in (self.structure, analyse(self.structure.capture, nearest=True)):
+        for structure in (self.structure, build_structure(self.structure.capture, prefer_scale_ends=True)):
             for join in structure.joins:
                 found.update(map(self.first_name, (*(end.parameter for end in join.ends), *join.scales)))
         return frozenset(found)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from idfx.audits.folding import Folding
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject
-from idfx.findings import Finding
-from idfx.ops.term import operator_name
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Finding
+from idfx.ops.semantics import operator_name
 
 LARGE = 1e6
 
@@ -22,7 +22,7 @@ _INDEX = "Build the index for the size of the table that it is used with."
 
 
 @metric("tables")
-def tables(subject: Subject) -> Iterator[Finding]:
+def tables(subject: AuditContext) -> Iterator[Finding]:
     """Fixed tables that cannot be meant: astronomic numbers, indices out of range, NaN made from sound values.
 
     Definition: (a) entries of floating buffers above 10⁶ in size, unless all of these are one and the same negative
@@ -47,7 +47,7 @@ def tables(subject: Subject) -> Iterator[Finding]:
     yield from _made(subject, folding)
 
 
-def _out_of_range(subject: Subject, folding: Folding) -> Iterator[Finding]:
+def _out_of_range(subject: AuditContext, folding: Folding) -> Iterator[Finding]:
     for node in subject.flow.nodes.values():
         if node.op != "call_function":
             continue
@@ -62,7 +62,7 @@ def _out_of_range(subject: Subject, folding: Folding) -> Iterator[Finding]:
                 yield subject.finding("error", "tables", names[0], count, 0, message, _INDEX)
 
 
-def _looked_up(subject: Subject, node: torch.fx.Node) -> Iterator[tuple[int, torch.fx.Node]]:
+def _looked_up(subject: AuditContext, node: torch.fx.Node) -> Iterator[tuple[int, torch.fx.Node]]:
     """How many rows a lookup has, and the indices."""
     name, given = operator_name(node.target).removeprefix("aten."), node.args
     first: Any = given[0] if given else None
@@ -82,7 +82,7 @@ def _looked_up(subject: Subject, node: torch.fx.Node) -> Iterator[tuple[int, tor
             yield shape[dim], index
 
 
-def _made(subject: Subject, folding: Folding) -> Iterator[Finding]:
+def _made(subject: AuditContext, folding: Folding) -> Iterator[Finding]:
     for node in folding.maximal():
         names = folding.leaves(node)
         if not names or not all(map(subject.is_finite, names)) or any(n in (subject.unwritten or {}) for n in names):

@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject
-from idfx.findings import Finding
-from idfx.recording.running import unwrap
+from idfx.audits.subject import AuditContext
+from idfx.capture.running import unwrap
+from idfx.core.findings import Finding
 
 _REMEDY = "Call model.tie_weights(), after the weights have been replaced or loaded."
 
 
 @metric("ties")
-def ties(subject: Subject) -> Iterator[Finding]:
+def ties(subject: AuditContext) -> Iterator[Finding]:
     """Parameters that the model declares tied, but that are different tensors.
 
     Definition: the pairs that a model of transformers names as tied (`all_tied_weights_keys`), and its input and output

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import Subject
-from idfx.findings import Finding
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Finding
 
 _REMEDY = "Write it in the constructor: torch.nn.init, zeros or ones instead of torch.empty."
 
 
 @metric("uninitialised")
-def uninitialised(subject: Subject) -> Iterator[Finding]:
+def uninitialised(subject: AuditContext) -> Iterator[Finding]:
     """Memory that no initialiser wrote: parameters and buffers left as torch.empty gave them.
 
     Definition: the number of entries that hold, after the constructor is done, what the allocation was filled with. The

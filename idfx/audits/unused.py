@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from idfx.audits.gradient_flow import reaching
 from idfx.audits.metric import metric
-from idfx.audits.starving import reaching
-from idfx.audits.subject import Subject
-from idfx.findings import Finding, Measure
-from idfx.records import Capture
+from idfx.audits.subject import AuditContext
+from idfx.core.findings import Finding, Measure
+from idfx.core.records import Capture
 
 _REMEDY = "Remove it, or check that the forward should use it; with DistributedDataParallel it needs a word of its own."
 
 
 @metric("unused")
-def unused(subject: Subject) -> Iterator[Finding | Measure]:
+def unused(subject: AuditContext) -> Iterator[Finding | Measure]:
     """Parameters that reach no output of the forward pass of the example.
 
     Definition: no path of the captured graph leads from the parameter to an output. Another input, or training mode,

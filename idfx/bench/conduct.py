@@ -19,8 +19,8 @@ from idfx.bench.starts import Start, check_scheme, starts
 from idfx.bench.study import Study, check_same, key_of, read_config, ready, wanted
 from idfx.bench.training import Run
 from idfx.bench.workers import Bench, Event, Inline, Processes, Workers
-from idfx.errors import UsageError
-from idfx.files import write_text
+from idfx.core.errors import UsageError
+from idfx.core.files import write_text
 
 
 class Listener(Protocol):

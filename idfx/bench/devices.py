@@ -6,14 +6,14 @@ import statistics
 
 import torch
 
+from idfx.analysis.structure import build_structure
 from idfx.api import prove
-from idfx.apply import apply_, apply_built_
 from idfx.bench.growth import timed
 from idfx.bench.ratios import Ratio
-from idfx.building import build
-from idfx.capture import capture
-from idfx.planning import make_plan
-from idfx.structure import analyse
+from idfx.building.build import build
+from idfx.capture.tracing import capture
+from idfx.planning.apply import apply_, apply_built_
+from idfx.planning.make import make_plan
 
 
 def _wait(device: str) -> None:
@@ -36,9 +36,9 @@ def _copying(device: str) -> float:
 def fill(spec: str, runs: int, device: str) -> Ratio:
     """Return the fills of a plan against `zero_()` of the same tensors, in memory that has been written to before."""
     built = build(spec, device=device)
-    built.pending.settle(built.model)
+    built.pending.materialize(built.model)
     assert built.example is not None
-    plan = make_plan(analyse(capture(built.model, built.example)))
+    plan = make_plan(build_structure(capture(built.model, built.example)))
     tensors = [parameter.data for parameter in built.model.parameters()]
 
     def ours() -> None:
@@ -68,7 +68,7 @@ def whole(spec: str, runs: int, device: str) -> Ratio:
     def ours() -> None:
         built = build(spec, device=device)
         assert built.example is not None
-        structure = analyse(capture(built.model, built.example))
+        structure = build_structure(capture(built.model, built.example))
         plan = make_plan(structure)
         apply_built_(built, plan)
         prove(built.model, structure, plan)
@@ -76,7 +76,7 @@ def whole(spec: str, runs: int, device: str) -> Ratio:
 
     def theirs() -> None:
         built = build(spec, device=device)
-        built.pending.settle(built.model)
+        built.pending.materialize(built.model)
         _wait(device)
 
     rounds = [(timed(ours)[0], timed(theirs)[0]) for _ in range(runs + 1)][1:]

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from idfx.analysis.structure import build_structure
 from idfx.bench.ratios import Ratio
-from idfx.capture import capture
-from idfx.planning import make_plan
-from idfx.records import Example
-from idfx.structure import analyse
+from idfx.capture.tracing import capture
+from idfx.core.records import Example
+from idfx.planning.make import make_plan
 
 
 class Chain(nn.Module):
@@ -44,7 +44,7 @@ def timed(act: Callable[[], Any]) -> tuple[float, Any]:
 def _read(net: nn.Module, x: Tensor) -> tuple[float, float, float, int]:
     """Seconds of capture, analysis and plan, and the number of nodes."""
     first, captured = timed(lambda: capture(net, Example((x,))))
-    second, structure = timed(lambda: analyse(captured))
+    second, structure = timed(lambda: build_structure(captured))
     third, _ = timed(lambda: make_plan(structure))
     return first, second, third, len(captured.graph.nodes)
 

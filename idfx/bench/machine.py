@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from idfx._version import __version__
+from idfx.core.version import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 

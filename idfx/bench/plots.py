@@ -10,7 +10,7 @@ from typing import Any
 from idfx.bench.statistics import Record, final
 from idfx.bench.study import Study, unit
 from idfx.bench.summary import at_best
-from idfx.errors import UsageError
+from idfx.core.errors import UsageError
 
 
 def draw(study: Study, records: Sequence[Record], folder: Path, suffix: str = "png") -> dict[str, list[str]]:

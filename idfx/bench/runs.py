@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from idfx.errors import ExportError, UsageError
+from idfx.core.errors import ExportError, UsageError
 
 
 def parse_runs(text: bytes, where: str = "runs.jsonl") -> tuple[list[dict[str, Any]], int]:

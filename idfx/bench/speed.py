@@ -20,7 +20,7 @@ from idfx.bench import devices, growth
 from idfx.bench.growth import timed
 from idfx.bench.ratios import Ratio
 from idfx.bench.stages import STAGES
-from idfx.errors import ResourceError
+from idfx.core.errors import ResourceError
 
 # models of timm by size
 MODELS = {
@@ -117,9 +117,9 @@ def read(name: str, runs: int) -> list[Ratio]:
     import timm
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from idfx.capture import record
-    from idfx.records import Example
-    from idfx.structure import analyse
+    from idfx.analysis.structure import build_structure
+    from idfx.capture.tracing import record
+    from idfx.core.records import Example
 
     net: Any = timm.create_model(name).eval()
     size = net.pretrained_cfg["input_size"]
@@ -140,7 +140,7 @@ def read(name: str, runs: int) -> list[Ratio]:
     for _ in range(runs + 1):
         bare, _ = timed(forward)
         ours, captured = timed(lambda: record(net, example, "meta"))
-        own, _ = timed(functools.partial(analyse, captured))
+        own, _ = timed(functools.partial(build_structure, captured))
         rounds.append((bare, ours, own, timed(theirs)[0]))
     nodes = f"{len(captured.graph.nodes)} nodes"
     pairs = (("capture / forward", 1, 0), ("make_fx / forward", 3, 0), ("analysis / capture", 2, 1))

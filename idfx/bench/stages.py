@@ -54,18 +54,18 @@ def measure(spec: str, file: str) -> dict[str, dict[str, float]]:
     stage.of("imports", _own_imports)
     stage.seconds["imports"] += floor.seconds["imports"]
 
+    from idfx.analysis.structure import build_structure
     from idfx.api import prove
-    from idfx.apply import apply_built_
-    from idfx.building import build
-    from idfx.capture import capture
-    from idfx.export import save
-    from idfx.planning import make_plan
-    from idfx.structure import analyse
+    from idfx.building.build import build
+    from idfx.capture.tracing import capture
+    from idfx.planning.apply import apply_built_
+    from idfx.planning.export import save
+    from idfx.planning.make import make_plan
 
     built = stage.of("build", lambda: build(spec, device="cpu"))
     assert built.example is not None
     captured = stage.of("capture", lambda: capture(built.model, built.example))
-    structure, plan = stage.of("analysis", lambda: (made := analyse(captured), make_plan(made)))
+    structure, plan = stage.of("analysis", lambda: (made := build_structure(captured), make_plan(made)))
     stage.of("fill", lambda: apply_built_(built, plan))
     stage.of("certificate", lambda: prove(built.model, structure, plan))
     stage.of("write", lambda: save(built.model, file, plan=plan))
@@ -76,7 +76,7 @@ def measure(spec: str, file: str) -> dict[str, dict[str, float]]:
 def _floors(floor: Clock, spec: str, file: str, built: Any) -> None:
     import torch
 
-    from idfx.building import build
+    from idfx.building.build import build
 
     floor.of("build", lambda: build(spec, device="cpu"))
     model, x = built.model.eval(), built.example.args

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from idfx.api import analyze, init_, plan
+from idfx.analysis.analyze import analyze
+from idfx.api import init_, plan
 from idfx.bench.models import Task, build_model
-from idfx.errors import CertificateError, IdfxError
-from idfx.records import Plan
+from idfx.core.errors import CertificateError, IdfxError
+from idfx.core.literals import parse_call
+from idfx.core.records import Plan
+from idfx.planning.overrides import Word, read_overrides
 from idfx.schemes.scheme import SCHEMES
-from idfx.steering import Word, read_steering
-from idfx.words import parse_call
 
 DEFAULT = "default"  # the model as its author initialises it
 
@@ -50,7 +51,7 @@ def check_scheme(text: str) -> None:
 def _read(text: str) -> tuple[str, dict[str, Any], Mapping[str, Word]]:
     """The scheme, its options, and what is set otherwise: `idinit(eps=0) + role:head=keep + trait:query=keep`."""
     call, *sets = re.split(r"\s\+\s", text)
-    return *parse_call(call, "--schemes"), read_steering(sets)[0].set
+    return *parse_call(call, "--schemes"), read_overrides(sets)[0].set
 
 
 def fingerprint(made: Plan) -> str:

@@ -14,7 +14,7 @@ from idfx.bench.starts import Start
 from idfx.bench.statistics import Point, Record, choose, point_of
 from idfx.bench.suites import Settings, Suite, settings
 from idfx.bench.training import Run
-from idfx.errors import UsageError
+from idfx.core.errors import UsageError
 
 SELECTION = 2  # seeds that the learning rate is chosen on
 GROWS = ("models", "schemes", "seeds", "data")  # a study may be given more of these later on

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from idfx.auditing import audit
+from idfx.audits.run import audit
 from idfx.bench.data import Samples, generator_of
-from idfx.errors import IdfxError
+from idfx.core.errors import IdfxError
 
 BATCHES, SIZE = 4, 64
 

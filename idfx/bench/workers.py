@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from idfx.bench.suites import Settings
 from idfx.bench.training import Run
-from idfx.errors import ResourceError
+from idfx.core.errors import ResourceError
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idfx.errors import PlanError, UsageError
-from idfx.geometry import Shard
-from idfx.matrices import Target, check_name
-from idfx.noise import key
-from idfx.records import Decision
-from idfx.registry import Registry
+from idfx.core.errors import PlanError, UsageError
+from idfx.core.noise import key
+from idfx.core.records import Decision
+from idfx.core.registry import Registry
+from idfx.fills.geometry import Shard
+from idfx.fills.matrices import Target, check_name
 
 fills: Registry[Callable[..., None]] = Registry("fill", "idfx.fills", "idfx.schemes")  # a scheme may bring its own
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from idfx.errors import PlanError
+from idfx.core.errors import PlanError
+from idfx.core.noise import normal
 from idfx.fills import fills
 from idfx.fills.identity import LOOSENINGS
+from idfx.fills.matrices import Target, check_name, check_number, scatter_
 from idfx.fills.random import check_spread
-from idfx.matrices import Target, check_name, check_number, scatter_
-from idfx.noise import normal
 
 
 @fills.register("bilinear")

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idfx.errors import PlanError
+from idfx.core.errors import PlanError
+from idfx.core.noise import bits, normal
+from idfx.core.records import Layout
 from idfx.fills import fills
-from idfx.matrices import Matrices, Target, check_number, read_layout
-from idfx.noise import bits, normal
-from idfx.records import Layout
+from idfx.fills.matrices import Matrices, Target, check_number, read_layout
 
 _AT_ONCE = 4096  # random numbers drawn together
 _PATIENCE = 64  # pairs that may be refused before all of them are looked at

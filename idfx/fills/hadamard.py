@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from idfx.core.records import Layout
 from idfx.fills import fills
-from idfx.matrices import Matrices, Target, check_number, read_layout
-from idfx.records import Layout
+from idfx.fills.matrices import Matrices, Target, check_number, read_layout
 
 
 def hadamard(rows: int, columns: int) -> Tensor:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idfx.errors import PlanError
+from idfx.core.errors import PlanError
+from idfx.core.records import Layout
 from idfx.fills import fills
-from idfx.geometry import Rows
-from idfx.matrices import Matrices, Target, check_name, check_number, read_layout
-from idfx.records import Layout
+from idfx.fills.geometry import Rows
+from idfx.fills.matrices import Matrices, Target, check_name, check_number, read_layout
 
 LOOSENINGS = ("dense", "diagonal", "none")
 Ranges = Sequence[Sequence[int]]
@@ -231,8 +231,8 @@ def idizc(
     _zero_preserving_(Matrices(target, read_layout(target, layout), order), rows, eps)
 
 
-@fills.register("mixed")
-def mixed(
+@fills.register("idic_idizc")
+def idic_idizc(
     target: Target,
     *,
     rows: Ranges,
@@ -259,7 +259,7 @@ def mixed(
     Example:
         >>> from idfx.fills import fill_
         >>> arguments = {"rows": [[2, 4]], "eps": 0.5, "loosen": "none"}
-        >>> fill_(torch.empty(4, 2), "mixed", arguments, parameter="w", seed=0)
+        >>> fill_(torch.empty(4, 2), "idic_idizc", arguments, parameter="w", seed=0)
         tensor([[ 1.0000,  0.0000],
                 [ 0.0000,  1.0000],
                 [ 0.5000, -0.5000],

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idfx.errors import PlanError
+from idfx.core.errors import PlanError
+from idfx.core.records import Layout
 from idfx.fills import fills
+from idfx.fills.matrices import Matrices, Target, check_name, check_number, read_layout
 from idfx.fills.orthogonal import gaussian, haar
-from idfx.matrices import Matrices, Target, check_name, check_number, read_layout
-from idfx.records import Layout
 
 
 @fills.register("mirrored")

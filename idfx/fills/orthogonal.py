@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from idfx.core.noise import normal
+from idfx.core.records import Layout
 from idfx.fills import fills
-from idfx.matrices import Matrices, Target, check_name, check_number, read_layout
-from idfx.noise import normal
-from idfx.records import Layout
+from idfx.fills.matrices import Matrices, Target, check_name, check_number, read_layout
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from idfx.errors import PlanError
+from idfx.core.errors import PlanError
+from idfx.core.noise import normal as standard_normal
+from idfx.core.noise import uniform as standard_uniform
 from idfx.fills import fills
-from idfx.matrices import Target, check_ranges, scatter_
-from idfx.noise import normal as standard_normal
-from idfx.noise import uniform as standard_uniform
+from idfx.fills.matrices import Target, check_ranges, scatter_
 
 
 def check_spread(target: Target, name: str, value: object) -> float:
@@ -44,7 +44,7 @@ def normal(
     Raises:
         PlanError: std is no number from 0, mean or factor is none, or the ranges leave the axis.
 
-    Source: common practice; the numbers are those of `idfx.noise.normal`.
+    Source: common practice; the numbers are those of `idfx.core.noise.normal`.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ def uniform(
     Raises:
         PlanError: bound is no number from 0, or as in `normal`.
 
-    Source: common practice; the numbers are those of `idfx.noise.uniform`.
+    Source: common practice; the numbers are those of `idfx.core.noise.uniform`.
 
     Example:
         >>> import torch

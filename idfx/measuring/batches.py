@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from idfx.capture import tensors_in
-from idfx.findings import Batch
-from idfx.records import Example
+from idfx.capture.tracing import tensors_in
+from idfx.core.findings import Batch
+from idfx.core.records import Example
 
 ENTRIES = 2**17  # of the inputs of a batch, by which its size is chosen
 FEWEST, MOST = 4, 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from idfx.findings import Eigenvalue
+from idfx.core.findings import Eigenvalue
 from idfx.measuring.krylov import Tridiagonalisation
 from idfx.measuring.operators import Budget, LinearMap
 

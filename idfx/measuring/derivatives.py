@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idfx.errors import AuditError
+from idfx.core.errors import AuditError
 
 
 def gradients(

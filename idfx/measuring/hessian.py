@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from idfx.errors import AuditError
+from idfx.core.errors import AuditError
+from idfx.core.records import Structure
 from idfx.measuring.derivatives import gradients, joined, split
 from idfx.measuring.operators import LinearMap
 from idfx.measuring.replay import Replay
-from idfx.records import Structure
 
 
 def hessian(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from idfx.capture import tensors_in
-from idfx.errors import UsageError
-from idfx.records import Example
+from idfx.capture.tracing import tensors_in
+from idfx.core.errors import UsageError
+from idfx.core.records import Example
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
 LOOKED_AT = 100_000  # files

@@ -15,12 +15,12 @@ import torch.fx
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from idfx.errors import AuditError
+from idfx.analysis.dataflow import Dataflow
+from idfx.core.errors import AuditError
+from idfx.core.records import Join, Structure
 from idfx.measuring.derivatives import gradients, joined, split
 from idfx.measuring.operators import LinearMap
 from idfx.measuring.replay import Replay
-from idfx.reading.flow import Flow
-from idfx.records import Join, Structure
 
 _Value = Tensor | GradientEdge
 
@@ -47,7 +47,7 @@ class Linearisation:
         self,
         model: nn.Module,
         structure: Structure,
-        flow: Flow,
+        flow: Dataflow,
         statistics: Mapping[str, Tensor],
         seed: int = 0,
         out_of_time: Callable[[], bool] = lambda: False,
@@ -130,7 +130,7 @@ class Linearisation:
         return LinearMap(rows, columns, forward, adjoint, dtype, device)
 
 
-def _is_lookup(flow: Flow, node: str) -> bool:
+def _is_lookup(flow: Dataflow, node: str) -> bool:
     """Whether a value is made of rows of a learned table that whole numbers from the inputs have chosen."""
     term = flow.terms[flow.positions[node]] if node in flow.positions else None
     if term is None or not term.data or "float" not in flow.capture.dtypes.get(node, ""):

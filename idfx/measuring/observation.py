@@ -11,11 +11,13 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from idfx.certification import another
-from idfx.errors import AuditError
-from idfx.findings import Batch, Observation, Point
+from idfx.analysis.queries import StructureQueries
+from idfx.capture.tracing import another
+from idfx.core.errors import AuditError
+from idfx.core.findings import ActivationStats, Batch, Observation
+from idfx.core.records import Structure
 from idfx.measuring.derivatives import gradients
-from idfx.measuring.places import ATTENTION, SOFTMAX, Place, places
+from idfx.measuring.probe_points import ATTENTION, SOFTMAX, Place, places
 from idfx.measuring.replay import OutOfTimeError, Replay
 from idfx.measuring.statistics import (
     cosine,
@@ -27,8 +29,6 @@ from idfx.measuring.statistics import (
     sure_attention,
     sure_share,
 )
-from idfx.network import Network
-from idfx.records import Structure
 
 
 class _Watch:
@@ -36,7 +36,7 @@ class _Watch:
 
     def __init__(self, wanted: dict[str, Place]) -> None:
         self._wanted = wanted
-        self.points: dict[str, Point] = {}
+        self.points: dict[str, ActivationStats] = {}
         self.gradients: dict[str, float] = {}
         self._samples: dict[str, Tensor] = {}
         self._slopes: dict[str, float] = {}
@@ -70,7 +70,7 @@ class _Watch:
             self.points[node.name] = replace(self.points[node.name], correlation=found)
         return result
 
-    def _point(self, node: torch.fx.Node, place: Place, value: Tensor) -> Point:
+    def _point(self, node: torch.fx.Node, place: Place, value: Tensor) -> ActivationStats:
         mean, variance, kurtosis = moments(value)
         rank, most = effective_rank(value, place.axis)
         dead = saturated = None
@@ -80,7 +80,7 @@ class _Watch:
             saturated = self._slopes.get(node.name)
             judged = saturated is not None and place.operator != ATTENTION
             dead = dead_share(value, place.axis) if judged else None
-        return Point(
+        return ActivationStats(
             name=place.name, kind=place.kind, operator=place.operator, parameter=place.parameter, block=place.block,
             units=value.shape[place.axis], mean=mean, variance=variance, kurtosis=kurtosis, dead=_told(dead),
             saturated=_told(saturated), correlation=None, effective_rank=_told(rank), rank_bound=most, gradient=None,
@@ -122,7 +122,7 @@ def observe(
         AuditError: the graph cannot be run, or the budget ran out.
     """
     run = Replay(model, structure.capture, seed, out_of_time)
-    watch = _Watch(places(structure, Network(structure)))
+    watch = _Watch(places(structure, StructureQueries(structure)))
     outputs = run.run(structure.capture.example, watch.first, before=watch.before, wanted="parameters")
     norms: dict[str, float] = {}
     no_backward = no_second = ""

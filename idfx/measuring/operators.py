@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from idfx.noise import normal
+from idfx.core.noise import normal
 
 Product = Callable[[Tensor], Tensor]
 

@@ -19,12 +19,12 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from idfx.capture import tensors_in
-from idfx.errors import AuditError
-from idfx.ops.term import operator_name
-from idfx.recording.interpreter import compute
-from idfx.recording.running import unwrap
-from idfx.records import Capture, Example
+from idfx.capture.interpreter import compute
+from idfx.capture.running import unwrap
+from idfx.capture.tracing import tensors_in
+from idfx.core.errors import AuditError
+from idfx.core.records import Capture, Example
+from idfx.ops.semantics import operator_name
 
 Before = Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[torch.fx.Node, Any], Any]

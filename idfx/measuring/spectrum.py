@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from idfx.findings import Spectrum
+from idfx.core.findings import Spectrum
 from idfx.measuring.krylov import CONTRADICTION, NOT_FINITE, NOT_LINEAR, Bidiagonalisation
 from idfx.measuring.moments import Moments
 from idfx.measuring.operators import Budget, LinearMap, norm

@@ -8,22 +8,22 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from idfx.capture import capture
-from idfx.errors import CaptureError, ForwardError
-from idfx.findings import Batch, Observation
+from idfx.analysis.dataflow import Dataflow
+from idfx.analysis.queries import StructureQueries
+from idfx.analysis.structure import build_structure
+from idfx.capture.tracing import capture
+from idfx.core.errors import CaptureError, ForwardError
+from idfx.core.findings import Batch, Observation
+from idfx.core.records import Example, Structure
 from idfx.measuring.batches import described, is_uniform
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.observation import observe
-from idfx.network import Network
-from idfx.reading.flow import Flow
-from idfx.records import Example, Structure
-from idfx.structure import analyse
 
 BUDGET = 60.0
 
 
 @dataclass(frozen=True)
-class Trial:
+class BatchRun:
     """A batch to run, and for how long.
 
     `whole` is the structure on a capture of the batch, `point` that on the example at which derivatives are taken (one
@@ -54,7 +54,7 @@ class Trial:
         """
         return observe(model, self.whole, self.batch, self.seed, self.out_of_time)
 
-    def linearise(self, model: nn.Module, flow: Flow | None, statistics: Mapping[str, Tensor]) -> Linearisation:
+    def linearise(self, model: nn.Module, flow: Dataflow | None, statistics: Mapping[str, Tensor]) -> Linearisation:
         """Run the point, and keep it for derivatives.
 
         Args:
@@ -65,7 +65,7 @@ class Trial:
         Raises:
             AuditError: the graph cannot be run, or the budget ran out.
         """
-        flow = flow or Network(self.point).flow
+        flow = flow or StructureQueries(self.point).flow
         return Linearisation(model, self.point, flow, statistics, self.seed, self.out_of_time)
 
 
@@ -75,7 +75,7 @@ def on_first(
     batches: Iterable[tuple[Example, str]],
     seed: int = 0,
     seconds: float = BUDGET,
-) -> Trial:
+) -> BatchRun:
     """Return a trial of the first batch that the model takes; of the structure's own example if there is none.
 
     Derivatives are taken at the structure's own example.
@@ -88,12 +88,12 @@ def on_first(
     """
     for example, source in batches:
         try:
-            whole = analyse(capture(model, example))
+            whole = build_structure(capture(model, example))
         except (ForwardError, CaptureError):  # drawn numbers, or their number, make no sense to this model
             continue
-        return Trial(described(example, source), whole, structure, seed, seconds)
+        return BatchRun(described(example, source), whole, structure, seed, seconds)
     own = structure.capture.example
-    return Trial(described(own, "the example"), structure, structure, seed, seconds)
+    return BatchRun(described(own, "the example"), structure, structure, seed, seconds)
 
 
 def at(structure: Structure, example: Example) -> Structure:

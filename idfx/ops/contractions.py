@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from idfx.ops.term import Reading, Shape, Term, contract, gate, operator, scale, tensors
-from idfx.records import Layout
+from idfx.core.records import Layout
+from idfx.ops.semantics import OpSemantics, Reading, Shape, contract, gate, operator, scale, tensors
 
 LINEAR = Layout(out_axis=0, in_axis=1)
 
@@ -28,7 +28,7 @@ def right(own: Shape | None, other: Shape | None) -> Reading | None:
 
 
 @operator("aten.linear", "aten._mkldnn_linear")
-def linear(input: Any, weight: Any, bias: Any = None) -> Term:
+def linear(input: Any, weight: Any, bias: Any = None) -> OpSemantics:
     """X · Wᵀ + b, weight (out, in)."""
     return contract(input, weight, None, LINEAR, bias)
 
@@ -36,44 +36,44 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Term:
 @operator("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.inner", "aten.vdot",
           "aten._sparse_mm", "aten.sparse_mm",
           "aten.linalg_matmul", "aten.__matmul__", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
-def matmul(a: Any, b: Any) -> Term:
+def matmul(a: Any, b: Any) -> OpSemantics:
     """A · b over the last axis of a and the last but one of b."""
     return contract(a, b, left, right)
 
 
 @operator("aten._grouped_mm")
-def grouped_matmul(a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Term:
+def grouped_matmul(a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> OpSemantics:
     """Rows of a times the matrix of b that their group has, as experts do."""
     result = contract(a, b, left, right, bias)
-    return Term("move", (result,), tensors(offs))
+    return OpSemantics("move", (result,), tensors(offs))
 
 
 @operator("aten.addmm", "aten.addmm_", "aten.addbmm", "aten.baddbmm", "aten.baddbmm_", "aten.addmv",
           "aten._addmm_activation")  # fmt: skip
-def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, **options: Any) -> Term:
+def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, **options: Any) -> OpSemantics:
     """Beta · input + alpha · mat1 · mat2."""
     result = contract(mat1, mat2, left, right)
     scaled = result if alpha == 1 else scale(result, float(alpha))
     if beta == 0:
         return scaled
-    return Term("sum", (scaled, input if beta == 1 else scale(input, float(beta))), tag="bias")
+    return OpSemantics("sum", (scaled, input if beta == 1 else scale(input, float(beta))), tag="bias")
 
 
 @operator("aten.addr", "aten.addr_")
-def add_outer(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1) -> Term:
+def add_outer(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1) -> OpSemantics:
     """Beta · input + alpha · vec1 ⊗ vec2."""
     product = outer(vec1, vec2)
     scaled = product if alpha == 1 else scale(product, float(alpha))
-    return Term("sum", (scaled, input if beta == 1 else scale(input, float(beta)))) if beta else scaled
+    return OpSemantics("sum", (scaled, input if beta == 1 else scale(input, float(beta)))) if beta else scaled
 
 
 @operator("aten.linalg_multi_dot")
-def chained(tensors: Any) -> Term:
+def chained(tensors: Any) -> OpSemantics:
     """Matrices multiplied one after the other."""
     result = tensors[0]
     for other in tensors[1:]:
         result = contract(result, other, left, right)
-    return result if isinstance(result, Term) else Term("move", (result,))
+    return result if isinstance(result, OpSemantics) else OpSemantics("move", (result,))
 
 
 def conv_layout(dimensions: int, groups: int = 1) -> Layout:
@@ -88,7 +88,7 @@ def conv_transpose_layout(dimensions: int, groups: int = 1) -> Layout:
 
 def _convolution(dimensions: int) -> Any:
     def conv(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-             groups: int = 1) -> Term:  # fmt: skip
+             groups: int = 1) -> OpSemantics:  # fmt: skip
         """A convolution, kernel (out, in / groups, *taps)."""
         return contract(input, weight, None, conv_layout(dimensions, groups), bias)
 
@@ -97,13 +97,13 @@ def _convolution(dimensions: int) -> Any:
 
 def _transposed_convolution(dimensions: int) -> Any:
     def conv_transpose(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
-                       output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Term:  # fmt: skip
+                       output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> OpSemantics:  # fmt: skip
         """A transposed convolution, kernel (in, out / groups, *taps)."""
         layouts = None, conv_transpose_layout(dimensions, groups)
         steps = stride if isinstance(stride, (list, tuple)) else (stride,)
         tag = "upsample" if any(step > 1 for step in steps) else ""
-        result = Term("contract", (input, weight), layouts=layouts, tag=tag)
-        return result if bias is None else Term("sum", (result, bias), tag="bias")
+        result = OpSemantics("contract", (input, weight), layouts=layouts, tag=tag)
+        return result if bias is None else OpSemantics("sum", (result, bias), tag="bias")
 
     return conv_transpose
 
@@ -117,62 +117,62 @@ operator("aten.conv_transpose3d")(_transposed_convolution(3))
 
 @operator("aten.convolution", "aten._convolution")
 def convolution(input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
-                output_padding: Any, groups: int, *rest: Any) -> Term:  # fmt: skip
+                output_padding: Any, groups: int, *rest: Any) -> OpSemantics:  # fmt: skip
     """A convolution of any kind."""
     layout = conv_transpose_layout if transposed else conv_layout
     return contract(input, weight, None, layout(len(stride), groups), bias)
 
 
 @operator("aten.bilinear")
-def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Term:
+def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> OpSemantics:
     """y_o = x1 · W_o · x2 + b, weight (out, in1, in2)."""
-    result = Term("contract", (Term("product", (input1, input2)), weight), tag="bilinear")
-    return result if bias is None else Term("sum", (result, bias), tag="bias")
+    result = OpSemantics("contract", (OpSemantics("product", (input1, input2)), weight), tag="bilinear")
+    return result if bias is None else OpSemantics("sum", (result, bias), tag="bias")
 
 
 @operator("aten.cdist", "aten._cdist_forward", "aten.pairwise_distance", "aten.cosine_similarity")
-def distance(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
+def distance(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A distance between rows."""
     return gate(a, b)
 
 
 @operator("aten.kron", "aten.outer", "aten.ger", "aten.cross", "aten.linalg_cross")
-def outer(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
+def outer(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A product in which every entry holds one factor of each."""
     return contract(a, b, None, None)
 
 
 @operator("aten.embedding")
 def embedding(weight: Any, indices: Any, padding_idx: Any = -1, scale_grad_by_freq: Any = False,
-              sparse: Any = False) -> Term:  # fmt: skip
+              sparse: Any = False) -> OpSemantics:  # fmt: skip
     """Rows of a table chosen by indices."""
-    return Term("contract", (gate(indices), weight), tag="table")
+    return OpSemantics("contract", (gate(indices), weight), tag="table")
 
 
 @operator("aten.embedding_bag", "aten._embedding_bag")
-def embedding_bag(weight: Any, indices: Any, offsets: Any, *rest: Any, **options: Any) -> Term:
+def embedding_bag(weight: Any, indices: Any, offsets: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Sums of rows of a table chosen by indices."""
-    return Term("contract", (gate(indices, offsets), weight), tag="table")
+    return OpSemantics("contract", (gate(indices, offsets), weight), tag="table")
 
 
 @operator("aten.scaled_dot_product_attention")
-def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> Term:
+def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> OpSemantics:
     """Softmax(query · keyᵀ) · value: zero where the value is, whatever query and key do."""
-    scores = Term("product", (query, key))
-    weights = Term("gate", tensors(scores, attn_mask), tag="softmax")
-    return Term("product", (weights, value), tag="attention")
+    scores = OpSemantics("product", (query, key))
+    weights = OpSemantics("gate", tensors(scores, attn_mask), tag="softmax")
+    return OpSemantics("product", (weights, value), tag="attention")
 
 
 @operator("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", "aten.lstm_cell", "aten.gru_cell",
           "aten.rnn_tanh_cell", "aten.rnn_relu_cell")  # fmt: skip
-def recurrent(*values: Any, **options: Any) -> Term:
+def recurrent(*values: Any, **options: Any) -> OpSemantics:
     """A recurrent layer, all steps at once."""
-    return Term("recurrent", tensors(*values), tag="recurrent")
+    return OpSemantics("recurrent", tensors(*values), tag="recurrent")
 
 
 @operator("aten.fft_fft", "aten.fft_ifft", "aten.fft_rfft", "aten.fft_irfft", "aten.fft_fft2", "aten.fft_ifft2",
           "aten.fft_rfft2", "aten.fft_irfft2", "aten.fft_fftn", "aten.fft_ifftn", "aten.fft_rfftn",
           "aten.fft_irfftn", "aten.fft_hfft", "aten.fft_ihfft", "aten.stft", "aten.istft")  # fmt: skip
-def fourier(x: Any, *rest: Any, **options: Any) -> Term:
+def fourier(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A Fourier transform."""
-    return Term("mix", (x,))
+    return OpSemantics("mix", (x,))

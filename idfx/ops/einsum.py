@@ -7,23 +7,23 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from idfx.ops.term import Reading, Shape, Term, contract, operator
-from idfx.records import Layout
+from idfx.core.records import Layout
+from idfx.ops.semantics import OpSemantics, Reading, Shape, contract, operator
 
 _DOTS = "..."
 
 
 @operator("aten.einsum")
-def einsum(equation: str, tensors: Any, *, path: Any = None) -> Term:
+def einsum(equation: str, tensors: Any, *, path: Any = None) -> OpSemantics:
     """A sum of products over named axes."""
     names, result = _named(equation)
     if len(tensors) == 1:
-        return Term("mix", (tensors[0],))
-    return Term("contract", tuple(tensors), arranged=functools.partial(_arranged, tensors, names, result))
+        return OpSemantics("mix", (tensors[0],))
+    return OpSemantics("contract", tuple(tensors), arranged=functools.partial(_arranged, tensors, names, result))
 
 
 @operator("aten.tensordot")
-def tensordot(a: Any, b: Any, dims_self: Any, dims_other: Any) -> Term:
+def tensordot(a: Any, b: Any, dims_self: Any, dims_other: Any) -> OpSemantics:
     """A sum of products over pairs of axes."""
     pairs = tuple(zip(dims_self, dims_other, strict=True))
     swapped = tuple((theirs, own) for own, theirs in pairs)
@@ -54,7 +54,7 @@ def _named(equation: str) -> tuple[list[str], str]:
     return names, result
 
 
-def _arranged(tensors: Sequence[Any], names: Sequence[str], result: str, kinds: Sequence[int]) -> Term:
+def _arranged(tensors: Sequence[Any], names: Sequence[str], result: str, kinds: Sequence[int]) -> OpSemantics:
     """Two operands at a time: first what carries data, then what is fixed, then the weights, each where it is read."""
     whole = tuple(own for own, kind in zip(names, kinds, strict=True) if kind == 2)
     waiting = list(range(len(names)))
@@ -75,7 +75,7 @@ def _arranged(tensors: Sequence[Any], names: Sequence[str], result: str, kinds: 
             functools.partial(_read, own, other, kept, whole) for own, other in ((held, names[at]), (names[at], held))
         )
         term, held = contract(term, tensors[at], *layouts), kept
-    assert isinstance(term, Term)
+    assert isinstance(term, OpSemantics)
     return term
 
 

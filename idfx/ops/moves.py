@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from idfx.ops.term import Term, concat, gate, move, operator, tensors
+from idfx.ops.semantics import OpSemantics, concat, gate, move, operator, tensors
 
 
 @operator(
@@ -27,22 +27,22 @@ from idfx.ops.term import Term, concat, gate, move, operator, tensors
     "aten.t_", "aten.transpose_", "aten.swapaxes_", "aten.swapdims_", "aten.numpy_T", "aten.adjoint", "aten.mT",
     "aten.matrix_H",
 )  # fmt: skip
-def moved(x: Any, *rest: Any, **options: Any) -> Term:
+def moved(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Entries of x in another order, place or type."""
     return move(x)
 
 
 @operator("aten.pixel_shuffle")
-def shuffled(x: Any, factor: int) -> Term:
+def shuffled(x: Any, factor: int) -> OpSemantics:
     """Channels arranged as a finer resolution."""
-    return Term("move", (x,), tag="upsample")
+    return OpSemantics("move", (x,), tag="upsample")
 
 
 @operator(
     "aten.dropout", "aten.dropout_", "aten.feature_dropout", "aten.feature_dropout_", "aten.alpha_dropout",
     "aten.alpha_dropout_", "aten.feature_alpha_dropout", "aten.native_dropout",
 )  # fmt: skip
-def dropped(x: Any, p: float, train: bool) -> Term:
+def dropped(x: Any, p: float, train: bool) -> OpSemantics:
     """Dropout: nothing in evaluation mode, random zeros in training mode."""
     return move(x)
 
@@ -50,7 +50,7 @@ def dropped(x: Any, p: float, train: bool) -> Term:
 @operator("aten.constant_pad_nd", "aten.pad", "aten.reflection_pad1d", "aten.reflection_pad2d",
           "aten.reflection_pad3d", "aten.replication_pad1d", "aten.replication_pad2d",
           "aten.replication_pad3d")  # fmt: skip
-def padded(x: Any, pad: Any, mode: Any = "constant", value: Any = 0) -> Term:
+def padded(x: Any, pad: Any, mode: Any = "constant", value: Any = 0) -> OpSemantics:
     """X with a border of zeros, of a constant, or of its own entries."""
     if not isinstance(mode, str):  # constant_pad_nd has no mode
         value = mode
@@ -59,7 +59,7 @@ def padded(x: Any, pad: Any, mode: Any = "constant", value: Any = 0) -> Term:
 
 @operator("aten.index", "aten._unsafe_index", "aten.index_select", "aten.gather", "aten.take",
           "aten.take_along_dim", "aten.masked_select", "aten.nonzero_static")  # fmt: skip
-def selected(x: Any, *where: Any, **options: Any) -> Term:
+def selected(x: Any, *where: Any, **options: Any) -> OpSemantics:
     """Entries of x chosen by an index tensor."""
     return move(x, where)
 
@@ -68,13 +68,13 @@ def selected(x: Any, *where: Any, **options: Any) -> Term:
           "aten.dstack", "aten.column_stack", "aten.row_stack", "aten.meshgrid", "aten.complex",
           "aten._pad_packed_sequence", "aten.block_diag", "aten.cartesian_prod", "aten.broadcast_tensors",
           "aten._pack_padded_sequence", "aten.pad_sequence")  # fmt: skip
-def joined(values: Any, *rest: Any, **options: Any) -> Term:
+def joined(values: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Several tensors side by side."""
     return concat((values, *[r for r in rest if tensors(r)]))
 
 
 @operator("aten.where")
-def where(condition: Any, *values: Any) -> Term:
+def where(condition: Any, *values: Any) -> OpSemantics:
     """Entries of one tensor or the other."""
     if not values:
         return gate(condition)
@@ -82,52 +82,54 @@ def where(condition: Any, *values: Any) -> Term:
 
 
 @operator("aten.masked_fill", "aten.masked_fill_")
-def masked(x: Any, mask: Any, value: Any) -> Term:
+def masked(x: Any, mask: Any, value: Any) -> OpSemantics:
     """X with some entries set to a value."""
     return concat((x, _or_number(value)), mask)
 
 
 @operator("aten.copy_", "aten.copy")
-def copied(x: Any, src: Any, non_blocking: bool = False) -> Term:
+def copied(x: Any, src: Any, non_blocking: bool = False) -> OpSemantics:
     """The entries of src, whatever x held."""
     return move(src)
 
 
 @operator("aten.index_put", "aten.index_put_", "aten._index_put_impl_", "aten._unsafe_index_put")
-def put(x: Any, indices: Any, values: Any, accumulate: bool = False, unsafe: bool = False) -> Term:
+def put(x: Any, indices: Any, values: Any, accumulate: bool = False, unsafe: bool = False) -> OpSemantics:
     """X with some entries replaced by, or increased by, values."""
-    return Term("sum" if accumulate else "concat", tensors(x, values), tensors(indices))
+    return OpSemantics("sum" if accumulate else "concat", tensors(x, values), tensors(indices))
 
 
 @operator("aten.scatter", "aten.scatter_", "aten.masked_scatter", "aten.masked_scatter_", "aten.index_copy",
           "aten.index_copy_", "aten.index_fill", "aten.index_fill_")  # fmt: skip
-def scattered(x: Any, *rest: Any, reduce: Any = "") -> Term:
+def scattered(x: Any, *rest: Any, reduce: Any = "") -> OpSemantics:
     """X with some entries replaced, or added to or multiplied where `reduce` says so."""
     values = tuple(_or_number(value) for value in rest[-1:])
     if reduce == "multiply":
         return gate(x, *rest)
-    return Term("sum" if reduce == "add" else "concat", tensors(x, *values), tensors(*rest[:-1]))
+    return OpSemantics("sum" if reduce == "add" else "concat", tensors(x, *values), tensors(*rest[:-1]))
 
 
 @operator("aten.index_add", "aten.index_add_", "aten.scatter_add", "aten.scatter_add_")
-def scatter_added(x: Any, dim: int, index: Any, source: Any, *rest: Any, **options: Any) -> Term:
+def scatter_added(x: Any, dim: int, index: Any, source: Any, *rest: Any, **options: Any) -> OpSemantics:
     """X with values added at some entries."""
-    return Term("sum", tensors(x, source), tensors(index))
+    return OpSemantics("sum", tensors(x, source), tensors(index))
 
 
 @operator("aten.scatter_reduce", "aten.scatter_reduce_", "aten.index_reduce", "aten.index_reduce_")
-def scatter_reduced(x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Term:
+def scatter_reduced(
+    x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True
+) -> OpSemantics:
     """X with values added to, averaged with or compared with some entries."""
     if reduce in ("sum", "mean") and include_self:
-        both = Term("sum", tensors(x, source), tensors(index))
-        return both if reduce == "sum" else Term("mix", (both,))
+        both = OpSemantics("sum", tensors(x, source), tensors(index))
+        return both if reduce == "sum" else OpSemantics("mix", (both,))
     if reduce in ("amax", "amin", "mean", "sum"):
-        return Term("map", (concat((x, source)),), tensors(index))
+        return OpSemantics("map", (concat((x, source)),), tensors(index))
     return gate(x, source)
 
 
 @operator("aten.slice_scatter", "aten.select_scatter", "aten.diagonal_scatter", "aten.as_strided_scatter")
-def part_replaced(x: Any, src: Any, *rest: Any, **options: Any) -> Term:
+def part_replaced(x: Any, src: Any, *rest: Any, **options: Any) -> OpSemantics:
     """X with a slice replaced by src."""
     return concat((x, src))
 

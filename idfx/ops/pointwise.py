@@ -1,30 +1,30 @@
 """Operators that act on each entry alone, with one tensor operand.
 
 Only those need an entry whose meaning a trial on a zero cannot show: a pointwise operator that is not listed is
-tried (`idfx.reading.flow`), and is a map if it takes 0 to 0 and a gate if it does not.
+tried (`idfx.analysis.dataflow`), and is a map if it takes 0 to 0 and a gate if it does not.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from idfx.ops.term import Term, gate, keeps_zero, move, operator, reciprocal, scale
+from idfx.ops.semantics import OpSemantics, gate, keeps_zero, move, operator, reciprocal, scale
 
 
 @operator("aten.neg", "aten.neg_", "aten.negative", "aten.negative_")
-def negated(x: Any) -> Term:
+def negated(x: Any) -> OpSemantics:
     """−x."""
     return scale(x, -1.0)
 
 
 @operator("aten.positive", "aten.real_if_close")
-def kept(x: Any) -> Term:
+def kept(x: Any) -> OpSemantics:
     """X itself."""
     return move(x)
 
 
 @operator("aten.pow", "aten.pow_", "aten.float_power")
-def power(x: Any, exponent: Any) -> Term:
+def power(x: Any, exponent: Any) -> OpSemantics:
     """x^p: zero at zero if p is a positive number."""
     if isinstance(exponent, (int, float)) and not isinstance(x, (int, float)):
         return move(x) if exponent == 1 else keeps_zero(x) if exponent > 0 else reciprocal(x)
@@ -32,7 +32,7 @@ def power(x: Any, exponent: Any) -> Term:
 
 
 @operator("aten.rsqrt", "aten.rsqrt_", "aten.reciprocal", "aten.reciprocal_")
-def inverted(x: Any) -> Term:
+def inverted(x: Any) -> OpSemantics:
     """1 / x or 1 / √x."""
     return reciprocal(x)
 
@@ -40,19 +40,19 @@ def inverted(x: Any) -> Term:
 @operator("aten.square", "aten.square_", "aten.hardswish", "aten.hardswish_", "aten.fake_quantize_per_tensor_affine",
           "aten.fake_quantize_per_channel_affine", "aten.fake_quantize_per_tensor_affine_cachemask",
           "aten.fused_moving_avg_obs_fake_quant")  # fmt: skip
-def entrywise(x: Any, *rest: Any, **options: Any) -> Term:
+def entrywise(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A function of each entry with f(0) = 0 that torch does not mark as pointwise."""
     return keeps_zero(x)
 
 
 @operator("aten.prelu", "aten._prelu_kernel", "aten.rrelu", "aten.rrelu_")
-def rectified(x: Any, *slopes: Any, **options: Any) -> Term:
+def rectified(x: Any, *slopes: Any, **options: Any) -> OpSemantics:
     """x above zero, slope · x below."""
     return keeps_zero(x, *slopes)
 
 
 @operator("aten.clamp", "aten.clamp_", "aten.clip", "aten.clip_", "aten.hardtanh", "aten.hardtanh_")
-def clamped(x: Any, low: Any = None, high: Any = None) -> Term:
+def clamped(x: Any, low: Any = None, high: Any = None) -> OpSemantics:
     """X kept between two bounds; zero stays zero if it lies between them."""
     numbers = [bound for bound in (low, high) if bound is not None]
     if any(not isinstance(bound, (int, float)) for bound in numbers):
@@ -62,27 +62,27 @@ def clamped(x: Any, low: Any = None, high: Any = None) -> Term:
 
 
 @operator("aten.clamp_min", "aten.clamp_min_")
-def bounded_below(x: Any, low: Any) -> Term:
+def bounded_below(x: Any, low: Any) -> OpSemantics:
     """max(x, low)."""
     return clamped(x, low, None)
 
 
 @operator("aten.clamp_max", "aten.clamp_max_")
-def bounded_above(x: Any, high: Any) -> Term:
+def bounded_above(x: Any, high: Any) -> OpSemantics:
     """min(x, high)."""
     return clamped(x, None, high)
 
 
 @operator("aten.glu")
-def gated_half(x: Any, dim: int = -1) -> Term:
+def gated_half(x: Any, dim: int = -1) -> OpSemantics:
     """GLU: one half of x times the sigmoid of the other."""
-    return Term("product", (Term("move", (x,), tag="first half", axes=(dim,)), gate(x)), tag="glu")
+    return OpSemantics("product", (OpSemantics("move", (x,), tag="first half", axes=(dim,)), gate(x)), tag="glu")
 
 
 @operator("aten.zero_", "aten.zeros_like", "aten.new_zeros")
-def zero(x: Any, *rest: Any, **options: Any) -> Term:
+def zero(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Zeros of the shape of x."""
-    return Term("zero", ())
+    return OpSemantics("zero", ())
 
 
 @operator("aten.fill_", "aten.ones_like", "aten.empty_like", "aten.full_like",
@@ -92,6 +92,6 @@ def zero(x: Any, *rest: Any, **options: Any) -> Term:
           "aten._assert_async", "aten._assert_tensor_metadata", "aten.item", "aten._local_scalar_dense",
           "aten.sym_size", "aten.is_nonzero", "aten.equal", "aten.allclose", "aten.sym_numel",
           "aten.is_same_size", "aten._has_compatible_shallow_copy_type")  # fmt: skip
-def constant(x: Any, *rest: Any, **options: Any) -> Term:
+def constant(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A value that x gives at most its shape to."""
-    return Term("gate", ())
+    return OpSemantics("gate", ())

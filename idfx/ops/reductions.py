@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from idfx.ops.term import Term, gate, keeps_zero, mix, operator, pool
+from idfx.ops.semantics import OpSemantics, gate, keeps_zero, mix, operator, pool
 
 
 @operator(
@@ -15,7 +15,7 @@ from idfx.ops.term import Term, gate, keeps_zero, mix, operator, pool
     "aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d", "aten.affine_grid_generator",
     "aten.segment_reduce", "aten.trapezoid", "aten.cumulative_trapezoid",
 )  # fmt: skip
-def averaged(x: Any, *rest: Any, **options: Any) -> Term:
+def averaged(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Fixed linear combinations of entries."""
     return mix(x, *rest)
 
@@ -26,9 +26,9 @@ def averaged(x: Any, *rest: Any, **options: Any) -> Term:
     "aten._upsample_nearest_exact1d", "aten._upsample_nearest_exact2d", "aten._upsample_nearest_exact3d",
     "aten._upsample_bilinear2d_aa", "aten._upsample_bicubic2d_aa",
 )  # fmt: skip
-def resampled(x: Any, *rest: Any, **options: Any) -> Term:
+def resampled(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Interpolation to another resolution."""
-    return Term("mix", (x,), tag="upsample")
+    return OpSemantics("mix", (x,), tag="upsample")
 
 
 @operator(
@@ -39,25 +39,25 @@ def resampled(x: Any, *rest: Any, **options: Any) -> Term:
     "aten.median", "aten.nanmedian", "aten.kthvalue", "aten.sort", "aten.topk", "aten.cummax", "aten.cummin",
     "aten.aminmax", "aten.mode", "aten.quantile", "aten.nanquantile",
 )  # fmt: skip
-def largest(x: Any, *rest: Any, **options: Any) -> Term:
+def largest(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Chosen entries among others: the largest, the sorted, the median."""
     if rest and hasattr(rest[0], "all_input_nodes"):
-        return keeps_zero(Term("concat", (x, rest[0])))
+        return keeps_zero(OpSemantics("concat", (x, rest[0])))
     return pool(x)
 
 
 @operator("aten.norm", "aten.linalg_vector_norm", "aten.linalg_matrix_norm", "aten.linalg_norm", "aten.std",
           "aten.var", "aten.var_mean", "aten.std_mean", "aten.prod", "aten.frobenius_norm", "aten.dist",
           "aten.nuclear_norm")  # fmt: skip
-def measured(x: Any, *rest: Any, **options: Any) -> Term:
+def measured(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A nonlinear measure of the entries, zero when all are."""
     return keeps_zero(x, *rest)
 
 
 @operator("aten.mse_loss", "aten.l1_loss", "aten.smooth_l1_loss", "aten.huber_loss")
-def difference(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
+def difference(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A measure of the difference of two tensors, zero when both are."""
-    return keeps_zero(Term("concat", (a, b)))
+    return keeps_zero(OpSemantics("concat", (a, b)))
 
 
 @operator(
@@ -74,6 +74,6 @@ def difference(a: Any, b: Any, *rest: Any, **options: Any) -> Term:
     "aten.nll_loss_nd", "aten.nll_loss2d", "aten.binary_cross_entropy", "aten.binary_cross_entropy_with_logits",
     "aten.kl_div", "aten.ctc_loss", "aten.cosine_embedding_loss", "aten.triplet_margin_loss",
 )  # fmt: skip
-def steering(*values: Any, **options: Any) -> Term:
+def steering(*values: Any, **options: Any) -> OpSemantics:
     """A value that is not zero where its operands are, or no number to compute with."""
     return gate(*values)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from idfx.ops.term import (
-    Term,
+from idfx.ops.semantics import (
+    OpSemantics,
     add,
     concat,
     gate,
@@ -19,62 +19,62 @@ from idfx.ops.term import (
 
 
 @operator("aten.add", "aten.add_", "aten.__iadd__", "aten.__add__")
-def added(x: Any, other: Any, *, alpha: Any = 1) -> Term:
+def added(x: Any, other: Any, *, alpha: Any = 1) -> OpSemantics:
     """X + alpha · other."""
     return add(x, other, alpha)
 
 
 @operator("aten.sub", "aten.sub_", "aten.subtract", "aten.subtract_", "aten.__isub__")
-def subtracted(x: Any, other: Any, *, alpha: Any = 1) -> Term:
+def subtracted(x: Any, other: Any, *, alpha: Any = 1) -> OpSemantics:
     """X − alpha · other."""
     return add(x, other, -alpha) if is_operand(other) else add(x, -other * alpha)
 
 
 @operator("aten.rsub")
-def subtracted_from(x: Any, other: Any, alpha: Any = 1) -> Term:
+def subtracted_from(x: Any, other: Any, alpha: Any = 1) -> OpSemantics:
     """Other − alpha · x."""
     negative = scale(x, -float(alpha))
     return add(other, negative) if is_operand(other) else add(negative, other)
 
 
 @operator("aten.mul", "aten.mul_", "aten.multiply", "aten.multiply_", "aten.__imul__", "aten.ldexp")
-def multiplied(x: Any, other: Any) -> Term:
+def multiplied(x: Any, other: Any) -> OpSemantics:
     """X · other."""
     return product(x, other)
 
 
 @operator("aten.div", "aten.div_", "aten.divide", "aten.divide_", "aten.true_divide", "aten.true_divide_",
           "aten.__itruediv__")  # fmt: skip
-def divided(x: Any, other: Any, *, rounding_mode: Any = None) -> Term:
+def divided(x: Any, other: Any, *, rounding_mode: Any = None) -> OpSemantics:
     """X / other: zero where x is, never where other is."""
     if rounding_mode is not None:
         return keeps_zero(x, other)
     if is_operand(other):
-        return Term("product", (x, reciprocal(other)), tag="scale")
+        return OpSemantics("product", (x, reciprocal(other)), tag="scale")
     return scale(x, 1.0 / other if isinstance(other, (int, float)) and other else None)
 
 
 @operator("aten.addcmul", "aten.addcmul_")
-def add_product(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Term:
+def add_product(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> OpSemantics:
     """X + value · tensor1 · tensor2."""
     return add(x, product(tensor1, tensor2), value)
 
 
 @operator("aten.addcdiv", "aten.addcdiv_")
-def add_quotient(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Term:
+def add_quotient(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> OpSemantics:
     """X + value · tensor1 / tensor2."""
-    return add(x, Term("product", (tensor1, reciprocal(tensor2)), tag="scale"), value)
+    return add(x, OpSemantics("product", (tensor1, reciprocal(tensor2)), tag="scale"), value)
 
 
 @operator("aten.lerp", "aten.lerp_")
-def interpolated(x: Any, end: Any, weight: Any) -> Term:
+def interpolated(x: Any, end: Any, weight: Any) -> OpSemantics:
     """X + weight · (end − x), which is (1 − weight) · x + weight · end."""
-    rest = Term("product", (x, gate(weight)), tag="scale") if is_operand(weight) else scale(x, 1.0 - weight)
+    rest = OpSemantics("product", (x, gate(weight)), tag="scale") if is_operand(weight) else scale(x, 1.0 - weight)
     return add(rest, product(end, weight))
 
 
 @operator("aten.maximum", "aten.minimum", "aten.fmax", "aten.fmin")
-def extreme(x: Any, other: Any) -> Term:
+def extreme(x: Any, other: Any) -> OpSemantics:
     """The larger or smaller of two entries."""
     both = concat((x, other))
     return keeps_zero(both)

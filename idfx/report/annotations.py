@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from idfx.findings import Audit, Finding
+from idfx.core.findings import Audit, Finding
 
 _COMMANDS = {"info": "notice", "warning": "warning", "error": "error"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from idfx.findings import SEVERITIES, Audit, Batch, Finding
+from idfx.core.findings import SEVERITIES, Audit, Batch, Finding
 from idfx.report.layout import count, table, text
 from idfx.report.profile import profile
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from idfx.reading.flow import Flow, read
-from idfx.records import Join, Structure
+from idfx.analysis.dataflow import Dataflow, read
+from idfx.core.records import Join, Structure
 
 
-def _interesting(found: Structure, flow: Flow) -> dict[int, str]:
+def _interesting(found: Structure, flow: Dataflow) -> dict[int, str]:
     """The terms that are drawn: inputs, weight sites and joins, by name."""
     names = {p: f"input {i}" for i, p in enumerate(p for p, t in enumerate(flow.terms) if t.kind == "input")}
     steps = {site.step: site.parameter for site in found.sites}
@@ -20,7 +20,7 @@ def _interesting(found: Structure, flow: Flow) -> dict[int, str]:
     return names
 
 
-def _shortcut_operands(found: Structure, flow: Flow) -> dict[int, int]:
+def _shortcut_operands(found: Structure, flow: Dataflow) -> dict[int, int]:
     """The term that each join's shortcut comes in by, by the term of the join."""
     calls = {join.step: join for join in found.joins if join.operand >= 0}
     operands: dict[int, int] = {}
@@ -36,7 +36,7 @@ def _shortcut_operands(found: Structure, flow: Flow) -> dict[int, int]:
     return operands
 
 
-def _arrows(flow: Flow, names: dict[int, str], shortcuts: dict[int, int]) -> dict[tuple[int, int], bool]:
+def _arrows(flow: Dataflow, names: dict[int, str], shortcuts: dict[int, int]) -> dict[tuple[int, int], bool]:
     """Arrows between drawn terms that no drawn term lies between; True for those that bring a shortcut."""
     nearest: dict[int, frozenset[int]] = {}
     arrows: dict[tuple[int, int], bool] = {}
@@ -92,7 +92,7 @@ def _styled(
     return styles, told
 
 
-def _style(found: Structure, flow: Flow, position: int, name: str, joins: dict[str, Join]) -> str:
+def _style(found: Structure, flow: Dataflow, position: int, name: str, joins: dict[str, Join]) -> str:
     label = _label(name)
     kind = flow.terms[position].kind
     if kind == "input":

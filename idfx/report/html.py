@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from html import escape
 from importlib import metadata, resources
 
-from idfx._version import __version__
-from idfx.findings import Audit
+from idfx.core.findings import Audit
+from idfx.core.version import __version__
 from idfx.report import html_sections as sections
 from idfx.report.html_data import PLOTS, data, plots
 from idfx.report.layout import count

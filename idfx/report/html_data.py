@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from idfx.findings import SEVERITIES, Audit, Block, ParameterState, Point, Spectrum
+from idfx.core.findings import SEVERITIES, ActivationStats, Audit, Block, ParameterState, Spectrum
 from idfx.report.html_places import Places, is_matrix
 
 PLOTS = {
@@ -52,7 +52,7 @@ def _case(label: str, audit: Audit) -> dict[str, Any]:
     parameters["matrix"] = [int(is_matrix(one)) for one in audit.parameters]
     blocks = _columns(Block, audit.blocks)
     del blocks["branch"]
-    points = _columns(Point, audit.profile)
+    points = _columns(ActivationStats, audit.profile)
     points["shown"] = list(places.shown_at)
     return {
         "label": label,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from idfx.findings import Audit, Finding, ParameterState
+from idfx.core.findings import Audit, Finding, ParameterState
 
 _SHORTCUT = "projection shortcut"
 

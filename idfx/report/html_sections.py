@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from idfx.findings import SEVERITIES, Audit, Finding, Spectrum
+from idfx.core.findings import SEVERITIES, Audit, Finding, Spectrum
 from idfx.report.html_places import Places
 from idfx.report.layout import count
 

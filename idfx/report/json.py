@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from idfx._version import __version__
-from idfx.difference import Difference
-from idfx.explain import Explanation
-from idfx.export import SavedFile, digest
-from idfx.findings import Audit
-from idfx.records import Certificate, Report, Structure
+from idfx.core.findings import Audit
+from idfx.core.records import Certificate, Report, Structure
+from idfx.core.version import __version__
+from idfx.planning.difference import Difference
+from idfx.planning.explain import Explanation
+from idfx.planning.export import SavedFile, digest
 
 
 def _plain(value: Any) -> Any:
@@ -98,7 +98,7 @@ def audits(found: Sequence[tuple[str, Audit]]) -> str:
 
 def audit_schema() -> str:
     """Return the JSON Schema of what `audit` and `audits` return."""
-    return (resources.files("idfx") / "audit.schema.json").read_text(encoding="utf-8").rstrip()
+    return (resources.files("idfx.report") / "audit.schema.json").read_text(encoding="utf-8").rstrip()
 
 
 def _audit(found: Audit) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from idfx.findings import Point
+from idfx.core.findings import ActivationStats
 
 WIDTH = 60
 _BARS = "▁▂▃▄▅▆▇█"
@@ -16,7 +16,7 @@ def _log(value: float | None) -> float | None:
     return math.log10(value) if value is not None and 0 < value < math.inf else None
 
 
-_QUANTITIES: tuple[tuple[str, Callable[[Point], float | None]], ...] = (
+_QUANTITIES: tuple[tuple[str, Callable[[ActivationStats], float | None]], ...] = (
     ("log10 variance", lambda point: _log(point.variance)),
     ("log10 gradient", lambda point: _log(point.gradient)),
     ("dead units", lambda point: point.dead),
@@ -26,11 +26,11 @@ _QUANTITIES: tuple[tuple[str, Callable[[Point], float | None]], ...] = (
 )
 
 
-def _share(point: Point) -> float | None:
+def _share(point: ActivationStats) -> float | None:
     return point.effective_rank / point.rank_bound if point.effective_rank is not None and point.rank_bound else None
 
 
-def profile(points: Sequence[Point]) -> list[tuple[str, str, str, str]]:
+def profile(points: Sequence[ActivationStats]) -> list[tuple[str, str, str, str]]:
     """Return rows (quantity, where, bars from the first place to the last, range), of what was measured.
 
     Each bar stands for a place, or for the mean of several neighbours where there are more than `WIDTH`.

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-from idfx.difference import Difference
-from idfx.explain import Explanation
-from idfx.export import SavedFile
-from idfx.records import Certificate, Decision, Growth, Join, Plan, Report, Structure
+from idfx.core.records import Certificate, Decision, Growth, Join, Plan, Report, Structure
+from idfx.planning.difference import Difference
+from idfx.planning.explain import Explanation
+from idfx.planning.export import SavedFile
 from idfx.report.layout import count as _count
 from idfx.report.layout import table as _table
 from idfx.report.layout import text as _text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.schemes.scheme import Keep, beside, check_number, is_weight, scheme, with_layout
 
 
@@ -22,7 +22,7 @@ class Options:
 
 
 @scheme("eoi", Options)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """EOI: sparse orthogonal weights, composed of Givens rotations (Nowak et al., 2024), biases 0, norms 1.
 
     Source: Nowak, Grooten, Mocanu and Tabor, "Sparser, better, deeper, stronger", ICML 2024; kernels as

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role, Scalar
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role, Scalar
 from idfx.schemes.kaiming import SPREADS, he
 from idfx.schemes.scheme import Keep, beside, check_choice, check_flag, is_weight, scheme
 
@@ -29,16 +29,16 @@ class Options:
         check_flag("multipliers", self.multipliers)
 
 
-def _scalars(network: Network, options: Options) -> Sequence[Scalar]:
+def _scalars(network: StructureQueries, options: Options) -> Sequence[Scalar]:
     from idfx.schemes.skipinit import on_every_branch
 
     return on_every_branch(network, 1.0) if options.multipliers else ()
 
 
-def share(parameter: ParameterInfo, role: Role, network: Network) -> tuple[float, str]:
+def share(parameter: ParameterInfo, role: Role, network: StructureQueries) -> tuple[float, str]:
     """Return the second rule's factor on a weight inside of a residual branch, and why; 1 and "" for any other one."""
     join = network.around(parameter.name)
-    if role.name != "inner" or "steers" in role.traits or join is None:
+    if role.name != "inner" or "gating" in role.traits or join is None:
         return 1.0, ""
     layers, depth = network.layers(join), network.depth
     if layers < 2 or depth < 2:
@@ -48,7 +48,7 @@ def share(parameter: ParameterInfo, role: Role, network: Network) -> tuple[float
 
 
 @scheme("fixup", Options, scalars=_scalars)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """Fixup: head and ends 0, the other weights of a branch times L^(−1/(2m−2)) (Zhang et al., 2019).
 
     L is the number of residual branches, m the number of weights in the branch.

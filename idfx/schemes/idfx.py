@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from idfx.network import Network
-from idfx.records import Decision, Layout, ParameterInfo, Role
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, Layout, ParameterInfo, Role
 from idfx.schemes.fixup import share
 from idfx.schemes.kaiming import gain_of, he
 from idfx.schemes.scheme import Keep, beside, check_choice, check_flag, check_number, is_weight, scheme, with_layout
@@ -130,12 +130,12 @@ def _end(parameter: ParameterInfo, role: Role, eps: float) -> Decision:
     fill = "idizc" if kernel else "idiz"
     if role.rows is not None:
         arguments["rows"] = [list(rows) for rows in role.rows]
-        fill, reason = "mixed", f"{reason}, its other rows as the identity"
+        fill, reason = "idic_idizc", f"{reason}, its other rows as the identity"
     return Decision(parameter.name, fill, with_layout(arguments, role), reason, role.evidence)
 
 
-@scheme("idfx", Options, nearest=lambda options: options.ends == "scale")
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+@scheme("idfx", Options, prefer_scale_ends=lambda options: options.ends == "scale")
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """idfx: identities on the main stem, orthogonal elsewhere, branches almost zero at their last scale or weight.
 
     Source: ours, put together of what measured best (docs/evidence.md has the ablation of each part). From Pan et al.,

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from idfx.errors import UsageError
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
-from idfx.registry import did_you_mean
+from idfx.analysis.queries import StructureQueries
+from idfx.core.errors import UsageError
+from idfx.core.records import Decision, ParameterInfo, Role
+from idfx.core.registry import did_you_mean
 from idfx.schemes.scheme import GAINS, WEIGHTS, Keep, check_choice, check_number, scheme, with_layout
 
 LOOSEN = ("diagonal", "dense", "none")
@@ -24,7 +24,7 @@ DEPTHWISE = ("auto", "identity", "keep")
 _OURS = {
     "grouped": "one matrix per group",
     "depthwise": "one matrix per channel",
-    "steers": "it only steers other values",
+    "gating": "it only steers other values",
 }
 
 _KEEP = {
@@ -112,7 +112,7 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
         arguments["order"], why = _order(role, options)
         reason += why
     arguments = with_layout(arguments, role)
-    fill = "mixed" if zero and role.rows is not None else ("idiz" if zero else "idi") + ("c" if kernel else "")
+    fill = "idic_idizc" if zero and role.rows is not None else ("idiz" if zero else "idi") + ("c" if kernel else "")
     return Decision(parameter.name, fill, arguments, reason, role.evidence)
 
 
@@ -140,7 +140,7 @@ def _recurrent(parameter: ParameterInfo, role: Role, options: Options) -> Decisi
     if "forget" in gates and "input bias" in role.traits:
         arguments = {"rows": [list(gates["forget"])], "inside": 1.0, "value": 0.0}
         reason = "the forget gate starts near open, by a 1 in one of its two biases (ours, after Gers et al., 2000)"
-        return Decision(parameter.name, "stepped", arguments, reason, role.evidence)
+        return Decision(parameter.name, "piecewise_constant", arguments, reason, role.evidence)
     if role.gates:
         reason = "a bias at 0 adds nothing to the identity (ours)"
         return Decision(parameter.name, "constant", {"value": 0.0}, reason, role.evidence)
@@ -148,7 +148,7 @@ def _recurrent(parameter: ParameterInfo, role: Role, options: Options) -> Decisi
 
 
 @scheme("idinit", Options)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """IDInit: identity everywhere, almost zero at the end of every residual branch (Pan et al., ICLR 2025).
 
     Source: arXiv 2503.04626. Paper: main-stem weights and inner weights of branches IDI/IDIC, last weight of a

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.schemes.scheme import GAINS, Keep, beside, check_choice, fans, is_weight, scheme
 
 SPREADS = ("normal", "uniform")
@@ -58,7 +58,7 @@ def he(
 
 
 @scheme("kaiming", Options)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """Kaiming: random weights of standard deviation gain / √fan (He et al., 2015), biases 0, norms 1.
 
     Source: He, Zhang, Ren and Sun, "Delving deep into rectifiers", ICCV 2015; torch.nn.init.kaiming_normal_ and

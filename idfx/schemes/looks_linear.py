@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.schemes.scheme import Keep, beside, check_choice, check_number, is_weight, scheme, with_layout
 
 
@@ -21,7 +21,7 @@ class Options:
         check_number("gain", self.gain)
 
 
-def _mirrors(name: str, network: Network) -> bool:
+def _mirrors(name: str, network: StructureQueries) -> bool:
     """Whether the outputs of a weight can be mirrored: a ReLU follows, and they are even in number."""
     info, role = network.structure.parameters[name], network.structure.roles[name]
     if not is_weight(role) or role.layout is None or role.activation != "aten.relu":
@@ -30,7 +30,7 @@ def _mirrors(name: str, network: Network) -> bool:
 
 
 @scheme("looks-linear", Options)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """Looks-linear: mirrored blocks [M, −M; −M, M], with which ReLU layers act as M (Balduzzi et al., 2017).
 
     Source: Balduzzi et al., "The shattered gradients problem", ICML 2017; core "normal": Burkholz and Dubatovka,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from idfx.network import AttentionWeights, Network
-from idfx.records import Decision, ParameterInfo, Role, untouchable
+from idfx.analysis.queries import AttentionWeights, StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role, not_writable_reason
 from idfx.schemes.scheme import Keep, check_number, scheme, with_layout
 
 
@@ -28,7 +28,7 @@ _PARTNERS = {"query": "key", "key": "query", "value": "output", "output": "value
 
 
 @scheme("mimetic", Options)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """Mimetic: products of attention weights near multiples of the identity (Trockman and Kolter, 2023), the rest kept.
 
     Source: Trockman and Kolter, "Mimetic initialization of self-attention layers", ICML 2023, arXiv 2305.09828. The
@@ -56,15 +56,15 @@ def decide(parameter: ParameterInfo, role: Role, network: Network, options: Opti
     return Decision(parameter.name, "mimetic", with_layout(arguments, role), reason, role.evidence)
 
 
-def _attentions(network: Network, name: str) -> list[AttentionWeights]:
+def _attentions(network: StructureQueries, name: str) -> list[AttentionWeights]:
     return [a for a in network.attentions if name in (*sum(a.parts.values(), ()), *a.output)]
 
 
-def _unfit(network: Network, name: str) -> str:
+def _unfit(network: StructureQueries, name: str) -> str:
     """Why the method does not speak of a weight of attention, if so."""
     parameter, role = network.structure.parameters[name], network.structure.roles[name]
     attention, *others = _attentions(network, name)
-    if reason := untouchable(parameter):
+    if reason := not_writable_reason(parameter):
         return reason
     if others:
         return "several attentions share it"
@@ -80,7 +80,7 @@ def _unfit(network: Network, name: str) -> str:
     return "" if _parts(attention, parameter) else "which of its rows make queries, keys and values is not seen"
 
 
-def _alone(attention: AttentionWeights, parameter: ParameterInfo, network: Network) -> str:
+def _alone(attention: AttentionWeights, parameter: ParameterInfo, network: StructureQueries) -> str:
     """Why a weight has nothing to make a product with, if so."""
     for part in _parts(attention, parameter):
         partner = _PARTNERS[part]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from idfx.errors import UsageError
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
-from idfx.registry import did_you_mean
+from idfx.analysis.queries import StructureQueries
+from idfx.core.errors import UsageError
+from idfx.core.records import Decision, ParameterInfo, Role
+from idfx.core.registry import did_you_mean
 from idfx.schemes.kaiming import gain_of
 from idfx.schemes.scheme import Keep, beside, check_number, is_weight, scheme, with_layout
 
@@ -42,7 +42,7 @@ def _decide(parameter: ParameterInfo, role: Role, options: Options, taps: str, r
 
 
 @scheme("orthogonal", Options)
-def orthogonal(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def orthogonal(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """Orthogonal: rows or columns of every weight are orthonormal (Saxe et al., 2014), biases 0, norms 1.
 
     Source: Saxe, McClelland and Ganguli, ICLR 2014; torch.nn.init.orthogonal_. A kernel is one matrix (c_out, c_in ·
@@ -52,7 +52,9 @@ def orthogonal(parameter: ParameterInfo, role: Role, network: Network, options: 
 
 
 @scheme("delta-orthogonal", Options)
-def delta_orthogonal(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def delta_orthogonal(
+    parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options
+) -> Decision | Keep:
     """Delta-orthogonal: an orthogonal matrix at the centre of every kernel (Xiao et al., 2018), biases 0, norms 1.
 
     Source: Xiao, Bahri, Sohl-Dickstein, Schoenholz and Pennington, ICML 2018, algorithm 1, which asks for c_out ≥ c_in.

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from idfx.errors import UsageError
-from idfx.matrices import as_float
-from idfx.network import Network
-from idfx.records import Decision, Layout, ParameterInfo, Role, Scalar
-from idfx.registry import Registry, did_you_mean
+from idfx.analysis.queries import StructureQueries
+from idfx.core.errors import UsageError
+from idfx.core.records import Decision, Layout, ParameterInfo, Role, Scalar
+from idfx.core.registry import Registry, did_you_mean
+from idfx.fills.matrices import as_float
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ GAINS = {
     "selu": 0.75,
 }
 
-Decide = Callable[[ParameterInfo, Role, Network, Any], Decision | Keep]
-Scalars = Callable[[Network, Any], Sequence[Scalar]]
-Nearest = Callable[[Any], bool]
+Decide = Callable[[ParameterInfo, Role, StructureQueries, Any], Decision | Keep]
+Scalars = Callable[[StructureQueries, Any], Sequence[Scalar]]
+PreferScaleEnds = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Scheme:
     """A scheme: a frozen dataclass of its options and a function from parameter, role and network to a decision.
 
     The options class checks its values in `__post_init__` and raises UsageError. `decide` sees one parameter at a
-    time, touches no tensor, and is called once for each parameter that may be written. `nearest` says of the options
-    whether roles are read with the ends of branches as near to the join as they can be, scales rather than weights.
+    time, touches no tensor, and is called once for each parameter that may be written. `prefer_scale_ends` says of the
+    options whether branches end as near to the join as they can, at scales rather than at weights.
     `scalars` returns the learned scalars that the scheme adds to branches.
     """
 
     name: str
     options: type[Any]
     decide: Decide
-    nearest: Nearest = lambda options: False
+    prefer_scale_ends: PreferScaleEnds = lambda options: False
     scalars: Scalars | None = None
 
     @property
@@ -73,12 +73,16 @@ SCHEMES: Registry[Scheme] = Registry("scheme", "idfx.schemes", "idfx.schemes")
 
 
 def scheme(
-    name: str, options: type[Any], *, nearest: Nearest = lambda options: False, scalars: Scalars | None = None
+    name: str,
+    options: type[Any],
+    *,
+    prefer_scale_ends: PreferScaleEnds = lambda options: False,
+    scalars: Scalars | None = None,
 ) -> Callable[[Decide], Decide]:
     """Register the decorated function as the decision of a scheme."""
 
     def add(decide: Decide) -> Decide:
-        SCHEMES.register(name, by=decide.__module__)(Scheme(name, options, decide, nearest, scalars))
+        SCHEMES.register(name, by=decide.__module__)(Scheme(name, options, decide, prefer_scale_ends, scalars))
         return decide
 
     return add

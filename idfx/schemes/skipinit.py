@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from idfx.network import Network
-from idfx.records import Decision, End, ParameterInfo, Role, Scalar
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, End, ParameterInfo, Role, Scalar
 from idfx.schemes.kaiming import Options, he
 from idfx.schemes.scheme import Keep, beside, check_number, is_weight, scheme
 
 
-def on_every_branch(network: Network, value: float) -> Sequence[Scalar]:
+def on_every_branch(network: StructureQueries, value: float) -> Sequence[Scalar]:
     """Return a learned scalar for each residual branch that can be closed."""
     return tuple(
-        Scalar(join.name, value, tuple(dict.fromkeys((*join.ends, *(End(name) for name in join.silenced)))))
+        Scalar(join.name, value, tuple(dict.fromkeys((*join.ends, *(End(name) for name in join.zeroed_biases)))))
         for join in network.structure.joins
         if join.zeroable
     )
 
 
 @scheme(
-    "skipinit", Options, nearest=lambda options: True, scalars=lambda network, options: on_every_branch(network, 0.0)
+    "skipinit",
+    Options,
+    prefer_scale_ends=lambda options: True,
+    scalars=lambda network, options: on_every_branch(network, 0.0),
 )
-def skipinit(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def skipinit(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """SkipInit: kaiming, and a learned scalar at 0 on every residual branch (De and Smith, 2020).
 
     Source: De and Smith, "Batch normalization biases residual blocks towards the identity function in deep networks",
@@ -51,10 +54,10 @@ class Start:
 @scheme(
     "rezero",
     Start,
-    nearest=lambda options: True,
+    prefer_scale_ends=lambda options: True,
     scalars=lambda network, options: on_every_branch(network, options.start),
 )
-def rezero(parameter: ParameterInfo, role: Role, network: Network, options: Start) -> Decision | Keep:
+def rezero(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Start) -> Decision | Keep:
     """ReZero: the author's own weights, and a learned scalar at 0 on every residual branch (Bachlechner et al., 2020).
 
     Source: Bachlechner et al., "ReZero is all you need: fast convergence at large depth", UAI 2021, arXiv 2003.04887.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.schemes.scheme import Keep, NoOptions, beside, is_weight, scheme
 from idfx.schemes.xavier import glorot
 
 
-def _depth(network: Network, encoder: bool) -> int:
+def _depth(network: StructureQueries, encoder: bool) -> int:
     """The number of layers: self-attentions of the encoder, or cross-attentions of the decoder."""
     cross = any(attention.cross for attention in network.attentions)
     if encoder:
@@ -19,7 +19,7 @@ def _depth(network: Network, encoder: bool) -> int:
     return sum(a.cross and not a.encodes for a in network.attentions)
 
 
-def _factor(parameter: ParameterInfo, network: Network, embedding: bool = False) -> tuple[float, str]:
+def _factor(parameter: ParameterInfo, network: StructureQueries, embedding: bool = False) -> tuple[float, str]:
     encoder = network.encodes(parameter.name)
     depth = _depth(network, encoder)
     if not depth:
@@ -31,7 +31,7 @@ def _factor(parameter: ParameterInfo, network: Network, embedding: bool = False)
 
 
 @scheme("t-fixup", NoOptions)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: NoOptions) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: NoOptions) -> Decision | Keep:
     """T-Fixup: Xavier; values, attention outputs, MLPs and embeddings scaled by the depth (Huang et al., 2020).
 
     Encoder of N layers: 0.67 · N^(−1/4). Decoder, with cross-attention: (9 · N)^(−1/4). Embeddings of either: d^(−1/2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.schemes.kaiming import NONLINEARITIES, SPREADS, gain_of, spread
 from idfx.schemes.scheme import Keep, beside, check_choice, fans, is_weight, scheme
 
@@ -33,7 +33,7 @@ def glorot(
 
 
 @scheme("xavier", Options)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """Xavier: random weights of variance 2 / (fan-in + fan-out) (Glorot and Bengio, 2010), biases 0, norms 1.
 
     Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS

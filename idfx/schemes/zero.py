@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.schemes.scheme import Keep, NoOptions, beside, is_weight, scheme, with_layout
 
 
 @scheme("zero", NoOptions)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: NoOptions) -> Decision | Keep:
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: NoOptions) -> Decision | Keep:
     """ZerO: partial identities, Hadamard matrices where a layer widens, 0 at the end of branches (Zhao et al., 2022).
 
     Source: Zhao, Schäfer and Anandkumar, "ZerO initialization: initializing neural networks with only zeros and ones",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from idfx.network import Network
-from idfx.records import Decision, ParameterInfo, Role
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.schemes.kaiming import Options, he
 from idfx.schemes.scheme import Keep, beside, is_weight, scheme
 
 
-@scheme("zero-gamma", Options, nearest=lambda options: True)
-def decide(parameter: ParameterInfo, role: Role, network: Network, options: Options) -> Decision | Keep:
+@scheme("zero-gamma", Options, prefer_scale_ends=lambda options: True)
+def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
     """Zero-gamma: kaiming, and 0 for the last scale of every residual branch (Goyal et al., 2017).
 
     Source: Goyal et al., "Accurate, large minibatch SGD", arXiv 1706.02677, section 5.1; timm's `zero_init_last`,

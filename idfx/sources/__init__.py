@@ -8,15 +8,14 @@ imports its library itself, and nothing here ever loads pretrained weights or op
 from __future__ import annotations
 
 import difflib
-import errno
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from idfx.errors import UsageError
-from idfx.records import Example
-from idfx.registry import Registry, did_you_mean
+from idfx.core.errors import UsageError
+from idfx.core.records import Example
+from idfx.core.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,13 +28,13 @@ class Source:
     """A way to build models.
 
     `build` takes what follows the prefix and the keyword arguments of the model. `names` lists what there is,
-    for suggestions. `claims` says whether a specification without the prefix is for this source all the same.
+    for suggestions. `matches` says whether a specification without the prefix is for this source all the same.
     """
 
     prefix: str
     build: Builder
     names: Callable[[], Iterable[str]] | None = None
-    claims: Callable[[str], bool] | None = None
+    matches: Callable[[str], bool] | None = None
 
     @property
     def description(self) -> str:
@@ -50,12 +49,12 @@ def source(
     prefix: str,
     *,
     names: Callable[[], Iterable[str]] | None = None,
-    claims: Callable[[str], bool] | None = None,
+    matches: Callable[[str], bool] | None = None,
 ) -> Callable[[Builder], Builder]:
     """Return a decorator that registers a `build` function as the source of this prefix."""
 
     def add(build: Builder) -> Builder:
-        SOURCES.register(prefix, by=build.__module__)(Source(prefix, build, names, claims))
+        SOURCES.register(prefix, by=build.__module__)(Source(prefix, build, names, matches))
         return build
 
     return add
@@ -81,7 +80,7 @@ def resolve(spec: str) -> tuple[Source, str]:
             raise UsageError(f"{spec}: no model named; expected {prefix}:NAME. Name one.")
         return SOURCES[prefix], rest
     for candidate in SOURCES.values():
-        if candidate.claims is not None and candidate.claims(spec):
+        if candidate.matches is not None and candidate.matches(spec):
             return candidate, spec
     if colon:
         raise UsageError(
@@ -117,29 +116,3 @@ def standard_normal(*shape: int) -> Tensor:
 
     generator = torch.Generator(device="cpu").manual_seed(0)
     return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
-
-
-def shortened(error: BaseException, limit: int = 200) -> str:
-    """Return the type and the first line of an error.
-
-    Example:
-        >>> shortened(ValueError("too wide\\nby far"))
-        'ValueError: too wide'
-    """
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of any library says that memory ran out."""
-    told = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or "out of memory" in told
-        or "can't allocate memory" in told
-        or "not enough memory" in told
-        or "std::bad_alloc" in told
-        or told == "[enforce fail a"  # torch's own message, cut off where memory for it ran out
-    )

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from idfx.records import Example
+from idfx.core.records import Example
 from idfx.sources._transformers_form import Form
 from idfx.sources._transformers_images import IMAGES
 from idfx.sources._transformers_sounds import SOUNDS, array

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from idfx.errors import IdfxError
-from idfx.records import Example
+from idfx.core.errors import IdfxError
+from idfx.core.records import Example
 from idfx.sources._transformers_form import FRAMES, LENGTH, Form, configs, found, ones, whole
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def _shapes(model: nn.Module, method: str, inputs: dict[str, Any]) -> list[tuple
     """
     import torch
 
-    from idfx.capture import record, tensors_in
-    from idfx.recording.running import undisturbed
+    from idfx.capture.running import undisturbed
+    from idfx.capture.tracing import record, tensors_in
 
     class Features(torch.nn.Module):
         def __init__(self) -> None:

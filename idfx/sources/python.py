@@ -13,16 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from idfx.errors import IdfxError, SourceError
-from idfx.records import Example
-from idfx.registry import did_you_mean
-from idfx.sources import out_of_memory, shortened, source
+from idfx.core.errors import IdfxError, SourceError, out_of_memory, shortened
+from idfx.core.records import Example
+from idfx.core.registry import did_you_mean
+from idfx.sources import source
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def claims(spec: str) -> bool:
+def matches(spec: str) -> bool:
     """Return whether a specification looks like a Python file, or starts with a module that is installed."""
     place, _, factory = spec.rpartition(":")
     if not place:
@@ -36,7 +36,7 @@ def claims(spec: str) -> bool:
             return False
 
 
-@source("python", claims=claims)
+@source("python", matches=matches)
 def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Example | None]:
     """`path/to/file.py:factory` or `package.module:factory`: what the factory returns.
 

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from idfx.errors import SourceError
-from idfx.records import Example
+from idfx.core.errors import SourceError
+from idfx.core.records import Example
 from idfx.sources import source, standard_normal, unknown_model
 
 if TYPE_CHECKING:

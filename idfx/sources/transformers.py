@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idfx.errors import SourceError
-from idfx.records import Example
-from idfx.sources import shortened, source, unknown_model
+from idfx.core.errors import SourceError, shortened
+from idfx.core.records import Example
+from idfx.sources import source, unknown_model
 from idfx.sources._transformers_inputs import example
 from idfx.sources._transformers_tiny import set_inside, tiny_values
 

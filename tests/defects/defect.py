@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import idfx
-from idfx.auditing import examine
-from idfx.findings import SEVERITIES, Audit, Finding
+from idfx.audits.run import examine
+from idfx.building.unwritten import filled, unwritten
+from idfx.core.findings import SEVERITIES, Audit, Finding
 from idfx.measuring.batches import enlarged, sizes
 from idfx.measuring.trial import on_first
-from idfx.unwritten import filled, unwritten
 
 Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 

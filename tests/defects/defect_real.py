@@ -9,7 +9,7 @@ import torch
 from defect import Defect, Made, each, into, of_rank, part, poked, times
 from torch import Tensor, nn
 
-from idfx.building import build
+from idfx.building.build import build
 
 
 def model(spec: str, **options: Any) -> Any:
@@ -17,7 +17,7 @@ def model(spec: str, **options: Any) -> Any:
 
     def make() -> Made:
         built = build(spec, arguments=options, device="cpu")
-        built.pending.settle(built.model)
+        built.pending.materialize(built.model)
         assert built.example is not None
         return built.model, built.example.args, dict(built.example.kwargs)
 

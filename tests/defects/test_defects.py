@@ -7,7 +7,7 @@ from defect import Defect, audited
 from defect_real import REAL
 from defect_small import SMALL
 
-from idfx.findings import Audit
+from idfx.core.findings import Audit
 
 _AUDITS: dict[object, Audit] = {}
 

@@ -70,14 +70,14 @@ class Cut:
     """The parameters at zero that make a value zero; `loud`: it is rescaled afterwards by its own statistics."""
 
     ends: tuple[nn.Parameter, ...]
-    silenced: tuple[nn.Parameter, ...] = ()
+    zeroed_biases: tuple[nn.Parameter, ...] = ()
     scales: tuple[nn.Parameter, ...] = ()
     loud: bool = False
 
     def __or__(self, other: Cut) -> Cut:
         return Cut(
             self.ends + other.ends,
-            self.silenced + other.silenced,
+            self.zeroed_biases + other.zeroed_biases,
             self.scales + other.scales,
             self.loud or other.loud,
         )

@@ -12,7 +12,7 @@ from programs import Form, Net, Record, Spec, forms, inputs, programs, spec
 from torch import nn
 
 import idfx
-from idfx.records import Join, Structure
+from idfx.core.records import Join, Structure
 
 modest = settings(  # shrinking a program takes minutes; the first failing one is small enough to read
     max_examples=20,
@@ -46,7 +46,7 @@ def expected(net: Net) -> list[tuple[Any, ...]]:
             *(
                 (frozenset(),) * 3
                 if record.cut is None
-                else (named(record.cut.ends), named(record.cut.silenced), named(record.cut.scales))
+                else (named(record.cut.ends), named(record.cut.zeroed_biases), named(record.cut.scales))
             ),
             None if record.parent is None else number[id(record.parent)],
         )
@@ -62,7 +62,7 @@ def found(structure: Structure) -> list[tuple[Any, ...]]:
             join.kind,
             join.zeroable,
             frozenset(end.parameter for end in join.ends),
-            frozenset(join.silenced),
+            frozenset(join.zeroed_biases),
             frozenset(join.scales),
             None if join.parent is None else number[join.parent],
         )
@@ -148,7 +148,7 @@ def silence(net: Net, joins: list[Join]) -> None:
     with torch.no_grad():
         for join in joins:
             assert all(end.rows is None for end in join.ends)
-            for name in (*(end.parameter for end in join.ends), *join.silenced):
+            for name in (*(end.parameter for end in join.ends), *join.zeroed_biases):
                 parameters[name].zero_()
 
 

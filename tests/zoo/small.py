@@ -693,7 +693,7 @@ class AffineCoupling(nn.Module):
         return kept + (1 - self.mask) * (x * torch.exp(s) + t), s.sum(-1)
 
 
-class Flow(nn.Module):
+class Dataflow(nn.Module):
     """Layers that each return their output and the logarithm of their determinant."""
 
     def __init__(self, *layers: nn.Module) -> None:
@@ -711,7 +711,7 @@ class Flow(nn.Module):
 @factory
 def realnvp() -> nn.Module:
     mask = torch.tensor([1.0, 0.0, 1.0, 0.0])
-    return shown(Flow(AffineCoupling(mask), AffineCoupling(1 - mask), AffineCoupling(mask)), noise(3, 4))
+    return shown(Dataflow(AffineCoupling(mask), AffineCoupling(1 - mask), AffineCoupling(mask)), noise(3, 4))
 
 
 class GlowStep(nn.Module):
@@ -758,12 +758,12 @@ class GlowStep(nn.Module):
 
 @factory
 def glow() -> nn.Module:
-    return shown(Flow(GlowStep(4, lu=False), GlowStep(4, lu=False)), noise(2, 4, 4, 4))
+    return shown(Dataflow(GlowStep(4, lu=False), GlowStep(4, lu=False)), noise(2, 4, 4, 4))
 
 
 @factory
 def glow_lu() -> nn.Module:
-    return shown(Flow(GlowStep(4, lu=True), GlowStep(4, lu=True)), noise(2, 4, 4, 4))
+    return shown(Dataflow(GlowStep(4, lu=True), GlowStep(4, lu=True)), noise(2, 4, 4, 4))
 
 
 class MaskedLinear(nn.Linear):
@@ -808,7 +808,7 @@ class MaskedAutoregressive(nn.Module):
 
 @factory
 def made() -> nn.Module:
-    return shown(Flow(MaskedAutoregressive(4), MaskedAutoregressive(4)), noise(3, 4))
+    return shown(Dataflow(MaskedAutoregressive(4), MaskedAutoregressive(4)), noise(3, 4))
 
 
 class SplineCoupling(nn.Module):
@@ -832,7 +832,7 @@ class SplineCoupling(nn.Module):
 
 @factory
 def spline_flow() -> nn.Module:
-    return shown(Flow(SplineCoupling(), SplineCoupling()), noise(3, 4))
+    return shown(Dataflow(SplineCoupling(), SplineCoupling()), noise(3, 4))
 
 
 class ReversibleBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Every model of a set, each in a process of its own: build, capture, analyse and, where it is small, prove.
+"""Every model of a set, each in a process of its own: build, capture, build_structure and, where it is small, prove.
 
     python tests/zoo/sweep.py --set timm-modules -o timm.jsonl
     python tests/zoo/sweep.py --set transformers --only 'bert|llama' -o some.jsonl
@@ -167,9 +167,9 @@ def import_libraries(chosen: str) -> None:
     import torch._dynamo
 
     import idfx.api  # noqa: F401
-    from idfx.building import build
-    from idfx.capture import capture
-    from idfx.records import Example
+    from idfx.building.build import build
+    from idfx.capture.tracing import capture
+    from idfx.core.records import Example
 
     for library, (spec, arguments) in WARM.items():
         if chosen.startswith(library):
@@ -203,10 +203,10 @@ class Stages:
 
 def examine(spec: str, stages: Stages, certify_below: int) -> None:
     """Run the stages on one model."""
-    from idfx.building import build
-    from idfx.capture import capture
-    from idfx.inputs import no_example
-    from idfx.structure import analyse
+    from idfx.analysis.structure import build_structure
+    from idfx.building.build import build
+    from idfx.capture.inputs import no_example
+    from idfx.capture.tracing import capture
 
     with stages.stage("build"):
         arguments = {"tiny": True} if spec.startswith("transformers:") else {}
@@ -218,10 +218,10 @@ def examine(spec: str, stages: Stages, certify_below: int) -> None:
         raise no_example(spec, model, "shell")
     gc.collect()
     with stages.stage("capture"):
-        captured = capture(model, built.example, before_real=lambda: built.pending.settle(model))
+        captured = capture(model, built.example, before_real=lambda: built.pending.materialize(model))
     stages.tell(how=captured.how, nodes=len(captured.graph.nodes))
-    with stages.stage("analyse"):
-        structure = analyse(captured)
+    with stages.stage("build_structure"):
+        structure = build_structure(captured)
     stages.tell(**summary(structure))
     if captured.how == "meta":
         # A plain run on meta tensors has no answer to `.item()`, unlike the captured one.
@@ -239,12 +239,12 @@ def prove(model: Any, built: Any, structure: Any, stages: Stages) -> None:
     import torch
 
     from idfx.api import prove as certify_plan
-    from idfx.apply import apply_
-    from idfx.certification import certify
-    from idfx.planning import make_plan
+    from idfx.certification.certificate import certify
+    from idfx.planning.apply import apply_
+    from idfx.planning.make import make_plan
 
-    with stages.stage("settle"):
-        built.pending.settle(model)
+    with stages.stage("materialize"):
+        built.pending.materialize(model)
     with stages.stage("replay"):
         stages.tell(replayed=replayed_somehow(model, structure.capture))
     with stages.stage("noise"):
@@ -258,7 +258,7 @@ def prove(model: Any, built: Any, structure: Any, stages: Stages) -> None:
             named = dict(model.named_parameters(remove_duplicate=False))
             for join in structure.joins:
                 if join.zeroable:
-                    for name in (*(end.parameter for end in join.ends), *join.silenced):
+                    for name in (*(end.parameter for end in join.ends), *join.zeroed_biases):
                         named[name].zero_()
         stages.tell(**outcome("proven", certify(model, structure, eps=0.0)))
         with torch.no_grad():
@@ -293,7 +293,7 @@ def outcome(word: str, certificate: Any) -> dict[str, Any]:
 
 def replayed_somehow(model: Any, captured: Any) -> str:
     """Replay the graph; where the forward goes another way on the meta device, one captured on real tensors."""
-    from idfx.capture import record
+    from idfx.capture.tracing import record
 
     said = replayed(model, captured)
     if said in ("fresh", "example") or captured.how == "real":
@@ -306,9 +306,9 @@ def replayed(model: Any, captured: Any) -> str:
     """Say on which input the captured graph gives the model's own output: a fresh one, the example, or none."""
     import torch
 
-    from idfx.capture import replay, tensors_in
-    from idfx.certification import another
-    from idfx.recording.running import undisturbed
+    from idfx.capture.running import undisturbed
+    from idfx.capture.tracing import replay, tensors_in
+    from idfx.certification.certificate import another
 
     words: list[str] = []
     example: Any
@@ -336,7 +336,7 @@ def meta_forward(model: Any, example: Any) -> None:
     """One forward pass on the meta device, for comparison."""
     import torch
 
-    from idfx.recording.running import undisturbed
+    from idfx.capture.running import undisturbed
 
     def meta(tensor: Any) -> Any:
         return torch.empty_like(tensor, device="meta")

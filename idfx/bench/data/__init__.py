@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from idfx.bench.models import Task
-from idfx.errors import UsageError
-from idfx.registry import Registry, did_you_mean
-from idfx.words import parse_call
+from idfx.core.errors import UsageError
+from idfx.core.literals import parse_call
+from idfx.core.registry import Registry, did_you_mean
 
 TEST_SEED = 20250301  # of what is the same for every seed
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from idfx.bench.data import TEST_SEED, Data, Tensors, dataset, digest_of
 from idfx.bench.models import Task
-from idfx.errors import UsageError
+from idfx.core.errors import UsageError
 
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idfx.bench.data import Data, Tensors, dataset, generator_of
 from idfx.bench.models import Task
-from idfx.errors import UsageError
+from idfx.core.errors import UsageError
 
 CHUNK = 4096  # characters; every tenth chunk is for the test, every tenth for validation
 MODULES = (

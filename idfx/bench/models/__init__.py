@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from idfx.building import load
-from idfx.errors import UsageError
-from idfx.registry import Registry, did_you_mean
-from idfx.words import parse_call
+from idfx.building.build import load
+from idfx.core.errors import UsageError
+from idfx.core.literals import parse_call
+from idfx.core.registry import Registry, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idfx.errors import UsageError
-from idfx.registry import did_you_mean
+from idfx.core.errors import UsageError
+from idfx.core.registry import did_you_mean
 
 OPTIMISERS = ("sgd", "adam", "adamw")
 SCHEMES = (

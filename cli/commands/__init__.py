@@ -1,0 +1,1 @@
+"""The commands of the program: each module has a click command named `command`, each folder a group of them."""

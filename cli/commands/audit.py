@@ -1,0 +1,133 @@
+"""`idfx audit`: what the initialisation of a model is worth, and what is wrong with it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..cases import Question, cases_of
+from ..limits import parse_seconds
+from ..options import output_options, several_models_options
+from ..session import Progress
+
+if TYPE_CHECKING:
+    from idfx.core.findings import Audit
+
+
+@click.command("audit")
+@several_models_options
+@click.option("--weights", default=None, metavar="FILE", help="Audit these weights: a state dict, never unpickled.")
+@click.option("--scheme", "schemes", multiple=True, metavar="NAME[(KEY=VALUE,...)]",
+              help="Initialise by this scheme first; several stand side by side.")  # fmt: skip
+@click.option("--against", default=None, metavar="SCHEME", help="Set the model beside itself under this scheme.")
+@click.option("--batch", default="normal", show_default=True, metavar="normal|none|IMAGE|FOLDER",
+              help="What is run, unless --input or --input-shape give it; none: weights alone.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=None, metavar="N", help="Samples of it [4 to 64].")
+@click.option("--budget", type=parse_seconds, default=60.0, show_default=True, metavar="SECONDS",
+              help="Time for what is run.")  # fmt: skip
+@click.option("--only", default="", metavar="METRIC,...", help="Apply these metrics alone (see `idfx list audits`).")
+@click.option("--with", "also", default="", metavar="METRIC,...", help="Apply these too, which are not by default.")
+@click.option("--html", default=None, metavar="FILE", help="Also write a page with drawing, plots and tables.")
+@click.option("--github", is_flag=True, help="Print findings as annotations of GitHub Actions.")
+@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=lambda *given: _schema(*given),
+              help="Print the JSON Schema of --json and exit.")  # fmt: skip
+@click.option(
+    "--fail-on",
+    type=click.Choice(["warning", "error"]),
+    default="error",
+    show_default=True,
+    help="The least severity of a finding that makes the exit code 1.",
+)
+@output_options
+def command(
+    specs: tuple[str, ...],
+    schemes: tuple[str, ...],
+    against: str | None,
+    only: str,
+    also: str,
+    html: str | None,
+    github: bool,
+    fail_on: str,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Look for what is wrong with the initialisation of a model: its weights, its structure, and what a batch shows.
+
+    Several models, or one under several schemes, stand side by side.
+
+    \b
+    Example:
+      idfx audit timm:resnet50 --html report.html
+      idfx audit timm:resnet50 --against idinit
+      idfx audit path/to/file.py:factory --batch none --fail-on warning
+    """
+    from idfx.audits.run import asked
+    from idfx.core.files import check_writable
+
+    if github and as_json:
+        raise click.UsageError("--github and --json: both are given; expected one of them. Leave one out.")
+    if options["batch_size"] is not None and (said := _says_size(options)):
+        raise click.UsageError(f"--batch-size and {said}: both are given; expected one of them. Leave one out.")
+    question = Question(_names(only, "--only"), _names(also, "--with"), options.pop("batch"), options.pop("batch_size"),
+                        options.pop("budget"), options.pop("weights"))  # fmt: skip
+    asked(question.only, question.also)
+    cases = cases_of(specs, schemes, against, question)
+    if html is not None:
+        check_writable(Path(html))
+    with Progress(quiet).shown() as progress:
+        audits = [(case.label, case.audit(progress, question, options)) for case in cases]
+    if html is not None:
+        _write_page(html, audits, quiet)
+    click.echo(_text(audits, as_json, github))
+    judged = [audit for case, (_, audit) in zip(cases, audits, strict=True) if case.judged]
+    return int(any(audit.at_least(fail_on) for audit in judged))
+
+
+def _says_size(options: Mapping[str, Any]) -> str:
+    """The option that leaves no say to --batch-size, "" if none does."""
+    if options["batch"] == "none":
+        return "--batch none"
+    given = [name for name in ("input_shapes", "inputs") if options[name]] if options["batch"] == "normal" else []
+    return {"input_shapes": "--input-shape", "inputs": "--input"}[given[0]] if given else ""
+
+
+def _names(text: str, option: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if text and not names:
+        raise click.UsageError(f"{option} {text!r}: no name in it; expected metrics. See `idfx list audits`.")
+    return names
+
+
+def _text(audits: list[tuple[str, Audit]], as_json: bool, github: bool) -> str:
+    from idfx.report import annotations
+    from idfx.report import audit as terminal
+    from idfx.report import json as json_report
+
+    if as_json:
+        return json_report.audit(audits[0][1]) if len(audits) == 1 else json_report.audits(audits)
+    return annotations.audits(audits) if github else terminal.audits(audits)
+
+
+def _write_page(path: str, audits: list[tuple[str, Audit]], quiet: bool) -> None:
+    """Write the audits as a page, and say on stderr where it lies."""
+    from idfx.core.files import write_text
+    from idfx.report.html import page
+
+    text = page(audits, shlex.join(["idfx", *sys.argv[1:]]) if sys.argv[1:2] == ["audit"] else "")
+    write_text(path, text)
+    if not quiet:
+        click.echo(f"{path}: the page of the audit, {len(text.encode()) / 1e6:.1f} MB", err=True)
+
+
+def _schema(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        from idfx.report.json import audit_schema
+
+        click.echo(audit_schema())
+        context.exit()

@@ -1,0 +1,203 @@
+"""`idfx bench train`: how models train from each scheme, into a results directory that can be gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...limits import parse_seconds
+from ...options import output_options
+
+if TYPE_CHECKING:
+    from idfx.bench.study import Study
+    from idfx.bench.suites import Suite
+    from idfx.bench.training import Run
+    from idfx.bench.workers import Event
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Read numbers such as 0.1,0.01."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: expected numbers with commas between them, such as 0.1,0.01.") from error
+
+
+@click.command("train")
+@click.option("--suite", metavar="NAME|FILE.toml", help="What to train; left out, what DIR was begun with.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="The results directory; an old one is gone on with.")
+@click.option("--schemes", metavar="A,B,...", help="Schemes with options, and `default`: as the author initialises.")
+@click.option("--models", metavar="A,B,...", help="These models of the suite alone.")
+@click.option("--seeds", type=click.IntRange(1), metavar="N", help="How many seeds, 0 to N - 1 [5].")
+@click.option("--lr-grid", type=_numbers, metavar="A,B,...", help="Learning rates instead of the suite's.")
+@click.option("--wd-grid", type=_numbers, metavar="A,B,...", help="Weight decays instead of the suite's.")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Epochs instead of the suite's.")
+@click.option("--full", is_flag=True, help="Every seed at every point of the grid, not only at the best one.")
+@click.option("--watch", is_flag=True, help="Record gradients, dead units and ranks as well.")
+@click.option("--device", default=None, metavar="auto|cpu|cuda[:n]", help="Where to train [auto].")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Where the files of a suite's data lie.",
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Runs at a time.")
+@click.option("--budget", type=parse_seconds, metavar="SECONDS", help="Begin no run that would end later than this.")
+@click.option(
+    "--plots", type=click.Choice(["png", "svg", "none"]), default="png", show_default=True, help="Kind of pictures."
+)
+@output_options
+def command(
+    output: str, jobs: int, budget: float | None, plots: str, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Train models from each scheme at its own best learning rate, and compare them over the same seeds.
+
+    Writes runs.jsonl, config.json, summary.md and pictures into DIR. Give the same command again, or -o DIR alone, to
+    go on after an end of any kind.
+
+    \b
+    Example:
+      idfx bench train --suite digits --schemes default,kaiming,idinit --jobs 2 -o results
+    """
+    from idfx.bench.conduct import conduct
+    from idfx.bench.plots import draw
+    from idfx.bench.summary import markdown
+    from idfx.core.files import write_text
+
+    folder = Path(output)
+    study = _study(folder, options)
+    listener = _Listener(quiet)
+    try:
+        with listener:
+            outcome = conduct(study, folder, jobs, budget, listener)
+            pictures = draw(study, outcome.records, folder, plots) if plots != "none" else {}
+            write_text(folder / "summary.md", markdown(study, outcome.records, outcome.done, outcome.total, pictures))
+    except KeyboardInterrupt:
+        click.echo(
+            f"idfx: interrupted; what was finished is in {folder / 'runs.jsonl'}. "
+            f"Go on with `idfx bench train -o {folder}`.",
+            err=True,
+        )
+        raise SystemExit(130) from None
+    if outcome.cut and not quiet:
+        text = f"the budget of {budget:g} s is used; {outcome.done} of {outcome.total} runs are done"
+        click.echo(f"note: {text}. Go on with `idfx bench train -o {folder}`.", err=True)
+    told = {"output": str(folder), "done": outcome.done, "total": outcome.total}
+    click.echo(json.dumps(told) if as_json else f"{outcome.done} of {outcome.total} runs; see {folder / 'summary.md'}")
+
+
+def _study(folder: Path, options: Mapping[str, Any]) -> Study:
+    """Return what is wanted: a suite, or what a directory was begun with, and what is said about it."""
+    from idfx.bench.conduct import facts
+    from idfx.bench.study import Study, read_config, suite_of
+    from idfx.bench.suites import read_suite
+    from idfx.building.parsing import parse_device
+    from idfx.core.errors import UsageError
+
+    old = read_config(folder)
+    if options["suite"] is None and old is None:
+        raise UsageError(f"-o {folder}: no study was begun here; expected --suite beside it. See docs/bench.md.")
+    if options["suite"] is not None:
+        suite = read_suite(options["suite"])
+    else:
+        assert old is not None
+        suite = suite_of(old)
+    asked = options["device"] or (old["device"] if old is not None and options["suite"] is None else "auto")
+    kept = old if old is not None and options["suite"] is None else {}
+    study = Study(
+        _said(suite, options, old),
+        full=options["full"] or bool(kept.get("full")),
+        watch=options["watch"] or bool(kept.get("watch")),
+        device=str(parse_device(asked)),
+        path=options["data"],
+    )
+    return dataclasses.replace(study, facts=facts(study))
+
+
+def _said(suite: Suite, options: Mapping[str, Any], old: Mapping[str, Any] | None) -> Suite:
+    """The suite with models, schemes, seeds and settings as they were said; schemes in the order of the old study."""
+    from idfx.bench.suites import settings
+    from idfx.core.errors import UsageError
+    from idfx.core.literals import split_calls
+    from idfx.core.registry import did_you_mean
+
+    models = dict(suite.models)
+    if options["models"] is not None:
+        wanted = split_calls(options["models"])
+        for name in wanted:
+            if name not in models:
+                known = ", ".join(models)
+                raise UsageError(f"--models {name}: unknown; expected some of {known}.{did_you_mean(name, models)}")
+        models = {name: models[name] for name in dict.fromkeys(wanted)}
+    given = {"lr": options["lr_grid"], "weight_decay": options["wd_grid"], "epochs": options["epochs"]}
+    changed = {key: value for key, value in given.items() if value is not None}
+    if changed:
+        models = {
+            name: settings({**dataclasses.asdict(model), **changed}, f"model {name}") for name, model in models.items()
+        }
+    schemes = tuple(dict.fromkeys(split_calls(options["schemes"]))) if options["schemes"] is not None else suite.schemes
+    if not schemes or "" in schemes:
+        raise UsageError(f"--schemes {options['schemes']!r}: expected names with commas between. Write kaiming,idinit.")
+    before = [scheme for scheme in (old["schemes"] if old is not None else ()) if scheme in schemes]
+    schemes = tuple(dict.fromkeys([*before, *schemes]))
+    return dataclasses.replace(suite, models=models, schemes=schemes, seeds=options["seeds"] or suite.seeds)
+
+
+class _Listener:
+    """Bars on a terminal's stderr, one for each run; elsewhere a line for each run that has ended."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._bars: Any = None
+        self._tasks: dict[Any, Any] = {}
+
+    def __enter__(self) -> _Listener:
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bars = Progress(*columns, TextColumn("{task.fields[told]}"), console=Console(stderr=True))
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def planned(self, done: int, total: int) -> None:
+        """Hear how many runs there are."""
+        self.done, self.total = done, total
+        if self._bars is not None:
+            self._whole = self._bars.add_task("all runs", total=total, completed=done, told="")
+        elif not self.quiet:
+            click.echo(f"{done} of {total} runs are done", err=True)
+
+    def begun(self, run: Run, epochs: int) -> None:
+        """Hear of a run that begins."""
+        if self._bars is not None:
+            name = f"{run.model} {run.scheme} {run.lr:g} seed {run.seed}"
+            self._tasks[run] = self._bars.add_task(name, total=epochs, told="")
+
+    def epoch(self, event: Event) -> None:
+        """Hear of an epoch."""
+        if self._bars is not None and event.values is not None:
+            told = f"loss {event.values['train_loss']:.3f}, accuracy {event.values['validation_accuracy']:.3f}"
+            self._bars.update(self._tasks[event.run], completed=event.epoch, told=told)
+
+    def finished(self, run: Run, record: Mapping[str, Any]) -> None:
+        """Hear of a run that has ended."""
+        self.done += 1
+        if self._bars is not None:
+            self._bars.remove_task(self._tasks.pop(run))
+            self._bars.update(self._whole, completed=self.done)
+        elif not self.quiet:
+            told = "diverged" if record["diverged"] else f"test accuracy {record['test_accuracy'][-1]:.4f}"
+            words = f"{run.model} {run.scheme} lr {run.lr:g} seed {run.seed}: {told}, {record['seconds']:.1f} s"
+            click.echo(f"[{self.done}/{self.total}] {words}", err=True)

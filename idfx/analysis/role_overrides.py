@@ -1,0 +1,168 @@
+"""Structure × a person's word → structure: roles that somebody knows better, and what follows for the joins.
+
+The certificate is made from the structure that results, so it checks the person's word as it checks idfx's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from idfx.analysis.structure import build_structure
+from idfx.core.errors import UsageError
+from idfx.core.patterns import matching
+from idfx.core.records import End, Join, Role, Structure
+from idfx.core.registry import did_you_mean
+
+# Places of a weight, which is filled as a matrix, and what else a parameter can be.
+WEIGHTS = ("input stem", "main stem", "transition", "projection shortcut", "inner", "end", "head")
+OTHERS = (
+    "end scale", "branch scale", "branch shift", "norm scale", "norm shift", "bias", "gain", "scale", "offset", "token",
+    "position", "attention bias", "embedding", "fixed", "other",
+)  # fmt: skip
+_ENDS = ("end", "end scale")
+
+
+def read_words(words: Iterable[str]) -> dict[str, str]:
+    """Return the roles that PARAM=ROLE words give.
+
+    Args:
+        words: a parameter, or a pattern with `*` and `?`, an equals sign, and a role.
+
+    Raises:
+        UsageError: a word without an equals sign.
+
+    Example:
+        >>> read_words(["blocks.*.proj.weight=inner"])
+        {'blocks.*.proj.weight': 'inner'}
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, role = word.rpartition("=")
+        if not equals or not name or not role:
+            raise UsageError(f"--role {word!r}: expected PARAM=ROLE. Write --role head.weight='main stem'.")
+        found[name.strip()] = role.strip()
+    return found
+
+
+def override_roles(structure: Structure, words: Mapping[str, str]) -> Structure:
+    """Return the structure with the roles that a person gives, its joins closed by the ends so named.
+
+    A parameter that is called "end" (or "end scale") closes the innermost block in whose branch it stands, alone with
+    the other ends so named; the ends that idfx had found there are ends no more. A block that loses all its ends is
+    open.
+
+    Args:
+        structure: as it was read.
+        words: role by parameter or by pattern; of several that fit, the last one counts.
+
+    Raises:
+        UsageError: a parameter or a role that does not exist, a weight without a matrix, an end outside of branches.
+
+    Example:
+        >>> import torch, idfx
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        >>> override_roles(idfx.analyze(net, (torch.ones(1, 2),)), {"1.weight": "main stem"}).roles["1.weight"].name
+        'main stem'
+    """
+    named = _expanded(structure, words)
+    if not named:
+        return structure
+    joins = _joins(structure, named)
+    roles = dict(structure.roles)
+    for name, role in named.items():
+        before = structure.roles[name]
+        if before.name != role:
+            said = f"by your word; idfx reads it as {before.name}: {before.evidence}"
+            roles[name] = replace(before, name=role, evidence=said, rows=None)
+    for name in _demoted(structure, joins, named):
+        before = structure.roles[name]
+        place = "inner" if before.name == "end" else "branch scale"
+        roles[name] = replace(before, name=place, evidence="by your word another parameter ends the branch", rows=None)
+    return replace(structure, joins=joins, roles=roles, role_overrides={**structure.role_overrides, **named})
+
+
+def _expanded(structure: Structure, words: Mapping[str, str]) -> dict[str, str]:
+    """The role of each parameter that is meant."""
+    found: dict[str, str] = {}
+    for pattern, role in words.items():
+        if role not in (*WEIGHTS, *OTHERS):
+            raise UsageError(
+                f"role {role!r} of {pattern}: unknown; expected one of {', '.join((*WEIGHTS, *OTHERS))}."
+                f"{did_you_mean(role, (*WEIGHTS, *OTHERS))}"
+            )
+        for name in matching(pattern, structure.parameters, structure.roles, "role of"):
+            _check(structure.roles[name], name, role)
+            found[name] = role
+    return found
+
+
+def _check(before: Role, name: str, role: str) -> None:
+    if role in WEIGHTS and role != "end" and before.layout is None:
+        raise UsageError(
+            f"role {role!r} of {name}: idfx reads no matrix in it ({before.name}: {before.evidence}); "
+            f"expected a weight. Give it one of {', '.join(OTHERS)}."
+        )
+
+
+def _joins(structure: Structure, named: Mapping[str, str]) -> tuple[Join, ...]:
+    parents = {join.name: join.parent for join in structure.joins}
+
+    def depth(join: Join) -> int:
+        found, parent = 0, join.parent
+        while parent is not None:
+            found, parent = found + 1, parents[parent]
+        return found
+
+    claimed: dict[str, list[str]] = {}
+    for name, role in named.items():
+        if role in _ENDS:
+            aliases = {name, *structure.parameters[name].aliases}
+            mine = [j for j in structure.joins if any(end.parameter in aliases for end in j.ends)]
+            if not mine:
+                around = [
+                    j for j in structure.joins if not aliases.isdisjoint((*j.branch, *j.scales, *j.zeroed_biases))
+                ]
+                deepest = max(map(depth, around), default=0)
+                mine = [j for j in around if depth(j) == deepest]
+            if not mine:
+                raise UsageError(
+                    f"role {role!r} of {name}: no residual join has it as a weight or scale of its branch; "
+                    "expected one that does. `idfx analyze` shows the joins."
+                )
+            for join in mine:
+                claimed.setdefault(join.name, []).append(name)
+    return tuple(_join(join, claimed.get(join.name, []), named) for join in structure.joins)
+
+
+def _join(join: Join, claimed: list[str], named: Mapping[str, str]) -> Join:
+    """A join with the ends that it has by the person's word."""
+    if claimed:
+        kept = {end.parameter: end for end in join.ends}
+        ends = tuple(kept.get(name, End(name)) for name in claimed)
+        if ends == join.ends and join.zeroable:
+            return join
+        return replace(join, ends=ends, end_steps=(), gain=None, exclusive=True, zeroable=True, reason="")
+    left = tuple(end for end in join.ends if named.get(end.parameter, "end") in _ENDS)
+    if left == join.ends:
+        return join
+    open_ = f"by your word {', '.join(end.parameter for end in join.ends if end not in left)} does not end it"
+    return replace(join, ends=(), exclusive=False, zeroable=False, reason=open_)
+
+
+def _demoted(structure: Structure, joins: tuple[Join, ...], named: Mapping[str, str]) -> Iterable[str]:
+    """The parameters that were ends and are none any more, without having been given a role."""
+    canonical = {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
+    ends = {canonical[end.parameter] for join in joins if join.zeroable for end in join.ends}
+    for name, role in structure.roles.items():
+        if role.name in _ENDS and name not in ends and name not in named:
+            yield name
+
+
+def with_scale_ends(structure: Structure) -> Structure:
+    """Return the structure with every branch ended as near to its join as it can be, at scales rather than weights.
+
+    Args:
+        structure: as it was read; what a person has said of it stays.
+    """
+    return override_roles(build_structure(structure.capture, prefer_scale_ends=True), structure.role_overrides)

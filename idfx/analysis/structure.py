@@ -1,0 +1,269 @@
+"""Capture → structure: the residual joins, the weight sites and the role of every parameter, as records."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from idfx.analysis.blocks import Blocks, Finder
+from idfx.analysis.dataflow import Dataflow, read
+from idfx.analysis.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
+from idfx.analysis.roles import assign_roles
+from idfx.analysis.rows import Exclusive, Ranges
+from idfx.analysis.sites import ParameterUses, find_sites
+from idfx.analysis.stacks import stacked
+from idfx.analysis.uses import Use
+from idfx.analysis.zero_sets import ZeroedParameter, flatten
+from idfx.core.records import Capture, End, Join, Structure, not_writable_reason
+from idfx.ops.semantics import operator_name
+
+
+def _kind(length: int) -> str:
+    for unit, kind in ((WEIGHT, "projection"), (SCALE, "scaled"), (RESAMPLE, "resampled")):
+        if length >= unit:
+            return kind
+    return "identity"
+
+
+def _names(flow: Dataflow, positions: list[int]) -> dict[int, str]:
+    """Name each sum after its module, numbered where a module has several."""
+    modules = {position: flow.module(position) or flow.capture.model for position in positions}
+    several = {module for module, count in Counter(modules.values()).items() if count > 1}
+    numbers: Counter[str] = Counter()
+    names = {}
+    for position in positions:
+        module = modules[position]
+        numbers[module] += 1
+        names[position] = f"{module}#{numbers[module]}" if module in several else module
+    return names
+
+
+class _Assembly:
+    """Turns what was found into records."""
+
+    def __init__(
+        self, flow: Dataflow, paths: Paths, blocks: Blocks, sites: ParameterUses, exclusive: Exclusive
+    ) -> None:
+        self.flow, self.paths, self.blocks, self.sites, self.exclusive = flow, paths, blocks, sites, exclusive
+        self.names = _names(flow, sorted((*blocks.sides, *blocks.refused)))
+        self._canonical = {
+            alias: info.name for info in flow.capture.info.values() for alias in (info.name, *info.aliases)
+        }
+        self._branches = self._branch_sites()
+        self._shortcuts: dict[int, list[str]] = {}
+        for term, join in blocks.shortcut.items():
+            names = (site.parameter for site in sites.at.get(term, ()))
+            self._shortcuts.setdefault(join, []).extend(names)
+
+    def joins(self) -> tuple[Join, ...]:
+        """The joins; one that shares its end with something that is no end cannot be silenced."""
+        found = {position: self._join(position) for position in sorted(self.blocks.sides)}
+        ends = {position: flatten(self.blocks.cuts[position].ends) for position, join in found.items() if join.zeroable}
+        while True:
+            acting: dict[str, set[int]] = {}
+            closed: dict[str, set[int]] = {}
+            for position, leaf in ((position, leaf) for position, leaves in ends.items() for leaf in leaves):
+                acting.setdefault(leaf.parameter, set()).add(leaf.term)
+                closed.setdefault(leaf.parameter, set()).add(position)
+            refused = {
+                position: reason
+                for position, leaves in ends.items()
+                if (reason := next((why for leaf in leaves if (why := self._refused_end(leaf, acting, closed))), ""))
+            }
+            if not refused:
+                return tuple(found.values())
+            for position, reason in refused.items():
+                found[position] = replace(found[position], exclusive=False, zeroable=False, reason=reason)
+                del ends[position]
+
+    def carried(self, joins: tuple[Join, ...]) -> tuple[Join, ...]:
+        """Say of each join whether the inputs reach it with every branch closed."""
+        positions = dict(zip(sorted(self.blocks.sides), joins, strict=True))
+        closed = {
+            leaf.term
+            for position, join in positions.items()
+            if join.zeroable
+            for leaf in flatten(self.blocks.cuts[position].ends)
+        }
+        reached: set[int] = set()
+        for position, term in enumerate(self.flow.terms):
+            through = position not in closed and not reached.isdisjoint(self.flow.sources[position])
+            if term.kind == "input" or through:
+                reached.add(position)
+        return tuple(j if position in reached else replace(j, carries=False) for position, j in positions.items())
+
+    def _refused_end(
+        self, leaf: ZeroedParameter, acting: Mapping[str, set[int]], closed: Mapping[str, set[int]]
+    ) -> str:
+        """Why a parameter cannot be zeroed although it ends a branch, if so."""
+        capture = self.flow.capture
+        name = self._canonical.get(leaf.parameter, leaf.parameter)
+        info = capture.info[name]
+        if not_writable_reason(info):
+            return f"its end {name} cannot be written: {not_writable_reason(info)}"
+        for alias in (name, *info.aliases):
+            for use in self.sites.uses.get(alias, ()):
+                elsewhere = use.term not in acting[leaf.parameter] and not self._apart(leaf, use)
+                if elsewhere and not self._within(use.term, closed[leaf.parameter]):
+                    where = self.flow.module(use.term) or capture.model
+                    return f"its end {name} is also used in {where}, as a {use.how} that ends no branch"
+        return ""
+
+    def _within(self, term: int, joins: set[int]) -> bool:
+        """Whether a term serves nothing but the branch of one of some joins: zero there, it changes nothing more."""
+        join = self.blocks.stem.get(term)
+        while join is not None and join not in joins:
+            join = self.blocks.parent.get(join)
+        return join is not None and self.blocks.shortcut.get(term) != join and self.paths.only_through(term, join)
+
+    def _apart(self, leaf: ZeroedParameter, use: Use) -> bool:
+        """Whether a use takes other rows of a weight than the end does."""
+        own = self.sites.rows(leaf.parameter, leaf.term)
+        return own is not None and use.rows is not None and (own[1] <= use.rows[0] or use.rows[1] <= own[0])
+
+    def _rows(self, leaf: ZeroedParameter, found: Ranges) -> Ranges | None:
+        """The rows of the parameter, given those of the part of it that is used; None for all."""
+        own = self.sites.rows(leaf.parameter, leaf.term)
+        if own is None:
+            return found or None
+        return tuple((own[0] + start, own[0] + stop) for start, stop in found or ((0, own[1] - own[0]),))
+
+    def sums(self) -> tuple[Join, ...]:
+        return tuple(self._sum(position, *why) for position, why in sorted(self.blocks.refused.items()))
+
+    def _branch_sites(self) -> dict[int, list[str]]:
+        """Parameters of the weight sites in each branch, those of inner branches included."""
+        own: dict[int, list[str]] = {position: [] for position in self.blocks.sides}
+        for position in sorted(self.sites.at):
+            join = self.blocks.stem.get(position)
+            while join is not None:
+                own[join].extend(site.parameter for site in self.sites.at[position])
+                join = self.blocks.parent.get(join)
+        return own
+
+    def _argument(self, position: int, operand: int) -> tuple[int, tuple[int, tuple[int, ...]] | None]:
+        """Where the call of a sum has one of its operands: which argument, and which part of it; -1 for none."""
+        node = self.flow.nodes[self.flow.terms[position].node]
+        parts = stacked(node, self.flow.capture.shapes)
+        if parts is not None:
+            indices = tuple(i for i, o in enumerate(self.flow.terms[position].operands) if o == operand)
+            return 0, (parts.axis, indices)
+        for index, argument in enumerate(node.args):
+            if self.flow.positions.get(getattr(argument, "name", "")) == operand:
+                return index, None
+        return -1, None
+
+    def _join(self, position: int) -> Join:
+        flow, side, cut = self.flow, self.blocks.sides[position], self.blocks.cuts[position]
+        leaves = [] if cut.obstacle else flatten(cut.ends)
+        rows = {leaf: self.exclusive.rows(leaf.term, position, {}) for leaf in leaves}
+        shared = [leaf for leaf in leaves if rows[leaf] is None]
+        reason = cut.obstacle
+        if shared:
+            node = flow.terms[shared[0].term].node
+            reason = f"{shared[0].parameter} (at {node}) also reaches the outputs by another way"
+        parent = self.blocks.parent.get(position)
+        operand, part = self._argument(position, side.operand)
+        return Join(
+            name=self.names[position],
+            kind=_kind(side.length),
+            module=flow.module(position),
+            fork=self._place(side.fork),
+            shortcut=tuple(dict.fromkeys(self._shortcuts.get(position, ()))),
+            branch=tuple(dict.fromkeys(self._branches[position])),
+            ends=tuple(dict.fromkeys(End(leaf.parameter, self._rows(leaf, rows[leaf] or ())) for leaf in leaves)),
+            scales=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.scales))) if leaves else (),
+            zeroed_biases=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.zeroed_biases))) if leaves else (),
+            exclusive=bool(leaves) and not shared,
+            zeroable=bool(leaves) and not shared,
+            reason=reason,
+            step=flow.step(position),
+            operand=operand,
+            end_steps=tuple(dict.fromkeys(flow.step(leaf.term) for leaf in leaves)),
+            gain=cut.gain if leaves else None,
+            parent=None if parent is None else self.names[parent],
+            part=part,
+            fork_node=flow.terms[side.fork].node,
+        )
+
+    def _place(self, position: int) -> str:
+        """Name a value: the join that makes it, or else its operator and module."""
+        if position in self.names:
+            return self.names[position]
+        node = self.flow.terms[position].node
+        if self.flow.nodes[node].op != "call_function":
+            return node
+        operator = operator_name(self.flow.nodes[node].target).rpartition(".")[2].rstrip("_")
+        module = self.flow.module(position)
+        return f"{module} ({operator})" if module else operator
+
+    def _sum(self, position: int, kind: str, reason: str) -> Join:
+        flow = self.flow
+        fork = self.paths.dominator.get(position, ROOT)
+        return Join(
+            name=self.names[position],
+            kind=kind,
+            module=flow.module(position),
+            fork=self._place(fork) if fork != ROOT else "",
+            shortcut=(),
+            branch=(),
+            ends=(),
+            scales=(),
+            zeroed_biases=(),
+            exclusive=False,
+            zeroable=False,
+            reason=reason,
+            step=flow.step(position),
+            operand=-1,
+        )
+
+
+def build_structure(capture: Capture, prefer_scale_ends: bool = False) -> Structure:
+    """Return the structure of a captured model: its joins, its weight sites and the role of every parameter.
+
+    Args:
+        capture: the graph of one forward pass.
+        prefer_scale_ends: let branches end at scales near the join, where there are some, rather than at weights.
+
+    Raises:
+        StructureError: one parameter is asked to be two things.
+    """
+    with _collector_paused():
+        return _build(capture, prefer_scale_ends)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Many small objects are made that all live on; going through them again and again would find no garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _build(capture: Capture, prefer_scale_ends: bool) -> Structure:
+    flow = read(capture)
+    paths = Paths(flow)
+    finder = Finder(flow, paths, prefer_scale_ends)
+    blocks = finder.find()
+    sites = find_sites(flow)
+    assembly = _Assembly(flow, paths, blocks, sites, finder.exclusive)
+    joins = assembly.carried(assembly.joins())
+    by_term = dict(zip(sorted(blocks.sides), joins, strict=True))
+    roles = assign_roles(flow, paths, sites, blocks.stem, blocks.shortcut, assembly.names, by_term)
+    return Structure(
+        model=capture.model,
+        parameters=capture.info,
+        sites=tuple(site for position in sorted(sites.at) for site in sites.at[position]),
+        joins=joins,
+        sums=assembly.sums(),
+        roles=roles,
+        unknown=flow.unknown,
+        capture=capture,
+    )

@@ -1,0 +1,154 @@
+"""Which parameters a gradient can ever reach, given which are zero: the data flow run with "zero" and "not zero".
+
+Forwards, a value is zero if the terms say so (docs/structure.md, "Terms"); backwards, no gradient passes a factor of a
+product whose other factor is zero, nor a function whose derivative at 0 is 0 where its operand is zero (ReLU).
+Everything else is taken to let a gradient through, so that what is said to starve does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+import torch.fx
+
+from idfx.analysis.dataflow import Dataflow
+
+_PASSING = frozenset({"move", "mix", "pool", "norm", "map", "scale", "sum", "concat"})
+
+
+def reaching(flow: Dataflow) -> frozenset[str]:
+    """Return the parameters from which a path leads to an output.
+
+    Args:
+        flow: the data flow of one forward pass.
+    """
+    found = set(flow.outputs)
+    for position in range(len(flow.terms) - 1, -1, -1):
+        if position in found:
+            found.update((*flow.terms[position].operands, *flow.terms[position].gates))
+    return frozenset(name for position, name in _leaves(flow) if position in found)
+
+
+def starved(
+    flow: Dataflow, zeros: Collection[str], frozen: Collection[str], first: Callable[[str], str],
+    filled: Collection[int] = (),
+) -> frozenset[str]:  # fmt: skip
+    """Return the parameters that no gradient ever reaches, by first name.
+
+    A parameter that a gradient reaches is not zero after one step, which may open the way for others; this is repeated
+    until nothing changes.
+
+    Args:
+        flow: the data flow of one forward pass, every output of which is taken to have a gradient.
+        zeros: the parameters that are zero, by first name.
+        frozen: those that are never updated.
+        first: from a name of a parameter to its first name.
+        filled: terms that are zero, but are taken not to be.
+    """
+    leaves = {position: first(name) for position, name in _leaves(flow)}
+    zeros = set(zeros)
+    while True:
+        reached = _reached(flow, {position for position, name in leaves.items() if name in zeros}, filled)
+        fed = {name for position, name in leaves.items() if reached[position]}
+        opened = (zeros & fed).difference(frozen)
+        if not opened:
+            return frozenset(leaves.values()) - fed
+        zeros -= opened
+
+
+def fed(flow: Dataflow, zeros: Collection[str], first: Callable[[str], str]) -> frozenset[str]:
+    """Return the parameters that a gradient reaches in the first step, by first name.
+
+    Args:
+        flow, zeros, first: as in `starved`.
+    """
+    leaves = {position: first(name) for position, name in _leaves(flow)}
+    reached = _reached(flow, {position for position, name in leaves.items() if name in zeros})
+    return frozenset(name for position, name in leaves.items() if reached[position])
+
+
+def _leaves(flow: Dataflow) -> Iterator[tuple[int, str]]:
+    for position, term in enumerate(flow.terms):
+        if term.kind == "parameter":
+            yield position, flow.capture.parameters[term.node]
+
+
+def _reached(flow: Dataflow, zeros: Collection[int], filled: Collection[int] = ()) -> list[bool]:
+    """Which terms a gradient reaches at one step, given the parameter terms that are zero."""
+    zero = _zero_terms(flow, zeros, filled)
+    reached = [False] * len(flow.terms)
+    for output in flow.outputs:
+        reached[output] = True
+    for position in range(len(flow.terms) - 1, -1, -1):
+        if reached[position]:
+            for operand in _passed_on(flow, position, zero):
+                reached[operand] = True
+    return reached
+
+
+def _zero_terms(flow: Dataflow, zeros: Collection[int], filled: Collection[int] = ()) -> list[bool]:
+    """Which terms are zero for every input."""
+    zero: list[bool] = []
+    for position, term in enumerate(flow.terms):
+        operands = [zero[operand] for operand in term.operands]
+        if term.kind == "parameter":
+            zero.append(position in zeros)
+        elif position in filled:
+            zero.append(False)
+        elif term.kind in ("product", "contract"):
+            zero.append(any(operands))
+        elif term.kind == "scale" and term.factor == 0:
+            zero.append(True)
+        else:
+            zero.append(term.kind == "zero" or (term.kind in _PASSING and bool(operands) and all(operands)))
+    return zero
+
+
+def _passed_on(flow: Dataflow, position: int, zero: list[bool]) -> Iterator[int]:
+    """The terms that receive a gradient if this one does."""
+    term = flow.terms[position]
+    yield from term.gates
+    if term.kind in ("product", "contract"):
+        for index, operand in enumerate(term.operands):
+            if not any(zero[other] for at, other in enumerate(term.operands) if at != index):
+                yield operand
+    elif term.kind == "zero" or (term.kind == "scale" and term.factor == 0):
+        return
+    elif not (term.kind == "map" and all(zero[operand] for operand in term.operands) and _is_flat(flow, position)):
+        yield from term.operands
+
+
+def _is_flat(flow: Dataflow, position: int) -> bool:
+    """Whether the derivative at 0 of a function of one value is 0, as torch differentiates it."""
+    node = flow.nodes[flow.terms[position].node]
+    inputs = node.all_input_nodes
+    whole = flow.positions[node.name] == position and len(inputs) == 1 and not isinstance(node.target, str)
+    if not whole or flow.terms[position].operands != (flow.positions[inputs[0].name],):
+        return False
+    words = tuple(_Zero if argument is inputs[0] else argument for argument in node.args)
+    if any(isinstance(word, (list, torch.fx.Node)) for word in words):
+        return False
+    try:
+        return _derivative(node.target, words, tuple(sorted(node.kwargs.items()))) == 0
+    except TypeError:  # an argument that cannot be looked up
+        return False
+
+
+class _Zero:
+    """Stands for a tensor of one zero."""
+
+
+@functools.lru_cache(4096)
+def _derivative(target: Any, words: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> float | None:
+    """The derivative of an operator at 0; None where it cannot be taken."""
+    with torch.enable_grad():
+        start = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        try:
+            result = target(*[start.clone() if word is _Zero else word for word in words], **dict(options))
+            (found,) = torch.autograd.grad(result.sum(), start)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError):
+            return None
+    return float(found)

@@ -1,0 +1,229 @@
+"""Model × metrics → audit: what is wrong with its weights and structure, and what one batch shows of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idfx.analysis.analyze import analyze
+from idfx.analysis.queries import StructureQueries
+from idfx.audits import inventory
+from idfx.audits.metric import METRICS
+from idfx.audits.subject import AuditContext
+from idfx.capture.running import unwrap
+from idfx.core.errors import AuditError, UsageError
+from idfx.core.findings import SEVERITIES, Audit, Finding, Measure, Spectrum, WeightFingerprint
+from idfx.core.records import Structure
+from idfx.measuring.batches import described
+from idfx.measuring.trial import BUDGET, BatchRun
+
+_STOOD = "idfx did not build this model, so it is not known which memory was written; `idfx audit SPEC` tells"
+_NO_BATCH = "no batch is run"
+
+
+def audit(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    only: Sequence[str] = (),
+    *,
+    also: Sequence[str] = (),
+    batch: bool = True,
+    budget: float = BUDGET,
+    seed: int = 0,
+) -> Audit:
+    """Return what is wrong with the initialisation of a model, and what the example inputs show of it as a batch.
+
+    The model is left exactly as it was. Batch normalisations take the statistics of the batch, dropout is off. What an
+    initialiser left unwritten can be told only of a model that idfx builds: the metric `uninitialised` is left out.
+
+    Args:
+        model, example_inputs, example_kwargs: as in `analyze`, which also says what is raised. The inputs are the batch
+            that is run; some eight samples or more tell more than one.
+        only: metrics from `idfx list audits`; all but those on request if there are none.
+        also: metrics that are applied only on request ("curvature").
+        batch: whether the inputs are run; without, the weights and the structure alone are looked at.
+        budget: seconds for what is run; where they do not suffice, the audit says what is missing.
+        seed: of every random number.
+
+    Returns:
+        Findings, each with its place, value, threshold and remedy, and what was measured.
+
+    Raises:
+        UsageError: an unknown metric, a budget that is not above 0, a seed that torch does not take, or a model on the
+            meta device.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> nn.init.constant_(model[0].weight, 0.5)[0, 0].item()
+        0.5
+        >>> found = audit(model, (torch.ones(1, 8),), batch=False)
+        >>> found.verdict, [(f.metric, f.parameter) for f in found.at_least("error")]
+        ('error', [('rank', '0.weight'), ('replicas', '0.weight')])
+    """
+    asked(only, also)
+    if not isinstance(budget, (int, float)) or not budget > 0:
+        raise UsageError(f"audit: budget={budget!r}; expected seconds above 0. Leave it out for {BUDGET:g}.")
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"audit: seed={seed}; expected a number from -2**63 to 2**64 - 1. Leave it out for 0.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UsageError(
+                f"audit: {name} is on the meta device; expected values. Give a model that is materialised."
+            )
+    structure = analyze(model, example_inputs, example_kwargs)
+    trial = BatchRun(described(structure.capture.example), structure, structure, seed, budget) if batch else None
+    return examine(model, structure, only, trial=trial, also=also)
+
+
+def check(only: Sequence[str]) -> None:
+    """Return if all metrics are known.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for name in only:
+        METRICS.find(name)
+
+
+def attributes(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that modules hold as plain attributes, neither parameters nor buffers, by path.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.shift = torch.ones(2)
+        >>> attributes(nn.Sequential(layer))
+        {'0.shift': tensor([1., 1.])}
+    """
+    found = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_meta and type(value) in (Tensor, nn.Parameter):
+                found[f"{path}.{name}" if path else name] = value.detach()
+    return found
+
+
+def examine(
+    model: nn.Module,
+    structure: Structure,
+    only: Sequence[str] = (),
+    unwritten: Mapping[str, int] | None = None,
+    trial: BatchRun | None = None,
+    also: Sequence[str] = (),
+) -> Audit:
+    """Return the audit of a model whose structure is known.
+
+    Args:
+        model: with its values, nothing of them pending.
+        structure: of this model.
+        only: the metrics that are asked for; all but those on request if there are none.
+        unwritten: how many entries of each tensor no initialiser wrote; None where that is not known.
+        trial: the batch that is run; None if nothing is.
+        also: metrics on request.
+
+    Raises:
+        UsageError: an unknown metric.
+    """
+    model = unwrap(model)
+    tensors = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+    tensors.update(attributes(model))
+    subject = AuditContext(model, structure, StructureQueries(structure), tensors, unwritten, trial)
+    found = _Found(subject)
+    for name in asked(only, also):
+        found.apply(name)
+    return found.audit()
+
+
+def asked(only: Sequence[str], also: Sequence[str]) -> list[str]:
+    """Return the metrics that are meant, in their order.
+
+    Raises:
+        UsageError: an unknown metric.
+
+    Example:
+        >>> asked(["scale"], ["finite"])
+        ['finite', 'scale']
+    """
+    for names in (only, also):
+        if isinstance(names, str):
+            raise UsageError(f"metrics {names!r}: a string; expected several of them. Write [{names!r}].")
+    check((*only, *also))
+    named = {*only, *also}
+    return [name for name in METRICS if name in named or (not only and not METRICS[name].on_request)]
+
+
+class _Found:
+    """Gathers what the metrics find."""
+
+    def __init__(self, subject: AuditContext) -> None:
+        self._subject = subject
+        self._findings: list[Finding] = []
+        self._measures: dict[str, dict[str, float | int | str]] = {}
+        self._spectra: list[Spectrum] = []
+        self._likenesses: dict[str, WeightFingerprint] = {}
+        self._seconds: dict[str, float] = {}
+        self._left_out: dict[str, str] = {}
+        self._ran: list[str] = []
+        self._broken = ""
+
+    def apply(self, name: str) -> None:
+        """Apply one metric, or say why it is left out."""
+        if reason := self._reason(name):
+            self._left_out[name] = reason
+            return
+        try:
+            if METRICS[name].batch and "batch" not in self._seconds:
+                self._timed("batch", lambda: [self._subject.observation])
+            self._timed(name, lambda: METRICS[name].look(self._subject))
+        except AuditError as error:
+            self._left_out[name] = str(error)
+            self._broken = "" if "batch" in self._seconds else str(error)
+        else:
+            self._ran.append(name)
+
+    def _timed(self, name: str, look: Callable[[], Iterable[object]]) -> None:
+        start = time.perf_counter()
+        with torch.no_grad():
+            for found in look():
+                self._add(name, found)
+        self._seconds[name] = time.perf_counter() - start
+
+    def _reason(self, name: str) -> str:
+        """Why a metric cannot be applied, "" if it can."""
+        if name == "uninitialised" and self._subject.unwritten is None:
+            return _STOOD
+        if not METRICS[name].batch:
+            return ""
+        return self._broken or (_NO_BATCH if self._subject.trial is None else "")
+
+    def _add(self, name: str, found: object) -> None:
+        if isinstance(found, Finding):
+            self._findings.append(found)
+        elif isinstance(found, Spectrum):
+            self._spectra.append(found)
+        elif isinstance(found, WeightFingerprint):
+            self._likenesses[found.parameter] = found
+        elif isinstance(found, Measure):
+            self._measures.setdefault(name, {})[found.name] = found.value
+
+    def audit(self) -> Audit:
+        """Return everything together."""
+        subject = self._subject
+        seen = subject.observation if "batch" in self._seconds else None
+        return Audit(
+            model=subject.structure.model,
+            findings=tuple(sorted(self._findings, key=lambda found: -SEVERITIES.index(found.severity))),
+            measures=self._measures,
+            metrics=tuple(self._ran),
+            left_out=self._left_out,
+            parameters=inventory.parameters(subject, seen.gradients if seen is not None else {}, self._likenesses),
+            blocks=inventory.blocks(subject),
+            batch=seen.batch if seen is not None else None,
+            profile=seen.points if seen is not None else (),
+            spectra=tuple(self._spectra),
+            seconds=self._seconds,
+        )

@@ -1,0 +1,1 @@
+"""Specification → model with its example inputs; the random draws of its constructor are put off."""

@@ -1,0 +1,375 @@
+"""Building a model without computing the random values that an initialisation is about to overwrite.
+
+Under `DeferredDraws` an in-place draw (`normal_`, `uniform_`, ...) is written on a tape that belongs to the
+storage of its tensor, and so is every later in-place operator on that storage that reads nothing else
+(`erfinv_`, `mul_`, `clamp_`, a fill of some rows). Whatever reads such a storage plays its tape first, so a
+program never sees the difference; a full overwrite drops the tape. What is still pending when the model
+stands is played under the name of its parameter, or discarded because a plan overwrites it.
+
+    vit_giant_patch14_224: 20 s of drawing on two cores, next to nothing when no one reads the draws
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from idfx.building.effects import effect
+from idfx.building.tape import Step, Tape, View
+from idfx.core.errors import UsageError
+from idfx.core.registry import did_you_mean
+
+# Initialisations of torch.nn.init that look at what they have drawn: whole functions go on the tape. From
+# torch 2.13 on, trunc_normal_ draws again until every value is inside the bounds.
+COMPOSITES = ("_no_grad_trunc_normal_", "orthogonal_")
+# Ways to the values of a tensor that pass no dispatcher.
+UNDISPATCHED = frozenset(
+    getattr(Tensor, name)
+    for name in (
+        *("numpy", "__array__", "tolist", "data_ptr", "storage", "untyped_storage", "_typed_storage"),
+        *("__dlpack__", "__deepcopy__", "__reduce_ex__", "share_memory_", "__repr__", "__format__"),
+    )
+    if hasattr(Tensor, name)
+)
+
+
+class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Puts off in-place random draws for as long as nobody reads them.
+
+    The values are drawn with a CPU generator seeded by the seed and the name of the parameter alone, whatever
+    the device and the order; a tensor that is read before it has a name takes its place in the order of draws
+    instead. Neither touches the global random state. A draw with a generator of its own is made at once.
+    Between leaving the block and `materialize` or `discard`, pending tensors hold no values: do not read them, and
+    move them with `move_` only.
+
+    Args:
+        seed: seeds every draw.
+
+    Example:
+        >>> pending = DeferredDraws(seed=0)
+        >>> with pending:
+        ...     layer = nn.Linear(2, 3)
+        >>> sorted(pending.names(layer))
+        ['bias', 'weight']
+        >>> pending.materialize(layer)
+        >>> bool(layer.weight.abs().max() <= 2**-0.5)
+        True
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seed = seed
+        self._tapes: dict[int, Tape] = {}
+        self._order = 0
+        self._probe = torch.Generator(device="cpu")
+        self._quiet = False
+        self._thread: int | None = None
+        self._stacks: list[ExitStack] = []
+
+    def __enter__(self) -> Self:
+        stack = ExitStack()
+        if not self._stacks:
+            self._thread = threading.get_ident()
+            stack.enter_context(_Undispatched(self))
+            for name in COMPOSITES:
+                if (function := getattr(nn.init, name, None)) is not None:
+                    stack.enter_context(mock.patch.object(nn.init, name, self._deferring(function)))
+        self._stacks.append(stack)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        self._stacks.pop().close()
+        if not self._stacks:
+            self._thread = None
+            self._tapes = {key: tape for key, tape in self._tapes.items() if not tape.reference.expired()}  # type: ignore[no-untyped-call]
+
+    # What the finished model is asked.
+
+    def names(self, model: nn.Module) -> set[str]:
+        """Return the names of the parameters and buffers, aliases included, that hold no values yet."""
+        return {name for name, tensor in _tensors(model) if _key(tensor) in self._tapes}
+
+    def materialize(self, model: nn.Module, names: Iterable[str] | None = None) -> None:
+        """Draw the values of these parameters and buffers; names that are not pending are left alone.
+
+        Args:
+            model: the model that was built.
+            names: of parameters and buffers; None for all, and for tensors that the model does not list.
+
+        Raises:
+            UsageError: the model has no such name.
+        """
+        wanted = _checked(model, names)
+        owners: dict[int, list[str]] = {}
+        for name, tensor in _tensors(model):
+            if (key := _key(tensor)) in self._tapes:
+                owners.setdefault(key, []).append(name)
+        for key, aliases in owners.items():
+            if wanted is None or not wanted.isdisjoint(aliases):
+                # The draws follow the first name of a storage, whichever of its names was asked for.
+                self._play(key, aliases[0])
+        if names is None:
+            self.materialize_unregistered(model)
+
+    def discard(self, model: nn.Module, names: Iterable[str]) -> None:
+        """Forget the draws of these parameters, which the caller overwrites entirely.
+
+        A parameter that is only part of its storage is materialized instead, for the sake of the rest.
+
+        Raises:
+            UsageError: the model has no such name.
+        """
+        wanted = _checked(model, names)
+        for name, tensor in list(_tensors(model)):
+            if wanted is not None and name in wanted and (key := _key(tensor)) in self._tapes:
+                if _covers(tensor):
+                    del self._tapes[key]
+                else:
+                    self.materialize(model, [name])
+
+    def materialize_unregistered(self, model: nn.Module) -> None:
+        """Draw the values of tensors that are neither parameters nor buffers, such as a plain attribute."""
+        listed = {_key(tensor) for _, tensor in _tensors(model)}
+        for key in [key for key in self._tapes if key not in listed]:
+            self._play(key, None)
+
+    def move_(self, model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """Move a model as `Module.to` would, floating tensors alone to the dtype; what is pending stays so.
+
+        Args:
+            model: the model, changed in place; the identity of its parameters and their ties are kept.
+            device: where to; None leaves every tensor where it is.
+            dtype: a floating dtype; None leaves every dtype as it is.
+        """
+        seen: set[int] = set()
+        for _, tensor in list(_tensors(model)):
+            kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            place = device or tensor.device
+            if id(tensor) in seen or (tensor.dtype == kind and tensor.device == place):
+                continue
+            seen.add(id(tensor))
+            self._move(tensor, place, kind)
+
+    # What happens while the model is built.
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._quiet:
+            return func(*args, **kwargs)
+        kind = effect(func)
+        if kind == "draw" and _deferrable(*args, **kwargs):
+            self._put_off(func, args[0], args[1:], kwargs, draws=True)
+            return args[0]
+        if self._tapes and kind != "view":
+            return self._with_pending(func, kind, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _with_pending(self, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator that may touch a pending storage: tape it, drop the tape, or play it first."""
+        if kind in ("draw", "overwrite", "change") and (key := _key(args[0])) in self._tapes:
+            others = [_key(tensor) for tensor in _flat_tensors((args[1:], kwargs)) if not self._is_number(tensor)]
+            if kind != "change" and key not in others and _covers(args[0]):
+                del self._tapes[key]
+            elif not others and not _has_generator(args, kwargs):
+                with self._silence():
+                    rest, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args[1:], kwargs))
+                self._put_off(func, args[0], rest, kwargs, draws=False)
+                return args[0]
+        for tensor in _flat_tensors((args, kwargs)):
+            self._read(tensor)
+        return func(*args, **kwargs)
+
+    def _is_number(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a single number at hand, which a tape can hold a copy of."""
+        plain = type(tensor) is Tensor and not tensor.dim() and tensor.device.type == "cpu"
+        return plain and not tensor.requires_grad and _key(tensor) not in self._tapes
+
+    def _put_off(
+        self, function: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], draws: bool
+    ) -> None:
+        """Write one call on the tape of the tensor's storage; a draw over all of it starts the tape anew."""
+        kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
+        if draws:
+            # One value drawn and thrown away: what is wrong with the arguments is told here and now.
+            with self._silence(), torch.no_grad():
+                one = torch.empty([1] * tensor.dim(), dtype=tensor.dtype, device="cpu")
+                function(one, *args, **kwargs, generator=self._probe)
+        key = _key(tensor)
+        tape = self._tapes.get(key)
+        fresh = draws and _covers(tensor)
+        if tape is None or fresh:
+            with self._silence():
+                storage = tensor.untyped_storage()
+                tape = Tape(StorageWeakRef(storage), self._order, storage.nbytes(), fresh)  # type: ignore[no-untyped-call]
+            self._tapes[key] = tape
+            self._order += 1
+        tape.steps.append(Step(function, View.at(tensor), args, kwargs, draws))
+
+    def _read(self, tensor: Tensor) -> None:
+        if (key := _key(tensor)) in self._tapes:
+            self._play(key, None)
+
+    def _play(self, key: int, name: str | None) -> None:
+        """Play and remove one tape; a storage that is gone by now needs nothing."""
+        tape = self._tapes.pop(key)
+        generator = torch.Generator(device="cpu")
+        generator.manual_seed(_seed(self.seed, f"draw {tape.order}" if name is None else f"name {name}"))
+        with self._silence():
+            storage = torch.UntypedStorage._new_with_weak_ptr(tape.reference.cdata)
+            if storage is not None:
+                tape.play(storage, generator)
+
+    def _move(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+        key = _key(tensor)
+        tape = self._tapes.get(key)
+        if tape is not None and not (tape.fresh and tape.moved is None and _covers(tensor)):
+            # Only part of a storage, or moved before: its values are needed now.
+            self._read(tensor)
+            tape = None
+        if tape is None:
+            tensor.data = tensor.detach().to(device=device, dtype=dtype)
+            return
+        del self._tapes[key]
+        target = torch.empty_like(tensor, device=device, dtype=dtype, requires_grad=False)
+        reference = StorageWeakRef(target.untyped_storage())  # type: ignore[no-untyped-call]
+        moved = (View.at(tensor), View.at(target))
+        self._tapes[_key(target)] = Tape(reference, tape.order, tape.nbytes, True, tape.steps, moved)
+        tensor.data = target
+
+    def _deferring(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a form of a torch.nn.init function that goes on the tape as a whole."""
+
+        def deferred(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            mine = self._thread == threading.get_ident() and not self._quiet
+            if not mine or not _deferrable(tensor, *args, **kwargs):
+                return function(tensor, *args, **kwargs)
+            if args and args[-1] is None:
+                args = args[:-1]  # a generator, by position
+            self._put_off(function, tensor, args, kwargs, draws=True)
+            return tensor
+
+        deferred.__name__ = function.__name__
+        return deferred
+
+    @contextmanager
+    def _silence(self) -> Iterator[None]:
+        """Let operators of our own through, without taping them."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+
+class _Undispatched(TorchFunctionMode):
+    """Plays the tape of a tensor whose values are about to be read behind the dispatcher's back."""
+
+    def __init__(self, draws: DeferredDraws) -> None:
+        super().__init__()
+        self._draws = draws
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        draws = self._draws
+        if func in UNDISPATCHED and draws._tapes and not draws._quiet:
+            draws._read(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _deferrable(tensor: Any, *args: Any, **kwargs: Any) -> bool:
+    """Return whether a draw into this tensor can be put off.
+
+    The tensor needs a storage, on a device that a tape can be played for; the draw must depend on no other
+    tensor and on no generator of its own.
+    """
+    if _has_generator(args, kwargs) or any(True for _ in _flat_tensors((args, kwargs))):
+        return False
+    return (
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        and tensor.layout is torch.strided
+        and tensor.device.type in ("cpu", "cuda")
+        and not tensor.is_quantized
+        and tensor.numel() > 0
+    )
+
+
+def _has_generator(args: Iterable[Any], kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("generator") is not None or any(isinstance(value, torch.Generator) for value in args)
+
+
+def _flat_tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat_tensors(item)
+    elif isinstance(value, dict):
+        yield from _flat_tensors(tuple(value.values()))
+
+
+def _key(tensor: Any) -> int:
+    """Return the address of the storage; 0 for a tensor without one."""
+    if not isinstance(tensor, Tensor) or not torch._C._has_storage(tensor):
+        return 0
+    with torch._C.DisableTorchFunction():
+        return int(tensor.untyped_storage()._cdata)
+
+
+def _covers(tensor: Tensor) -> bool:
+    """Return whether the tensor is all of its storage, each element once."""
+    with torch._C.DisableTorchFunction():
+        whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    return whole and (tensor.is_contiguous() or _channels_last(tensor))
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.dim() in formats and tensor.is_contiguous(memory_format=formats[tensor.dim()])
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters, then buffers, under all of their names; lazy ones have no values to speak of."""
+    yield from (item for item in model.named_parameters(remove_duplicate=False) if not nn.parameter.is_lazy(item[1]))
+    yield from (item for item in model.named_buffers(remove_duplicate=False) if not nn.parameter.is_lazy(item[1]))
+
+
+def _checked(model: nn.Module, names: Iterable[str] | None) -> set[str] | None:
+    if names is None:
+        return None
+    wanted, known = set(names), [name for name, _ in _tensors(model)]
+    for name in sorted(wanted.difference(known)):
+        raise UsageError(
+            f"{name}: no parameter or buffer of the model; expected one of its names.{did_you_mean(name, known)}"
+        )
+    return wanted
+
+
+def _seed(seed: int, what: str) -> int:
+    digest = hashlib.blake2b(f"{seed} {what}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

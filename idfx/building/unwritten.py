@@ -1,0 +1,89 @@
+"""Which memory of a model no initialiser wrote: it is built while new memory is filled with a known pattern."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from idfx.capture.running import unwrap
+
+_settings: Any = torch.utils.deterministic
+_FRESH = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
+
+
+@contextmanager
+def filled() -> Iterator[None]:
+    """Let torch fill all new memory inside the block: floats with NaN, whole numbers with the largest one.
+
+    torch's settings are put back as they were.
+
+    Example:
+        >>> with filled():
+        ...     torch.empty(2)
+        tensor([nan, nan])
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = _settings.fill_uninitialized_memory
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        _settings.fill_uninitialized_memory = True
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic")
+            yield
+    finally:
+        _settings.fill_uninitialized_memory = fills
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+class Zeroed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fills all new memory with zeros, as a second pattern to compare with.
+
+    Example:
+        >>> with Zeroed():
+        ...     torch.empty(2)
+        tensor([0., 0.])
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result.zero_() if func._schema.name.removeprefix("aten::") in _FRESH else result
+
+
+def unwritten(model: nn.Module, again: Callable[[], nn.Module]) -> dict[str, int]:
+    """Return how many entries of each parameter and buffer no initialiser wrote; only those that have some.
+
+    Args:
+        model: built inside of `filled`, its values drawn.
+        again: builds the model another time and draws its values; called only if some entry may be unwritten.
+    """
+    suspects = {name: found for name, tensor in _tensors(model).items() if (found := _pattern(tensor)).any()}
+    if not suspects:
+        return {}
+    with Zeroed():  # type: ignore[no-untyped-call]
+        second = _tensors(again())
+    counts = {name: int((found & ~_pattern(second[name])).sum()) for name, found in suspects.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    model = unwrap(model)
+    return {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _pattern(tensor: Tensor) -> Tensor:
+    """Which entries are what new memory was filled with."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return torch.isnan(tensor)
+    if tensor.dtype == torch.bool:
+        return tensor
+    if tensor.is_quantized:
+        return torch.zeros_like(tensor, dtype=torch.bool)
+    return tensor == torch.iinfo(tensor.dtype).max

@@ -1,0 +1,221 @@
+"""Example inputs against the forward that takes them: what is missing, what does not fit, and how to give it.
+
+What a forward takes is read from its signature. Where that says nothing sure (`*args`, `**kwargs`, hooks that change
+the inputs, compiled code) the model is run and speaks for itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from idfx.core.errors import SourceError
+from idfx.core.records import Example
+from idfx.core.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Audience = Literal["shell", "python", "both"]
+_Parameters = list[inspect.Parameter]
+
+_IN_ORDER = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_CONTAINERS = {"list", "tuple", "dict", "List", "Tuple", "Dict", "Sequence", "Mapping", "Iterable"}
+_SCALARS = {"bool": "true", "int": "1", "float": "0.5", "str": "TEXT"}
+
+
+def check(model: nn.Module, example: Example, subject: str, words: Audience) -> None:
+    """Return if the forward of a model can be called with an example, as far as its signature tells.
+
+    Args:
+        model: without wrappers.
+        example: its inputs.
+        subject: what the message begins with.
+        words: where the reader is, on the command line ("shell") or in Python.
+
+    Raises:
+        SourceError: an argument is missing, unknown, given twice or one too many.
+
+    Example:
+        >>> import torch
+        >>> check(torch.nn.Bilinear(2, 2, 2), Example((torch.ones(1, 2),)), "Bilinear", "python")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        idfx.core.errors.SourceError: Bilinear: input2 (torch.Tensor) is missing; ... example_inputs=(input1, input2).
+    """
+    from torch import nn
+
+    found = _parameters(model)
+    # A hook or a __call__ of the model's own may change what the forward is given.
+    changed = bool(model._forward_pre_hooks) or type(model).__call__ is not nn.Module.__call__
+    if found is None or changed or any(parameter.kind in _OPEN for parameter in found):
+        return
+    if problem := _problem(found, example.args, example.kwargs, words):
+        raise SourceError(f"{subject}: {problem}")
+
+
+def misfit(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], words: Audience = "both") -> str:
+    """Return what of a call does not fit the forward as it is declared; "" if all does, or nothing is known.
+
+    For a forward that has already refused the call: a decorator may change what it takes.
+
+    Example:
+        >>> import torch
+        >>> misfit(torch.nn.ReLU(), (), {"inputs": torch.ones(1)}, "python")
+        "forward has no argument 'inputs'; expected one of input. Did you mean input?"
+    """
+    found = _parameters(model, declared=True)
+    return _problem(found, args, kwargs, words) if found is not None else ""
+
+
+def no_example(subject: str, model: nn.Module, words: Audience) -> SourceError:
+    """Return the error for a model without example inputs: what its forward takes, and how to give it."""
+    found = _parameters(model, declared=True) or []
+    needed = _required(found)
+    if needed:
+        expected = f"expected {_listed(needed)}, which its forward needs"
+    elif named := [parameter for parameter in found if parameter.kind not in _OPEN]:
+        expected = f"expected some of {', '.join(map(str, named))}, none of which its forward requires"
+    else:
+        expected = "expected the tensors that its forward takes"
+    how = _how(needed, found, words)
+    return SourceError(f"{subject}: no example input, and the model names none; {expected}. {how}")
+
+
+def laid_over(model: nn.Module, example: Example, named: Mapping[str, Any]) -> Example:
+    """Return an example with these arguments in it, each in the place of the one of this name.
+
+    Args:
+        model: without wrappers; its forward tells the names of what the example gives in order.
+        example: what is to be completed.
+        named: values by the names of the forward's arguments.
+
+    Example:
+        >>> import torch
+        >>> laid_over(torch.nn.Bilinear(1, 1, 1), Example((1, 2)), {"input2": 3, "other": 4})
+        Example(args=(1, 3), kwargs={'other': 4})
+    """
+    found = _parameters(model, declared=True) or []
+    order = [parameter.name for parameter in found if parameter.kind in _IN_ORDER][: len(example.args)]
+    args = list(example.args)
+    for place, name in enumerate(order):
+        args[place] = named.get(name, args[place])
+    rest = {name: value for name, value in named.items() if name not in order}
+    return Example(tuple(args), {**example.kwargs, **rest})
+
+
+def takes_nothing(model: nn.Module) -> bool:
+    """Return whether a forward has no arguments at all."""
+    return _parameters(model) == []
+
+
+def _parameters(model: nn.Module, declared: bool = False) -> _Parameters | None:
+    """The arguments of the forward: what can be called or, if `declared`, what stands under its decorators."""
+    try:
+        return list(inspect.signature(model.forward, follow_wrapped=declared).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
+def _required(found: Iterable[inspect.Parameter]) -> _Parameters:
+    return [parameter for parameter in found if parameter.default is parameter.empty and parameter.kind not in _OPEN]
+
+
+def _problem(found: _Parameters, args: Sequence[Any], kwargs: Mapping[str, Any], words: Audience) -> str:
+    """Say the first thing by which a call does not fit; "" if it does."""
+    in_order = [parameter for parameter in found if parameter.kind in _IN_ORDER]
+    by_name = [parameter.name for parameter in found if parameter.kind in _BY_NAME]
+    kinds = {parameter.kind for parameter in found}
+    unknown = [name for name in kwargs if name not in by_name]
+    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+        expected = f"one of {', '.join(by_name)}" if by_name else "none by name"
+        return f"forward has no argument {unknown[0]!r}; expected {expected}.{did_you_mean(unknown[0], by_name)}"
+    if len(args) > len(in_order) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        names = f" ({', '.join(parameter.name for parameter in in_order)})" if in_order else ""
+        return (
+            f"{len(args)} inputs in order are given; forward takes {len(in_order) or 'none'}{names}. {_surplus(words)}"
+        )
+    given = [parameter.name for parameter in in_order[: len(args)]]
+    if twice := [name for name in given if name in kwargs and name in by_name]:
+        return f"{twice[0]} is given twice, in order and by name; expected it once. {_surplus(words)}"
+    missing = [p for p in _required(found) if p.name not in given and not (p.name in kwargs and p.name in by_name)]
+    if missing:
+        verb, them = ("is", "it") if len(missing) == 1 else ("are", "them")
+        how = _how(missing, found, words)
+        return f"{_listed(missing)} {verb} missing; expected a value, the forward needs {them}. {how}"
+    return ""
+
+
+def _surplus(words: Audience) -> str:
+    option = "an --input-shape or --input"
+    return f"Leave out {option if words == 'shell' else 'an input' if words == 'python' else f'an input ({option})'}."
+
+
+def _listed(parameters: _Parameters) -> str:
+    """Names with their annotations: `x (torch.Tensor) and scale (float)`."""
+    texts = [f"{p.name} ({kind})" if (kind := _annotation(p)) else p.name for p in parameters]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]]) if len(texts) > 1 else texts[0]
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    note = parameter.annotation
+    if note is parameter.empty:
+        return ""
+    text = note if isinstance(note, str) else inspect.formatannotation(note)
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _how(needed: _Parameters, found: _Parameters, words: Audience) -> str:
+    """Say how to give these arguments."""
+    shell, python = _in_shell(needed), _in_python(found)
+    if words == "both":
+        return f"Give {shell} on the command line, {python} in Python."
+    return f"Give {shell}." if words == "shell" else f"Pass {python}."
+
+
+def _in_shell(needed: _Parameters) -> str:
+    """Write the options that give these arguments."""
+    shapes, plain, others = [], [], []
+    for parameter in needed:
+        words = set(re.findall(r"\w+", _annotation(parameter))) - {"None", "Optional", "Union", "typing"}
+        if words and words <= _SCALARS.keys():
+            plain.append(f"--input {parameter.name}={next(_SCALARS[kind] for kind in _SCALARS if kind in words)}")
+        elif words and (words & _CONTAINERS or not any("Tensor" in word for word in words)):
+            others.append(parameter.name)
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            shapes.append(f"--input-shape {_sample(parameter)}")
+        else:
+            shapes.append(f"--input-shape {parameter.name}={_sample(parameter)}")
+    if not needed:
+        shapes = ["--input-shape 1,3,224,224 (NAME=SIZES by name)"]
+    parts = []
+    if shapes:
+        parts.append(f"{' '.join(shapes)} with the sizes it takes (:int64 for indices), or --input FILE.safetensors")
+    if plain:
+        parts.append(" ".join(plain))
+    if others:
+        parts.append(f"{', '.join(others)} by `example_inputs` in the file of the model")
+    return ", and ".join(parts)
+
+
+def _sample(parameter: inspect.Parameter) -> str:
+    if re.search(r"ids?$|tokens?$|index|indices", parameter.name) or "LongTensor" in _annotation(parameter):
+        return "1,16:int64"
+    return "1,16:bool" if "mask" in parameter.name or "BoolTensor" in _annotation(parameter) else "1,3,224,224"
+
+
+def _in_python(found: _Parameters) -> str:
+    """Write the arguments of the whole call, as they are passed to `analyze` or `init_`."""
+    required = _required(found)
+    order = [parameter.name for parameter in required if parameter.kind in _IN_ORDER]
+    names = [parameter.name for parameter in required if parameter.kind not in _IN_ORDER]
+    if not required:
+        return "example_inputs=(tensor, ...) or example_kwargs={name: tensor, ...}"
+    parts = [f"example_inputs=({', '.join(order)}{',' if len(order) == 1 else ''})"] if order else []
+    if names:
+        parts.append(f"example_kwargs={{{', '.join(f'{name!r}: ...' for name in names)}}}")
+    return ", ".join(parts)

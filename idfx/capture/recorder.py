@@ -1,0 +1,305 @@
+"""Operator calls → torch.fx graph: one run of a forward, written down call by call.
+
+A tensor is known by its place in memory. On the meta device the recorder also computes the values that a forward asks
+for, as long as they depend on inputs and buffers alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+from idfx.capture.interpreter import compute
+from idfx.capture.running import FunctionCalls, ModulePath
+from idfx.core.errors import out_of_memory
+from idfx.ops.semantics import operator_name
+
+
+def on_meta_device(value: Any) -> Any:
+    """Return a value with its tensors on the meta device, one for each of them."""
+    copies: dict[int, torch.Tensor] = {}
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return copies.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
+
+    return pytree.tree_map_only(torch.Tensor, copy, value)
+
+
+def overwritten(value: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
+    """Return `value`, part of whose memory the operator behind `write` has changed since it was made.
+
+    A graph node of its own, so that the data flow through views and in-place operators is explicit.
+    """
+    return value
+
+
+@functools.cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of each argument that the operator writes to."""
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def _writes(target: Any) -> bool:
+    return hasattr(target, "_schema") and bool(_written(target))
+
+
+_FAILURES = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)
+
+
+class Recorder:
+    """Builds the graph call by call. A tensor is known by its place in memory, which two objects may share.
+
+    Every tensor is held on to, so that no place is used twice. `values` has the real tensors of inputs and buffers
+    by name where the run has none: a forward may ask for a number that depends on these alone.
+    """
+
+    def __init__(self, path: ModulePath, values: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.graph = torch.fx.Graph()
+        self.path = path
+        self._real = values
+        self._order: dict[torch.fx.Node, int] = {}
+        self._computed: dict[torch.fx.Node, Any] = {}
+        self.parameters: dict[str, str] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.modules: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self.steps: dict[str, int] = {}
+        self.calls = 0
+        self._names: dict[int, tuple[torch.Tensor, str, bool]] = {}
+        self._places: dict[Any, int] = {}
+        self._values: dict[Any, tuple[torch.Tensor, torch.fx.Node, int]] = {}
+        self._detached: dict[int, tuple[torch.Tensor, torch.fx.Node, int]] = {}
+        self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
+        self.functions = FunctionCalls(self)
+        self.hides: dict[str, None] = {}
+
+    def know(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
+        self._names.setdefault(id(tensor), (tensor, name, is_parameter))
+        self._places.setdefault(view_key(tensor), id(tensor))
+
+    def placeholder(self, name: str, tensor: torch.Tensor) -> None:
+        self._note(self._create("placeholder", name), tensor, -1)
+
+    def _create(self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> torch.fx.Node:
+        node = self.graph.create_node(op, target, args, kwargs or {})
+        self._order[node] = len(self._order)
+        return node
+
+    def _computed_values(self, wanted: Sequence[torch.fx.Node]) -> dict[torch.fx.Node, Any] | None:
+        """The values of some nodes and of what they depend on, None if a parameter is among it or they fail."""
+        assert self._real is not None
+        stack = list(wanted)
+        ancestors: set[torch.fx.Node] = set()
+        while stack:
+            node = stack.pop()
+            if node not in ancestors:
+                if node.op == "get_attr" and node.name not in self.constants and node.target not in self._real:
+                    return None
+                ancestors.add(node)
+                stack.extend(node.all_input_nodes)
+        writes = any(node.op == "call_function" and _writes(node.target) for node in ancestors)
+        ordered = sorted(ancestors, key=self._order.__getitem__)
+        leaves = self._real
+        device = next((tensor.device for tensor in leaves.values()), torch.device("cpu"))
+
+        def leaf(node: torch.fx.Node) -> torch.Tensor:
+            known = self.constants.get(node.name)
+            return (leaves[str(node.target)] if known is None else known).clone()
+
+        try:
+            values = compute(ordered, leaf, device, None if writes else self._computed)
+        except _FAILURES as error:
+            if out_of_memory(error):
+                raise
+            return None
+        if not writes:
+            self._computed = values
+        return values
+
+    def _value(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operator returns that needs numbers, None if they depend on a parameter or are not to be had."""
+        wanted: list[torch.fx.Node] = []
+        torch.fx.node.map_arg((args, kwargs), wanted.append)
+        values = self._computed_values(wanted)
+        if values is None:
+            return None
+        read = torch.fx.node.map_arg((args, kwargs), values.__getitem__)
+        try:
+            with torch.no_grad():
+                return on_meta_device(func(*read[0], **read[1]))
+        except _FAILURES as error:
+            if out_of_memory(error):
+                raise
+            return None
+
+    def _masked(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The result of a selection by masks, whose number of entries their values tell; None if they do not."""
+        if func._schema.name not in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_unsafe_index"):
+            return None
+        indices: list[Any] = []
+        for index in args[1]:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                indices.append(index)
+                continue
+            values = self._computed_values([self._node(index)])
+            if values is None:
+                return None
+            indices.extend(on_meta_device(values[self._node(index)].nonzero(as_tuple=True)))
+        return func(args[0], indices, *args[2:], **kwargs)
+
+    def numbers(self, tensor: torch.Tensor) -> list[Any] | None:
+        """The numbers in a meta tensor, for a forward that asks for all of them at once."""
+        if self._real is None:
+            return None
+        with _disable_current_modes():
+            node = self._node(tensor)
+            values = self._computed_values([node])
+            return None if values is None else values[node].tolist()
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        step, self.calls = self.calls, self.calls + 1
+        node_args = tuple(self._nodes(arg) for arg in args)
+        node_kwargs = {key: self._nodes(arg) for key, arg in kwargs.items()}
+        try:
+            result = func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError):
+            if self._real is None:
+                raise
+            result = self._masked(func, args, kwargs)
+            if result is None:
+                result = self._value(func, node_args, node_kwargs)
+            if result is None:
+                raise
+        node = self._create("call_function", func, node_args, node_kwargs)
+        for position, name in _written(func):
+            target = args[position] if position < len(args) else kwargs.get(name)
+            for tensor in target if isinstance(target, (list, tuple)) else (target,):
+                if isinstance(tensor, torch.Tensor):
+                    self._write(tensor, node)
+        before = self._values.get(view_key(result)) if operator_name(func) == "aten.detach" else None
+        self._result(node, result, step)
+        if before is not None:  # what is detached lies where it lay, but only the new object has lost its gradient
+            self._detached[id(result)] = self._values[view_key(result)]
+            self._values[view_key(result)] = before
+        return result
+
+    def output(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.graph.output(tuple(self._nodes(tensor) for tensor in tensors))
+
+    def _result(self, node: torch.fx.Node, result: Any, step: int) -> None:
+        if isinstance(result, torch.Tensor):
+            self._note(node, result, step)
+        elif isinstance(result, (tuple, list)):
+            self.modules[node.name], self.steps[node.name] = self.path.current, step
+            for index, part in enumerate(result):
+                if isinstance(part, torch.Tensor):
+                    item = self._create("call_function", operator.getitem, (node, index))
+                    self._note(item, part, step)
+        else:
+            self.modules[node.name], self.steps[node.name] = self.path.current, step
+
+    def _note(self, node: torch.fx.Node, tensor: torch.Tensor, step: int) -> None:
+        name = node.name
+        self.modules[name], self.steps[name] = self.path.current, step
+        self.shapes[name], self.dtypes[name] = tuple(tensor.shape), str(tensor.dtype)[6:]
+        self._values[view_key(tensor)] = (tensor, node, self._version(tensor))
+
+    def _version(self, tensor: torch.Tensor) -> int:
+        return len(self._writes[_memory(tensor)]) if self._has_writes(tensor) else 0
+
+    def _has_writes(self, tensor: torch.Tensor) -> bool:
+        return bool(self._writes) and _memory(tensor) in self._writes
+
+    def _write(self, tensor: torch.Tensor, node: torch.fx.Node) -> None:
+        self._nodes(tensor)
+        extent = (tensor.shape, tensor.stride(), tensor.storage_offset())
+        self._writes.setdefault(_memory(tensor), []).append((node, extent))
+        self._values[view_key(tensor)] = (tensor, node, self._version(tensor))
+
+    def _nodes(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._node(value)
+        if type(value) in (list, tuple):
+            return type(value)(self._nodes(item) for item in value)
+        return value
+
+    def _node(self, tensor: torch.Tensor) -> torch.fx.Node:
+        place = view_key(tensor)
+        known = self._detached.get(id(tensor)) or self._values.get(place)
+        if known is None:
+            self._attribute(tensor)
+            known = self._values[place]
+        _, node, version = known
+        if self._has_writes(tensor):
+            writes = self._writes[_memory(tensor)]
+            extent = (tensor.shape, tensor.stride(), tensor.storage_offset())
+            for write, written in writes[version:]:
+                if written == extent:
+                    node = write
+                else:
+                    node = self._create("call_function", overwritten, (node, write))
+                    self._note(node, tensor, self.steps[write.name])
+            if id(tensor) in self._detached:
+                self._detached[id(tensor)] = (tensor, node, len(writes))
+            else:
+                self._values[place] = (tensor, node, len(writes))
+        return node
+
+    def _attribute(self, tensor: torch.Tensor) -> None:
+        """Make the node of a parameter, a buffer or a tensor that the forward took from elsewhere."""
+        known = id(tensor) if id(tensor) in self._names else self._places.get(view_key(tensor))
+        _, name, is_parameter = self._names[known] if known is not None else (tensor, "", False)
+        node = self._create("get_attr", name or f"_constant{len(self.constants)}")
+        if is_parameter:
+            self.parameters[node.name] = name
+        elif not name:
+            self.constants[node.name] = self._fixed(tensor)
+        self._note(node, tensor, -1)
+
+    def on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A meta tensor for one with values, known under the same node."""
+        with _disable_current_modes():
+            copy = torch.empty_like(tensor, device="meta")
+        self._values[view_key(copy)] = (copy, self._node(tensor), self._version(copy))
+        return copy
+
+    def hidden(self, values: Any) -> None:
+        """Note where a parameter is used and no operator is seen."""
+        tensors = (value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor))
+        if any(self._names.get(id(tensor), (tensor, "", False))[2] for tensor in tensors):
+            self.hides.setdefault(self.path.current)
+
+    def _fixed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A constant with its values, if the forward is making it from numbers."""
+        numbers = self.functions.numbers
+        if numbers is None or not tensor.is_meta or isinstance(numbers, torch.Tensor):
+            return tensor
+        return torch.tensor(numbers, dtype=tensor.dtype, device="cpu")
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Which memory a tensor lies in; its identity, if it has none of its own (sparse, under vmap)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
+def view_key(tensor: torch.Tensor) -> Any:
+    """Where in memory a tensor lies and how."""
+    memory = _memory(tensor)
+    if memory == id(tensor):
+        return memory
+    return memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype

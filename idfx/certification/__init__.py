@@ -1,0 +1,1 @@
+"""Weights → certificate: the initialised model is run and held to what its plan claims."""

@@ -1,0 +1,301 @@
+"""Weights × structure → certificate: the model is run, and every residual join compared with its shortcut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from idfx.analysis.structure import build_structure
+from idfx.capture.running import ModulePath, run, unwrap
+from idfx.capture.tracing import another, record, tensors_in
+from idfx.core.errors import CertificateError, ForwardError
+from idfx.core.records import Certificate, End, Example, Join, JoinCheck, Structure
+from idfx.fills.geometry import outputs_first
+from idfx.ops.semantics import operator_name
+
+
+class _OtherPathError(CertificateError):
+    """The run makes other operator calls than the captured one."""
+
+
+class _Seen(NamedTuple):
+    """What was seen of one join: max|output − shortcut|, max|shortcut|, and the relative rounding of a sum."""
+
+    difference: float
+    size: float
+    rounding: float
+
+
+@dataclass
+class _Observer:
+    """Watches the calls at which joins stand, and those at which their ends act; `expected` is the operator of each.
+
+    `inputs` is the largest absolute entry that goes into the call of an end, by step.
+    """
+
+    joins: dict[int, Join]
+    ends: frozenset[int]
+    expected: dict[int, str]
+    strict: bool = True
+    deviations: dict[str, _Seen] = field(default_factory=dict)
+    inputs: dict[int, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    calls: int = 0
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        step, self.calls = self.calls, self.calls + 1
+        join = self.joins.get(step)
+        if join is None and step not in self.ends:
+            return func(*args, **kwargs)
+        if operator_name(func) != self.expected[step]:
+            if self.strict:
+                raise _OtherPathError
+            self.joins, self.ends = {}, frozenset()
+            return func(*args, **kwargs)
+        if step in self.ends:
+            self.inputs[step] = max((_size(tensor) for tensor in tensors_in((args, kwargs))), default=0.0)
+        if join is None:
+            return func(*args, **kwargs)
+        shortcut = shortcut_of(join, func, args, kwargs)
+        result = func(*args, **kwargs)
+        rounding = torch.finfo(result.dtype).eps if result.is_floating_point() or result.is_complex() else 0.0
+        self.deviations[join.name] = _Seen(_deviation(result, shortcut), _size(shortcut), rounding)
+        self.sums[join.name] = _fingerprint(result)
+        return result
+
+
+def shortcut_of(join: Join, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Return the shortcut of a join, given the call of its sum, before the call is made."""
+    shortcut: torch.Tensor = args[join.operand]
+    if join.part is not None:
+        alone: torch.Tensor = func(_alone(shortcut, *join.part), *args[1:], **kwargs)
+        return alone
+    return shortcut.clone() if func._schema.is_mutable else shortcut
+
+
+def _alone(stack: torch.Tensor, axis: int, indices: Sequence[int]) -> torch.Tensor:
+    """Values side by side along an axis, with zeros in place of all but some."""
+    alone = torch.zeros_like(stack)
+    for index in indices:
+        alone.select(axis, index).copy_(stack.select(axis, index))
+    return alone
+
+
+def _size(tensor: torch.Tensor) -> float:
+    """max|tensor|, 0 where there is none."""
+    counts = tensor.numel() and not tensor.is_nested and (tensor.is_floating_point() or tensor.is_complex())
+    return float(tensor.detach().abs().max()) if counts else 0.0
+
+
+def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> float:
+    """max|result − shortcut|, 0 if and only if they are equal and finite."""
+    if torch.equal(result, shortcut.expand_as(result)):
+        return 0.0 if bool(torch.isfinite(result).all()) else math.inf
+    difference = (result - shortcut).abs().max().item()
+    return difference if math.isfinite(difference) else math.inf
+
+
+def _fingerprint(tensor: torch.Tensor) -> float:
+    """A sum with weights from 1 to 2 in the order of the entries: other features, or the same elsewhere, differ."""
+    flat = torch.view_as_real(tensor).flatten() if tensor.is_complex() else tensor.detach().flatten()
+    return float(flat.double() @ torch.linspace(1, 2, flat.numel(), dtype=torch.float64, device=flat.device))
+
+
+def _second(model: nn.Module, structure: Structure) -> tuple[list[torch.Tensor], _Observer] | None:
+    """Run another example of the same form; if its whole numbers make no sense to the model, one with the old ones."""
+    for whole in (True, False):
+        changed = another(structure.capture.example, whole)
+        if changed is None:
+            return None
+        try:
+            return _observed(model, structure, changed, strict=False)
+        except ForwardError:
+            if not whole:
+                raise
+    return None
+
+
+def run_once(
+    model: nn.Module, example: Example, on_call: Callable[[Any, Sequence[Any], dict[str, Any]], Any], grad: bool
+) -> list[torch.Tensor]:
+    """Return the floating outputs of one run, on copies of buffers and inputs, with every operator call handed over."""
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    copies: dict[int, torch.Tensor] = {}  # one of each buffer, whatever names it has
+    buffers = {
+        name: copies.setdefault(id(buffer), buffer.clone())
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+    }
+    args, kwargs = pytree.tree_map_only(
+        torch.Tensor, lambda tensor: tensor.detach().clone().to(device), (example.args, dict(example.kwargs))
+    )
+    result = run(model, buffers, args, kwargs, on_call, ModulePath(model), grad)
+    return [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
+
+
+def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, float] = 1e-6) -> Certificate:
+    """Return what two runs of the model show: is every residual join its shortcut, does the signal get through.
+
+    A join passes if d = max|output − shortcut| / max|shortcut| is within a bound (the shortcut of an outer block counts
+    too, if it is larger). The bound is 0 where the ends are 0. Else a row of an end holds eps and −eps, so what it
+    gives is at most 2 · eps · h for inputs of at most h, which the run shows; what stands behind it multiplies by at
+    most g (`Join.gain`) and its scales by s, and the sum rounds:
+
+        d ≤ min(Σ 2 · eps · h · g · s / max|shortcut| + rounding, ∛eps), summed over the ends.
+
+    Where the graph tells no g, the bound is ∛eps: one over the root of the smallest epsilon, eps^(4/3), that a
+    normalisation behind an end may have, times eps.
+
+    Args:
+        model: the initialised model, on any device.
+        structure: of this model, with the example that it was captured with.
+        eps: the size of the entries that the scheme calls zero; by parameter, where they are not all the same. A join
+            with an end that is not among them is not claimed to be closed.
+
+    Raises:
+        ForwardError: the model raised.
+        CertificateError: the run takes another path than the captured one, with another structure.
+    """
+    model = unwrap(model)
+    try:
+        first, seen = _observed(model, structure)
+    except _OtherPathError:  # values, a cache or the device decided otherwise: read the path that this run takes
+        structure = read_again(model, structure)
+        first, seen = _observed(model, structure)
+    again = _second(model, structure)
+    verdict = _Verdict(model, structure, seen if again is None else _telling(seen, again[1]), eps)
+    checks = tuple(verdict.check(join) for join in structure.joins)
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in first)
+    if again is None:
+        return Certificate(checks, finite, None, tuple(_failures(checks, finite, None, ())))
+    second, other = again
+    finite = finite and all(bool(torch.isfinite(tensor).all()) for tensor in second)
+    differ = not first or any(not torch.equal(a, b) for a, b in zip(first, second, strict=False))
+    watched = bool(seen.sums)
+    distinct = True if differ else None if watched else False
+    lost = [
+        join.name for join in structure.joins if join.carries and seen.sums.get(join.name) == other.sums.get(join.name)
+    ]
+    return Certificate(checks, finite, distinct, tuple(_failures(checks, finite, distinct, lost)))
+
+
+def _telling(seen: _Observer, other: _Observer) -> _Observer:
+    """What was seen, of the second run if in the first one every shortcut was zero: such an example tells nothing."""
+    silent = seen.deviations and all(not found.size for found in seen.deviations.values())
+    return other if silent and seen.deviations.keys() == other.deviations.keys() else seen
+
+
+def _observed(
+    model: nn.Module, structure: Structure, example: Example | None = None, strict: bool = True
+) -> tuple[list[torch.Tensor], _Observer]:
+    """Run an example and return the floating outputs and what was seen at the joins.
+
+    Where `strict` is not asked for, a run that takes another path is simply not watched any further.
+    """
+    capture = structure.capture
+    watched = {join.step: join for join in structure.joins if join.operand >= 0}
+    ends = frozenset(step for join in structure.joins if join.gain is not None for step in join.end_steps)
+    calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
+    names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
+    observer = _Observer(watched, ends, names, strict)
+    outputs = run_once(model, example or capture.example, observer.on_call, capture.grad)
+    if strict and observer.calls != capture.calls:
+        raise _OtherPathError
+    return outputs, observer
+
+
+def read_again(model: nn.Module, structure: Structure) -> Structure:
+    """Return the structure read from a capture on real tensors; it must say the same of every join.
+
+    Raises:
+        CertificateError: it does not.
+    """
+    again = build_structure(record(model, structure.capture.example, "real", structure.capture.grad))
+
+    def claims(found: Structure) -> list[tuple[str, object, bool]]:
+        return [(join.name, join.ends, join.zeroable) for join in found.joins]
+
+    if claims(again) != claims(structure):
+        raise CertificateError(
+            f"{structure.model}: on its own values the forward takes another path than on meta tensors, with other "
+            "joins; expected the same structure. Run analyze again with inputs for which the path is fixed."
+        )
+    return again
+
+
+class _Verdict:
+    """Judges joins by what was seen of them, with everything looked up once."""
+
+    def __init__(
+        self, model: nn.Module, structure: Structure, seen: _Observer, eps: float | Mapping[str, float]
+    ) -> None:
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._canonical = {a: info.name for info in structure.parameters.values() for a in (info.name, *info.aliases)}
+        self._roles = structure.roles
+        self._joins = {join.name: join for join in structure.joins}
+        self._seen, self._inputs, self._eps = seen.deviations, seen.inputs, eps
+
+    def check(self, join: Join) -> JoinCheck:
+        if join.name not in self._seen:
+            return JoinCheck(join.name, join.kind, math.nan, math.nan, "unseen")
+        difference, size, rounding = self._seen[join.name]
+        parent = join.parent
+        while parent is not None:  # a block inside a closed branch has a shortcut of next to nothing
+            size = max(size, self._seen[parent].size if parent in self._seen else 0.0)
+            parent = self._joins[parent].parent
+        deviation = difference / size if size else math.inf if difference else 0.0
+        eps = [self._claimed(end) for end in join.ends]
+        claimed = [entry for entry in eps if entry is not None]
+        if not join.zeroable or len(claimed) < len(eps):
+            return JoinCheck(join.name, join.kind, deviation, math.inf, "unclaimed" if join.zeroable else "open")
+        tolerance = 0.0
+        if max(claimed) and not all(map(self._exactly_zero, join.ends)):
+            tolerance = min(self._bound(join, max(claimed), size) + rounding, math.cbrt(max(claimed)))
+        status = "identity" if deviation <= tolerance else "deviates"
+        return JoinCheck(join.name, join.kind, deviation, tolerance, status)
+
+    def _claimed(self, end: End) -> float | None:
+        """The size of the entries that an end is claimed to have."""
+        return self._eps.get(self._canonical[end.parameter]) if isinstance(self._eps, Mapping) else self._eps
+
+    def _bound(self, join: Join, eps: float, size: float) -> float:
+        """The most that a branch with such ends can be, relative to the shortcut; infinite where that is not told."""
+        if join.gain is None or not size or any(step not in self._inputs for step in join.end_steps):
+            return math.inf
+        scales = math.prod(max(1.0, _size(self._parameters[scale])) for scale in join.scales)
+        return sum(2 * eps * self._inputs[step] for step in join.end_steps) * join.gain * scales / size
+
+    def _exactly_zero(self, end: End) -> bool:
+        weight = self._parameters[end.parameter].detach()
+        if not weight.dim():
+            return not bool(weight)
+        role = self._roles.get(end.parameter)
+        if end.rows is not None and role is not None and role.layout is not None:
+            weight = outputs_first(weight, role.layout)
+        for start, stop in end.rows or ((0, weight.shape[0]),):
+            part = weight[start:stop]
+            if bool(part[:1].any()) or bool(part.any()):  # the first row tells as a rule
+                return False
+        return True
+
+
+def _failures(checks: Sequence[JoinCheck], finite: bool, distinct: bool | None, lost: Sequence[str]) -> list[str]:
+    failures = [
+        f"join {check.join} deviates from its shortcut by {check.deviation:.3g} (at most {check.tolerance:.3g})"
+        for check in checks
+        if check.status == "deviates"
+    ]
+    if not finite:
+        failures.append("the output holds NaN or Inf")
+    elif lost and not distinct:
+        failures.append(
+            f"two different inputs give the same features at the join {lost[0]}: the signal is lost before it"
+        )
+    elif distinct is False:
+        failures.append("two different inputs give the same output: the signal is lost on the way")
+    return failures

@@ -1,0 +1,134 @@
+"""Loaded weights × structure → what was added: do the outputs change by it?
+
+Without the branches of added blocks, what remains is the model of the checkpoint as far as weights can tell: if all
+that remains was loaded, and all that was to be loaded found its place. So both are run and their outputs compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.fx
+from torch import nn
+
+from idfx.capture.running import unwrap
+from idfx.certification.certificate import read_again, run_once, shortcut_of
+from idfx.core.errors import CertificateError
+from idfx.core.records import Growth, Join, Structure
+from idfx.ops.semantics import operator_name
+from idfx.planning.checkpoints import state_of
+from idfx.planning.scalars import source_of
+
+
+class _OtherCallError(CertificateError):
+    """The run makes other calls than the captured one."""
+
+
+class _Without:
+    """Runs a model without the branches of some joins: each gives its shortcut."""
+
+    def __init__(self, joins: Mapping[int, Join], expected: Mapping[int, str]) -> None:
+        self._joins, self._expected, self.calls = joins, expected, 0
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        step, self.calls = self.calls, self.calls + 1
+        join = self._joins.get(step)
+        if join is None:
+            return func(*args, **kwargs)
+        if operator_name(func) != self._expected[step]:
+            raise _OtherCallError
+        shortcut = shortcut_of(join, func, args, kwargs)
+        return func(*args, **kwargs).copy_(shortcut)
+
+
+def growth(
+    model: nn.Module,
+    structure: Structure,
+    closed: Collection[str],
+    loaded: Collection[str],
+    unplaced: Collection[str] = (),
+) -> Growth:
+    """Return how a model relates to the one whose checkpoint was loaded into it.
+
+    Args:
+        model: initialised, on any device.
+        structure: of this model.
+        closed: the joins that start as their shortcut because their ends were initialised, not loaded.
+        loaded: parameters and buffers that come from the checkpoint, under any of their names.
+        unplaced: tensors of the checkpoint that the model does not take.
+    """
+    model = unwrap(model)
+    joins = {join.step: join for join in structure.joins if join.name in closed and join.operand >= 0}
+    blocks = tuple(join.name for join in joins.values())
+    state = state_of(model)
+    used = (name for name in _outside(structure, joins) if name in state)  # what no file holds follows from the code
+    fresh = tuple(dict.fromkeys(source_of(name) for name in used if source_of(name) not in loaded))
+    altered = tuple(join.name for join in joins.values() if join.kind != "identity")
+    found = Growth(blocks, fresh, None, tuple(unplaced), altered)
+    if fresh or unplaced or altered:
+        return found
+    try:
+        return replace(found, difference=_compared(model, structure, joins))
+    except (
+        _OtherCallError
+    ):  # values or a cache decide otherwise than on meta tensors: read the path that this run takes
+        again = read_again(model, structure)
+        joins = {join.step: join for join in again.joins if join.name in closed and join.operand >= 0}
+        try:
+            return replace(found, difference=_compared(model, again, joins))
+        except _OtherCallError:
+            return found
+
+
+def _compared(model: nn.Module, structure: Structure, joins: Mapping[int, Join]) -> float | None:
+    """How far the outputs are from those without the branches of some joins."""
+    capture = structure.capture
+    calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
+    names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
+    without = _Without(joins, names)
+    before = run_once(model, capture.example, without.on_call, capture.grad)
+    if without.calls != capture.calls:
+        raise _OtherCallError
+    whole = run_once(model, capture.example, lambda func, args, kwargs: func(*args, **kwargs), capture.grad)
+    return _difference(whole, before)
+
+
+def _difference(whole: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float | None:
+    """max|output − output before| / max|output before| over all outputs, the largest; None if nothing is to compare."""
+    compared = [(now, then) for now, then in zip(whole, before, strict=True) if now.numel()]
+    largest = 0.0
+    for now, then in compared:
+        if not bool(now.isfinite().all()) or not bool(then.isfinite().all()):
+            return None
+        if not torch.equal(now, then):
+            size = float(then.abs().max())
+            largest = max(largest, float((now - then).abs().max()) / size if size else float("inf"))
+    return largest if compared else None
+
+
+def _outside(structure: Structure, joins: Mapping[int, Join]) -> list[str]:
+    """The parameters and buffers that reach the outputs although the branches of some joins are left out."""
+    capture = structure.capture
+    stack: list[torch.fx.Node] = [capture.graph.output_node()]
+    seen: set[torch.fx.Node] = set()
+    found: dict[str, None] = {}
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "get_attr" and node.name not in capture.constants:
+            found.setdefault(capture.parameters.get(node.name, str(node.target)))
+        join = joins.get(capture.steps.get(node.name, -1)) if node.op == "call_function" else None
+        kept = _shortcut(node, join) if join is not None else node.all_input_nodes
+        stack.extend(kept)
+    return sorted(found)
+
+
+def _shortcut(node: torch.fx.Node, join: Join) -> list[torch.fx.Node]:
+    """What the shortcut of a join is made of; a sum over values side by side is followed as a whole."""
+    operand = node.args[join.operand] if join.operand < len(node.args) else None
+    return [operand] if isinstance(operand, torch.fx.Node) else list(node.all_input_nodes)

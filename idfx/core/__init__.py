@@ -1,0 +1,1 @@
+"""What every stage shares: records, findings, errors, registries, random numbers by index, files."""

@@ -1,0 +1,90 @@
+"""What can go wrong, as one family of exceptions.
+
+Every message reads `<subject>: <what was found>; <what was expected>. <what to do next>`. The command line
+prints it on one line and exits with the class's `exit_code`; a script catches `IdfxError`.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idfx.core.records import Report
+
+
+class IdfxError(Exception):
+    """Base of every error that idfx raises on purpose; exit code 2 on the command line."""
+
+    exit_code = 2
+
+
+class UsageError(IdfxError):
+    """The request cannot be understood: an unknown name, contradictory options, an unusable path."""
+
+
+class SourceError(IdfxError):
+    """A model could not be built from its specification, or its example input is missing or wrong."""
+
+
+class ForwardError(IdfxError):
+    """The model raised in its own forward; the message names the module and repeats the model's words."""
+
+
+class ResourceError(IdfxError):
+    """Memory or time ran out; the message says at what, and nothing is wrong with the inputs."""
+
+
+class CaptureError(IdfxError):
+    """The model ran but could not be captured as a graph; exit code 3."""
+
+    exit_code = 3
+
+
+class StructureError(IdfxError):
+    """The graph asks for contradictory things of one parameter, or for what the structure does not have."""
+
+
+class PlanError(IdfxError):
+    """A plan is malformed, of an unknown version, or made for another model."""
+
+
+class CertificateError(IdfxError):
+    """The initialised model does not start as the plan claims; exit code 1. `report` holds the details, if any."""
+
+    exit_code = 1
+    report: Report | None = None
+
+
+class AuditError(IdfxError):
+    """Something of an audit cannot be measured on this model; the rest of the audit can."""
+
+
+class ExportError(IdfxError):
+    """A file could not be written; nothing of it exists."""
+
+
+def shortened(error: BaseException, limit: int = 200) -> str:
+    """Return the type and the first line of an error.
+
+    Example:
+        >>> shortened(ValueError("too wide\\nby far"))
+        'ValueError: too wide'
+    """
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of any library says that memory ran out."""
+    told = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or "out of memory" in told
+        or "can't allocate memory" in told
+        or "not enough memory" in told
+        or "std::bad_alloc" in told
+        or told == "[enforce fail a"  # torch's own message, cut off where memory for it ran out
+    )

@@ -1,0 +1,376 @@
+"""The frozen records that travel between the stages; no behaviour beyond reading them, no torch at import.
+
+    Capture → Structure → Plan → Certificate → Report
+
+Each stage takes the record of the one before and returns its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    import torch.fx
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One parameter of a model, under its first name; `aliases` are the other names of the same tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    requires_grad: bool = True
+    aliases: tuple[str, ...] = ()
+
+
+def not_writable_reason(info: ParameterInfo) -> str:
+    """Return why a parameter is never written, "" if it may be.
+
+    Example:
+        >>> not_writable_reason(ParameterInfo("w", (2,), "int8"))
+        'its dtype is int8, not a floating one that idfx fills'
+    """
+    if not info.requires_grad:
+        return "it is frozen (requires_grad is False)"
+    if info.dtype not in ("float64", "float32", "float16", "bfloat16"):
+        return f"its dtype is {info.dtype}, not a floating one that idfx fills"
+    return "it has no entries" if 0 in info.shape else ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensor of a weight is read as matrices of shape (D_out, D_in).
+
+    `out_axis` counts outputs and `in_axis` inputs; each of `tap_axes` (kernel positions) multiplies D_in. With
+    `groups` > 1 there is one matrix per group; `grouped` names the axis ("out" or "in") along which the groups
+    lie one after the other (a convolution splits its outputs, a transposed convolution its inputs). Each of
+    `batch_axes` counts independent matrices (experts). `parts` matrices are stacked along the outputs of each
+    (fused q, k, v). `in_axis` None means D_in is made of taps alone. Where several axes count outputs (heads, and what
+    each gives) or inputs, `out_rest` and `in_rest` are those that count within an index of `out_axis` and `in_axis`,
+    the slowest first.
+
+    Example:
+        >>> Layout(out_axis=0, in_axis=1, tap_axes=(2, 3)).matrix((64, 32, 3, 3))
+        (64, 288)
+        >>> Layout(out_axis=0, in_axis=1, tap_axes=(2,), groups=4).matrix((8, 1, 5))
+        (2, 5)
+        >>> Layout(out_axis=1, in_axis=0, out_rest=(2,)).matrix((512, 8, 64))
+        (512, 512)
+    """
+
+    out_axis: int = 0
+    in_axis: int | None = 1
+    tap_axes: tuple[int, ...] = ()
+    groups: int = 1
+    grouped: str = "out"
+    batch_axes: tuple[int, ...] = ()
+    parts: int = 1
+    out_rest: tuple[int, ...] = ()
+    in_rest: tuple[int, ...] = ()
+
+    @property
+    def out_axes(self) -> tuple[int, ...]:
+        """The axes that count outputs, the slowest first."""
+        return (self.out_axis, *self.out_rest)
+
+    @property
+    def in_axes(self) -> tuple[int, ...]:
+        """The axes that count inputs, taps aside, the slowest first."""
+        return self.in_rest if self.in_axis is None else (self.in_axis, *self.in_rest)
+
+    def outputs(self, shape: tuple[int, ...]) -> int:
+        """Return how many outputs a weight of this shape has, those of its groups and parts together."""
+        return math.prod(shape[axis] for axis in self.out_axes)
+
+    def inputs(self, shape: tuple[int, ...]) -> int:
+        """Return how many inputs the axes of a weight of this shape count, taps aside."""
+        return math.prod(shape[axis] for axis in self.in_axes)
+
+    def matrix(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return (D_out, D_in) of one of the matrices in a weight of this shape."""
+        rows, columns = self.outputs(shape) // self.parts, self.inputs(shape)
+        if self.grouped == "out":
+            rows //= self.groups
+        else:
+            columns //= self.groups
+        for axis in self.tap_axes:
+            columns *= shape[axis]
+        return rows, columns
+
+
+class End(NamedTuple):
+    """A parameter, or some of its outputs, that silences a residual branch when it is zero.
+
+    `rows` are half-open ranges of the weight's outputs; None means all of it.
+    """
+
+    parameter: str
+    rows: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """An operator that contracts data with a parameter; `layout` is None where it is no plain matrix."""
+
+    name: str
+    operator: str
+    module: str
+    step: int
+    parameter: str
+    layout: Layout | None
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Join:
+    """A sum of data, and how its operands relate to the fork that they come from.
+
+    `kind` is that of the shortcut: "identity" (nothing but moves), "resampled" (pooled, padded, sliced away),
+    "scaled" (a constant, a scale or a normalisation) or "projection" (a weight). For sums that are no residual
+    joins it says what they are: "parallel", "fusion", "gate", "elementwise". `shortcut` and `branch` name the
+    parameters of the weight sites on either side; `ends` silence the branch, together with `zeroed_biases` (biases
+    and shifts behind them, which must be zero too). `scales` are the scale parameters between an end and the
+    join. `exclusive`: the ends reach the outputs through this join alone. `zeroable`: the ends exist and are
+    exclusive. `step` and `operand` say where to look in a run: the sum is call number `step`, its shortcut is
+    that operand; `parent` is the join whose branch this one lies in. `end_steps` are the calls at which the ends act,
+    and `gain` the most that what stands behind them, but for the scales, multiplies by; None where the graph tells no
+    bound. `carries`: the inputs reach it although every branch is closed. `part`, for a sum written as a reduction over
+    values side by side: the axis of the operand, and the indices along it at which the shortcut lies. `fork_node`: the
+    node of the graph whose value the fork is.
+    """
+
+    name: str
+    kind: str
+    module: str
+    fork: str
+    shortcut: tuple[str, ...]
+    branch: tuple[str, ...]
+    ends: tuple[End, ...]
+    scales: tuple[str, ...]
+    zeroed_biases: tuple[str, ...]
+    exclusive: bool
+    zeroable: bool
+    reason: str
+    step: int
+    operand: int
+    end_steps: tuple[int, ...] = ()
+    gain: float | None = None
+    parent: str | None = None
+    carries: bool = True
+    part: tuple[int, tuple[int, ...]] | None = None
+    fork_node: str = ""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a parameter is for, and the evidence that it rests on.
+
+    `name` is its place; `traits` are what it does beside ("query", "gate", "depthwise", ...), each with its evidence.
+    `gates` are the rows of each gate of a recurrent layer, by the gate's name.
+    """
+
+    name: str
+    evidence: str
+    layout: Layout | None = None
+    rows: tuple[tuple[int, int], ...] | None = None
+    sites: tuple[str, ...] = ()
+    traits: Mapping[str, str] = field(default_factory=dict)
+    activation: str = ""
+    gates: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """An operator that idfx does not know, and where it stands."""
+
+    operator: str
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """The example inputs that a model is run with."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A model as a torch.fx graph of ATen operators, and what each node of it was.
+
+    Tensor inputs are the graph's placeholders, in the order of the flattened example; parameters, buffers and
+    other tensors that the forward used are `get_attr` nodes. `parameters` maps the name of such a node to the
+    parameter that it reads, `constants` to the tensor of one that is neither parameter nor buffer; `zeros` names the
+    buffers and constants that are zero throughout. `modules`
+    (path of the innermost module), `shapes`, `dtypes` and `steps` are keyed by node name; a node's step is the
+    number of its operator call in one forward pass, and `calls` is how many there are. `how` says what was run,
+    "meta" or "real" tensors; `grad` whether gradients were on, which a forward that differentiates needs. `hidden` are
+    the modules in which a parameter is used under a transform of torch.func, where operators are not seen.
+    """
+
+    model: str
+    graph: torch.fx.Graph = field(repr=False, compare=False)
+    info: Mapping[str, ParameterInfo] = field(repr=False)
+    parameters: Mapping[str, str] = field(repr=False)
+    constants: Mapping[str, torch.Tensor] = field(repr=False, compare=False)
+    zeros: frozenset[str] = field(repr=False)
+    modules: Mapping[str, str] = field(repr=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    dtypes: Mapping[str, str] = field(repr=False)
+    steps: Mapping[str, int] = field(repr=False)
+    calls: int
+    how: str
+    grad: bool
+    hidden: tuple[str, ...]
+    example: Example = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the graph of a model says about its parameters.
+
+    `joins` are the residual joins, in order of execution; `sums` are the sums of data that are none, each with
+    its reason. `roles` has every parameter; `role_overrides` those that a person has given another role.
+    """
+
+    model: str
+    parameters: Mapping[str, ParameterInfo]
+    sites: tuple[WeightUse, ...]
+    joins: tuple[Join, ...]
+    sums: tuple[Join, ...]
+    roles: Mapping[str, Role]
+    unknown: tuple[Unknown, ...]
+    capture: Capture = field(repr=False, compare=False)
+    role_overrides: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is written into one parameter, and why.
+
+    `fill` and `arguments` name a function of `idfx.fills` and its keyword arguments, plain JSON values.
+    """
+
+    parameter: str
+    fill: str
+    arguments: Mapping[str, Any]
+    reason: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A learned scalar that a plan adds to a model: it multiplies the branch of a join, by what ends it.
+
+    `on` are the weights and scales that close the branch, and what is added behind them; each is multiplied by the same
+    scalar, through torch.nn.utils.parametrize, so that the model's code stays as it is.
+    """
+
+    join: str
+    value: float
+    on: tuple[End, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A decision for each parameter that is written, a reason for each one that is kept.
+
+    `loaded` are the parameters that are taken from a checkpoint, each with the name of its file. `roles` are those that
+    a person has given; the certificate holds the model to them. `scalars` are added to the model.
+    """
+
+    model: str
+    scheme: str
+    seed: int
+    options: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    decisions: Mapping[str, Decision] = field(repr=False)
+    kept: Mapping[str, str] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    roles: Mapping[str, str] = field(default_factory=dict)
+    scalars: tuple[Scalar, ...] = ()
+    loaded: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class JoinCheck:
+    """One residual join in a run: how far its output is from its shortcut.
+
+    `deviation` is max|output − shortcut| / max|shortcut|, the largest of the own and the outer shortcuts. `status` is
+    "identity", "deviates", "open" for a join that the structure says cannot be zeroed, "unclaimed" for one that
+    could be but that the plan does not say is closed, or "unseen" for one whose shortcut exists only inside an
+    operator.
+    """
+
+    join: str
+    kind: str
+    deviation: float
+    tolerance: float
+    status: str
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a run showed of a model into which a checkpoint was loaded.
+
+    `blocks` are the joins that the plan closes, those of added blocks. `fresh` are the parameters and buffers outside
+    of them that have a say in the outputs and do not come from the checkpoint; `unplaced` are tensors of the checkpoint
+    that the model does not take; `altered` are those of the blocks whose shortcut does more than pass its value on.
+    Where there is nothing of the three, the model without the branches of these blocks is the checkpoint's own as far
+    as weights can tell, and `difference` is max|output − its output| / max|its output|; None where that was not or
+    could not be measured. What the code does otherwise, no weight tells: a factor behind a sum, or one of the depth.
+    """
+
+    blocks: tuple[str, ...]
+    fresh: tuple[str, ...]
+    difference: float | None
+    unplaced: tuple[str, ...] = ()
+    altered: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What two runs of the initialised model showed: `finite` outputs, and `distinct` ones for distinct inputs.
+
+    `distinct` is None where the features at the joins are told apart but the outputs are not: a class token that is
+    reached only through branches that start at zero does that, and so does a head of zeros. It is None too where the
+    example has no other values to take (a single token). `failures` says in words
+    what is not as it should be. `growth` is there where a checkpoint was loaded.
+    """
+
+    checks: tuple[JoinCheck, ...]
+    finite: bool
+    distinct: bool | None
+    failures: tuple[str, ...]
+    growth: Growth | None = None
+
+    @property
+    def passed(self) -> bool:
+        """True if nothing failed."""
+        return not self.failures
+
+    @property
+    def certified(self) -> int:
+        """The number of joins whose output is their shortcut."""
+        return sum(check.status == "identity" for check in self.checks)
+
+    @property
+    def worst(self) -> JoinCheck | None:
+        """The zeroable join that is furthest from its shortcut, or None if there is no such join."""
+        closed = [check for check in self.checks if check.status in ("identity", "deviates")]
+        return max(closed, key=lambda check: check.deviation, default=None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that `init_` did: what it read, what it wrote and what it proved."""
+
+    structure: Structure
+    plan: Plan
+    certificate: Certificate | None

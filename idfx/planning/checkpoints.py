@@ -1,0 +1,356 @@
+"""Checkpoint × plan → plan: what fits is loaded, and only the rest is initialised. Nothing is ever unpickled.
+
+The parameters of a checkpoint are found by name; a name that has another shape counts as missing.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idfx.capture.running import unwrap
+from idfx.core.errors import PlanError, UsageError
+from idfx.core.records import Plan, Structure
+
+_NESTED = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "model_ema", "params")
+_WRAPPERS = ("module.", "_orig_mod.")
+_CONVERT = "Where you trust it, load it yourself and save its state dict: torch.save(model.state_dict(), 'plain.pt')."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file by name, and what to call it."""
+
+    name: str
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def lookup(self, names: Collection[str], like: Tensor) -> Tensor | None:
+        """Return the tensor that has one of some names and can be copied into another one, None if there is none.
+
+        It has the same shape, and the same dtype unless both are floating.
+        """
+        own = (self.tensors.get(name) for name in names)
+        return next((tensor for tensor in own if tensor is not None and _fits(tensor, like)), None)
+
+
+def _fits(tensor: Tensor, like: Tensor) -> bool:
+    same = tensor.dtype == like.dtype or (tensor.is_floating_point() and like.is_floating_point())
+    return same and tensor.shape == like.shape
+
+
+def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
+    """Return the tensors of a checkpoint; a pickle is read with weights_only, and refused if that does not do.
+
+    A state dict may stand under a usual word (state_dict, model, ...); the prefixes of DataParallel and torch.compile
+    are taken off.
+
+    Args:
+        source: a .safetensors file, a file that torch.save wrote, or a state dict.
+
+    Raises:
+        UsageError: no such file, another format, Python objects in it, or not one state dict.
+
+    Example:
+        >>> read_checkpoint({"module.weight": torch.ones(2)}).tensors
+        {'weight': tensor([1., 1.])}
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, Mapping):
+        return Checkpoint("the state dict", _state("the state dict", source))
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(f"checkpoint: a {type(source).__name__}; expected a path or a state dict. Give one of them.")
+    path = Path(source)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {found}; expected a checkpoint, .safetensors or of torch.save. Give its path.")
+    return Checkpoint(path.name, _state(str(path), _safetensors(path) if _is_safetensors(path) else _torch(path)))
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UsageError(f"{path}: {error}; expected a safetensors file. Is it complete?") from error
+
+
+def _torch(path: Path) -> Any:
+    def load(mapped: bool) -> Any:
+        with warnings.catch_warnings(action="ignore"):  # what is wrong with a file is an error's to say
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+    try:
+        try:
+            return load(True)
+        except RuntimeError as error:  # the form of before torch 1.6 cannot be mapped
+            if "mmap" not in str(error):
+                raise
+            return load(False)
+    except pickle.UnpicklingError as error:
+        objects = (
+            "it holds more than tensors" if "GLOBAL" in str(error) or "Unsupported" in str(error) else "no tensors"
+        )
+        raise UsageError(
+            f"{path}: {objects} ({_first(error)}); expected a plain state dict, and nothing else is unpickled. "
+            f"{_CONVERT}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{path}: {_first(error)}; expected a file of torch.save or .safetensors. Is it complete?"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    """What an error says, in one sentence."""
+    text = " ".join(str(error).split())
+    unsafe = text.partition("WeightsUnpickler error:")[2].strip() or text
+    if isinstance(error, (KeyError, EOFError)):
+        return "it cannot be read"
+    return re.split(r"\. | Check the documentation| was not an allowed", unsafe)[0].rstrip(".") or type(error).__name__
+
+
+def _state(subject: str, document: Any) -> dict[str, Tensor]:
+    """The state dict in what a file holds."""
+    if not isinstance(document, Mapping):
+        raise UsageError(f"{subject}: it holds a {type(document).__name__}; expected a state dict. {_CONVERT}")
+    found = _tensors(document)
+    nested = {key: own for key in _NESTED if (own := _tensors(document.get(key)))}
+    if (nested and len(found) < max(map(len, nested.values()))) or not found:
+        if len(nested) != 1:
+            what = f"{len(nested)} state dicts ({', '.join(nested)})" if nested else "no tensors by name"
+            raise UsageError(f"{subject}: {what}; expected one state dict. Save the one that you mean on its own.")
+        (found,) = nested.values()
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    for name, tensor in found.items():
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse or nested"
+            raise UsageError(
+                f"{subject}: {name} is a {kind} tensor; expected plain ones. Save it as such: dense, with values."
+            )
+    return found
+
+
+def _tensors(value: Any) -> dict[str, Tensor]:
+    """The tensors of a mapping by name; what is no tensor beside them (extra state) is left out."""
+    items = value.items() if isinstance(value, Mapping) else ()
+    return {name: tensor for name, tensor in items if isinstance(name, str) and isinstance(tensor, Tensor)}
+
+
+def resume(
+    plan: Plan,
+    structure: Structure,
+    checkpoint: Checkpoint,
+    state: Mapping[str, Tensor],
+    again: bool = False,
+) -> tuple[Plan, Checkpoint]:
+    """Return the plan that loads what fits, and the checkpoint under the model's names.
+
+    A parameter fits if the checkpoint has a tensor of its name and shape; it is loaded even where it is frozen. A
+    learned scalar is not put on what is loaded.
+
+    Args:
+        plan: made for this structure.
+        structure: of the model.
+        checkpoint: read from a file.
+        state: the model's state dict, of which shapes and dtypes are looked at.
+        again: the plan says itself what it loads; it stays as it is.
+
+    Raises:
+        UsageError: nothing fits, or the plan loads nothing.
+    """
+    if again and not plan.loaded:
+        raise UsageError(
+            f"{checkpoint.name}: the plan for {plan.model} loads nothing from a checkpoint; expected one that does. "
+            "Make it with `idfx plan --from`, or leave one of the two out."
+        )
+    if again:
+        checkpoint, _ = _named_alike(checkpoint, state)
+        others = sorted({*plan.loaded.values()} - {checkpoint.name})
+        named = [f"the plan loads from {', '.join(others)}; it is given {checkpoint.name}"] if others else []
+        return replace(plan, notes=(*plan.notes, *named)), checkpoint
+    checkpoint, loaded, notes = matched(structure, checkpoint, state)
+    return replace(
+        plan,
+        decisions={name: decision for name, decision in plan.decisions.items() if name not in loaded},
+        kept={name: reason for name, reason in plan.kept.items() if name not in loaded},
+        loaded=loaded,
+        notes=(*plan.notes, *notes),
+        scalars=tuple(s for s in plan.scalars if loaded.keys().isdisjoint(end.parameter for end in s.on)),
+    ), checkpoint
+
+
+def matched(
+    structure: Structure, checkpoint: Checkpoint, state: Mapping[str, Tensor]
+) -> tuple[Checkpoint, dict[str, str], tuple[str, ...]]:
+    """Return a checkpoint under the model's names, the parameters that it has values for, and what does not fit.
+
+    Args:
+        structure: of the model.
+        checkpoint: read from a file.
+        state: the model's state dict, of which shapes and dtypes are looked at.
+
+    Returns:
+        The checkpoint, its name by parameter, and remarks in words.
+
+    Raises:
+        UsageError: nothing fits.
+    """
+    checkpoint, renamed = _named_alike(checkpoint, state)
+    loaded = {
+        name: checkpoint.name
+        for name, info in structure.parameters.items()
+        if checkpoint.lookup((name, *info.aliases), state[name]) is not None
+    }
+    if not loaded:
+        names = ", ".join(list(checkpoint.tensors)[:3])
+        raise UsageError(
+            f"{checkpoint.name}: none of its {len(checkpoint.tensors)} tensors ({names}, ...) has the name and shape "
+            f"of a parameter of {structure.model}; expected a checkpoint of this model or of a part of it. "
+            "Rename its entries."
+        )
+    return checkpoint, loaded, (*renamed, *_mismatches(checkpoint, state), *_unsound(checkpoint, loaded))
+
+
+def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Checkpoint, list[str]]:
+    """Take the first part off all names, that of a model inside another, where only then they are the model's."""
+    own = checkpoint.tensors
+    if not state.keys().isdisjoint(own):
+        return checkpoint, []
+    prefixes = {name.partition(".")[0] for name in own}
+    inner = {name.partition(".")[2]: tensor for name, tensor in own.items()}
+    if len(prefixes) != 1 or state.keys().isdisjoint(inner):
+        return checkpoint, []
+    note = f"{checkpoint.name}: its names are read without their first part, {prefixes.pop()!r}"
+    return Checkpoint(checkpoint.name, inner), [note]
+
+
+def unplaced(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return what of a checkpoint a model cannot take, each with the reason; {} if it takes all of it.
+
+    Args:
+        checkpoint: under the model's names.
+        state: the model's state dict.
+
+    Example:
+        >>> unplaced(Checkpoint("f", {"weight": torch.ones(3), "x": torch.ones(1)}), {"weight": torch.ones(2)})
+        {'weight': 'is [2] in the model and [3] there', 'x': ''}
+    """
+    found = {}
+    first: dict[int, str] = {}
+    for name, tensor in checkpoint.tensors.items():
+        own = state.get(name)
+        if own is None:
+            found[name] = ""
+        elif tensor.shape != own.shape:
+            found[name] = f"is {list(own.shape)} in the model and {list(tensor.shape)} there"
+        elif not _fits(tensor, own):
+            found[name] = f"is {str(own.dtype)[6:]} in the model and {str(tensor.dtype)[6:]} there"
+        elif not torch.equal(tensor, checkpoint.tensors[first.setdefault(id(own), name)]):
+            found[name] = f"is tied to {first[id(own)]} in the model and has other values there"
+    return found
+
+
+def _mismatches(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> list[str]:
+    """What of a checkpoint is not loaded, in words."""
+    found = unplaced(checkpoint, state)
+    notes = [f"{checkpoint.name}: {name} {reason}: not loaded" for name, reason in found.items() if reason]
+    if unused := [name for name, reason in found.items() if not reason]:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        notes.append(
+            f"{checkpoint.name}: {len(unused)} of its tensors have no place in the model: {', '.join(unused[:3])}{more}"
+        )
+    return notes
+
+
+def _unsound(checkpoint: Checkpoint, loaded: Mapping[str, str]) -> list[str]:
+    """Say of a checkpoint that it holds numbers that are none."""
+    bad = [
+        name for name in loaded if name in checkpoint.tensors and not bool(checkpoint.tensors[name].isfinite().all())
+    ]
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return [f"{checkpoint.name}: {bad[0]}{more} holds NaN or Inf"] if bad else []
+
+
+def fitting(model: nn.Module, checkpoint: Checkpoint | None, loaded: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint for what a plan loads.
+
+    Args:
+        model: any module; wrappers are looked through.
+        checkpoint: under the model's names.
+        loaded: parameters of the model, each with the name of the checkpoint that it comes from.
+
+    Raises:
+        PlanError: there is no checkpoint, or it has not what the plan loads.
+    """
+    if not loaded:
+        return {}
+    names: dict[int, list[str]] = {}
+    parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), []).append(name)
+    found = {}
+    for name, source in loaded.items():
+        if checkpoint is None:
+            raise PlanError(
+                f"{name}: the plan loads it from {source}; expected that checkpoint. Give it (--from, checkpoint=)."
+            )
+        like = parameters[name]
+        tensor = checkpoint.lookup((name, *names[id(like)]), like)
+        if tensor is None:
+            shape = list(like.shape)
+            raise PlanError(
+                f"{name}: {checkpoint.name} has no tensor of shape {shape} for it; expected what the plan loads. "
+                "Make the plan anew with this checkpoint."
+            )
+        found[name] = tensor
+    return found
+
+
+def load_(model: nn.Module, checkpoint: Checkpoint, loaded: Mapping[str, str]) -> None:
+    """Copy parameters, and every buffer that the checkpoint has in the same shape, into a model.
+
+    Args:
+        model, checkpoint, loaded: as in `fitting`, which says what is raised.
+    """
+    parameters = dict(unwrap(model).named_parameters())
+    with torch.no_grad():
+        for name, tensor in fitting(model, checkpoint, loaded).items():
+            parameters[name].copy_(tensor)
+        for name, buffer in unwrap(model).named_buffers():
+            own = checkpoint.lookup((name,), buffer)
+            if own is not None:
+                buffer.copy_(own)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and persistent buffers of a model by all their names, ties as one tensor.
+
+    Example:
+        >>> {name: list(tensor.shape) for name, tensor in state_of(nn.Linear(2, 1)).items()}
+        {'weight': [1, 2], 'bias': [1]}
+    """
+    model = unwrap(model)
+    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = ((name, buffer) for name, buffer in module.named_buffers(recurse=False))
+        kept = {name: buffer for name, buffer in own if name not in module._non_persistent_buffers_set}
+        state |= {f"{path}.{name}".lstrip("."): buffer for name, buffer in kept.items()}
+    return state

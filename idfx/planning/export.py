@@ -1,0 +1,271 @@
+"""State dict → file, whole or not at all.
+
+The bytes depend on the tensors, the plan and the versions, not on the file's name, on the device or on which
+tensors share a storage by chance. safetensors is asked for the names of types only: its own writer orders the
+metadata at random, leaves its `.tmp` file behind when killed, and needs a copy of every tied tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from idfx.core.errors import ExportError, UsageError
+from idfx.core.files import check_writable, real_path, root_cause, write_atomically
+from idfx.core.records import Plan
+from idfx.core.version import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIXES = (".pt", ".pth", ".safetensors")
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """A file that was written: where it is, its size in bytes, and how many entries it holds."""
+
+    path: Path
+    bytes: int
+    tensors: int
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Return if a state dict can be written to this path; called before any work is done.
+
+    Args:
+        path: the file to be; one that exists will be replaced.
+
+    Raises:
+        UsageError: another suffix than .pt, .pth or .safetensors; no folder, or one that cannot be written
+            to; or the path is a folder or a device.
+
+    Example:
+        >>> check_path("weights.safetensor")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        idfx.core.errors.UsageError: weights.safetensor: the suffix ... Did you mean weights.safetensors?
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        near = difflib.get_close_matches(path.suffix.lower(), SUFFIXES, n=1, cutoff=0.5) or [SUFFIXES[0]]
+        found = f"the suffix is '{path.suffix}'" if path.suffix else "there is no suffix"
+        hint = f"Did you mean {path.with_suffix(near[0]) if path.name else 'weights.pt'}?"
+        raise UsageError(f"{path}: {found}; .pt, .pth or .safetensors was expected. {hint}")
+    check_writable(path)
+
+
+def digest(plan: Plan) -> str:
+    """Return the sha256 of the plan as canonical JSON (sorted keys, no spaces), in hexadecimal.
+
+    Args:
+        plan: any plan; the order of its mappings, and tuple or list, make no difference.
+
+    Example:
+        >>> plan = Plan("m", "idinit", 0, {"eps": 1e-6}, {"w": (2, 3)}, {}, {"b": "bias"})
+        >>> digest(plan)[:16]
+        '962b0b96062aac6e'
+    """
+    return hashlib.sha256(_json(plan).encode()).hexdigest()
+
+
+def save(
+    model: torch.nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    plan: Plan | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> SavedFile:
+    """Write the state dict of a model to a file that appears whole or not at all.
+
+    `.pt` and `.pth` hold a plain dict of CPU tensors, ties kept as shared storage. `.safetensors` holds every
+    name of a tied tensor with its own copy; its metadata have the ties, the versions and, if a plan is given,
+    its scheme, seed, options and sha256. Names are those of `model.state_dict()`; a model that is itself a
+    DataParallel, a DistributedDataParallel or made by torch.compile is saved without the wrapper's prefix.
+
+    Args:
+        model: on any device, in any mode; left as it is.
+        path: with suffix .pt, .pth or .safetensors; a symbolic link is followed, an old file replaced.
+        plan: the plan that the weights were made by; only .safetensors has a place for it.
+        metadata: further entries for the metadata of .safetensors; those of idfx win.
+
+    Raises:
+        UsageError: the path is not usable, see `check_path`.
+        ExportError: an entry of the state dict does not fit the format, or the system refused to write.
+            Nothing is left behind, and an old file at this path is as it was.
+    """
+    check_path(path)
+    state: dict[str, Any] = dict(_unwrapped(model).state_dict())
+    writer: Callable[[IO[bytes]], None]
+    if Path(path).suffix == ".safetensors":
+        _check_entries(state, path, lambda value: _is_plain(value) and bool(_type_name(value.dtype)))
+        header = _header(state, {**(metadata or {}), **_describe(state, plan)})
+        writer = functools.partial(_write_safetensors, state, header)
+    else:
+        _check_entries(state, path, lambda value: _is_plain(value) or _loads(value))
+        writer = functools.partial(_write_torch, state)
+    try:
+        size = write_atomically(real_path(path), writer)
+    except (OSError, RuntimeError) as error:
+        # torch.save hides what stopped it behind its own complaint that the archive is incomplete.
+        cause = root_cause(error)
+        if not isinstance(cause, OSError):
+            raise cause from error
+        found = cause.strerror or str(cause)
+        hint = "Nothing was written. Free some space, check quota and permissions, or choose another path"
+        raise ExportError(f"{path}: {found}; the whole file had to be written. {hint}") from error
+    return SavedFile(Path(path), size, len(state))
+
+
+def _json(value: Any) -> str:
+    def plain(value: Any) -> dict[str, Any]:
+        if dataclasses.is_dataclass(value):
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return {name: held for name, held in fields.items() if name not in ("roles", "scalars", "loaded") or held}
+        return dict(value)  # any mapping
+
+    return json.dumps(value, default=plain, sort_keys=True, separators=(",", ":"))
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    import torch
+
+    # A model can only be compiled once this module is loaded; importing it here would cost a second.
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    while True:
+        if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _is_plain(value: Any) -> bool:
+    import torch
+
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+    return plain and value.layout == torch.strided and not value.is_quantized
+
+
+def _loads(value: Any) -> bool:
+    """Return True if torch.load(weights_only=True) takes this entry."""
+    import torch
+
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # whatever a foreign __reduce__ raises
+        return False
+    return True
+
+
+def _check_entries(state: Mapping[str, Any], path: str | os.PathLike[str], fits: Callable[[Any], bool]) -> None:
+    import torch
+
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and (torch.nn.parameter.is_lazy(value) or value.is_meta):
+            hint = "Materialise the model (run it once, or model.to_empty and initialise it) before saving"
+            raise ExportError(f"{path}: {name} has no values yet; a tensor with values was expected. {hint}")
+        if not fits(value):
+            kind = f"{type(value).__qualname__} {getattr(value, 'dtype', '')}".strip()
+            hint = "Save as .pt" if _loads(value) else "Remove it from the state dict (see get_extra_state)"
+            raise ExportError(f"{path}: {name} is a {kind}; a tensor that the format holds was expected. {hint}")
+
+
+def _write_torch(state: Mapping[str, Any], file: IO[bytes]) -> None:
+    import torch
+
+    storages: dict[Any, tuple[torch.UntypedStorage, torch.Tensor]] = {}
+    dtypes: dict[Any, torch.dtype] = {}
+    packed: dict[str, Any] = {}
+    for name, value in state.items():
+        if not _is_plain(value):
+            packed[name] = value.detach().cpu() if isinstance(value, torch.Tensor) else value
+            continue
+        tensor = value.detach().resolve_conj().resolve_neg()
+        storage, stride = tensor.untyped_storage(), tensor.stride()
+        key: Any = (tensor.device, storage.data_ptr()) if tensor.numel() else name
+        # A view is packed by itself: it must not drag the storage behind it into the file, and on a GPU the
+        # weights of an LSTM lie in one storage, on a CPU they do not. torch.save takes one dtype per storage.
+        whole = storage.nbytes() == tensor.nbytes and dtypes.setdefault(key, tensor.dtype) == tensor.dtype
+        if not whole:
+            key = (key, tensor.dtype, tensor.storage_offset(), tensor.shape, stride)
+            stride = torch.empty(tensor.shape, device="meta").stride()
+        if key not in storages:
+            own = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+            storages[key] = own.untyped_storage().cpu(), tensor  # the tensor keeps its address taken
+        packed[name] = torch.empty(0, dtype=tensor.dtype, device="cpu")
+        packed[name].set_(storages[key][0], 0, tensor.size(), stride)
+    torch.save(packed, file)  # to a file object: to a path, the archive would contain the name of the file
+
+
+@functools.cache
+def _type_name(dtype: torch.dtype) -> str:
+    """Return what safetensors calls this type, "" if it has no name for it."""
+    import safetensors.torch
+    import torch
+
+    try:
+        file = safetensors.torch.save({"x": torch.empty(2, dtype=dtype, device="cpu")})
+    except Exception:  # the class differs between versions of safetensors
+        return ""
+    size = int.from_bytes(file[:8], "little")
+    entry = json.loads(file[8 : 8 + size])["x"]
+    return str(entry["dtype"]) if entry["shape"] == [2] else ""  # types of four bits are counted in halves
+
+
+def _describe(state: Mapping[str, torch.Tensor], plan: Plan | None) -> dict[str, str]:
+    import torch
+
+    names: dict[Any, list[str]] = {}
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        names.setdefault(place if tensor.numel() else name, []).append(name)
+    about = {
+        "format": "pt",
+        "idfx_version": __version__,
+        # What follows the "+" names the device that torch is built for.
+        "torch_version": torch.__version__.partition("+")[0],
+        "ties": _json({first: others for first, *others in names.values() if others}),
+    }
+    if plan is not None:
+        about |= {"scheme": plan.scheme, "seed": str(plan.seed), "options": _json(plan.options)}
+        about["plan_sha256"] = digest(plan)
+    return about
+
+
+def _header(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the head of a safetensors file for the tensors in the order of `_by_size`."""
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    start = 0
+    for name, tensor in _by_size(state):
+        ends = [start, start := start + tensor.numel() * tensor.element_size()]
+        entries[name] = {"dtype": _type_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": ends}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned to 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def _by_size(state: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    return sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0]))
+
+
+def _write_safetensors(state: Mapping[str, torch.Tensor], header: bytes, file: IO[bytes]) -> None:
+    import torch
+
+    file.write(header)
+    for _, tensor in _by_size(state):
+        flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().view(-1)
+        file.write(flat.view(torch.uint8).numpy().data)

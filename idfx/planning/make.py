@@ -1,0 +1,76 @@
+"""Structure × scheme → plan. Touches no tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from idfx.analysis.queries import StructureQueries
+from idfx.analysis.role_overrides import with_scale_ends
+from idfx.core.records import Decision, Plan, Structure, not_writable_reason
+from idfx.schemes.scheme import SCHEMES, Keep
+
+
+def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **options: Any) -> Plan:
+    """Return what the scheme writes into each parameter, and why the others are kept.
+
+    Args:
+        structure: of the model.
+        scheme: one of `idfx list schemes`.
+        seed: of the noise and of every random fill; any integer.
+        options: the scheme's own.
+
+    Raises:
+        UsageError: an unknown scheme or option, or a value that it does not take.
+    """
+    found = SCHEMES.find(scheme)
+    chosen = found.read_options(options)
+    decisions: dict[str, Decision] = {}
+    kept: dict[str, str] = {}
+    network = StructureQueries(with_scale_ends(structure) if found.prefer_scale_ends(chosen) else structure)
+    for name, info in structure.parameters.items():
+        reason = not_writable_reason(info)
+        decision = Keep(reason) if reason else found.decide(info, network.structure.roles[name], network, chosen)
+        if isinstance(decision, Keep):
+            kept[name] = decision.reason
+        else:
+            decisions[name] = decision
+    return Plan(
+        model=structure.model,
+        scheme=scheme,
+        seed=seed,
+        options=dataclasses.asdict(chosen),
+        shapes={name: info.shape for name, info in structure.parameters.items()},
+        decisions=decisions,
+        kept=kept,
+        notes=notes(structure, decisions),
+        roles=dict(structure.role_overrides),
+        scalars=tuple(found.scalars(network, chosen)) if found.scalars is not None else (),
+    )
+
+
+def notes(structure: Structure, decisions: Mapping[str, Decision]) -> tuple[str, ...]:
+    """Return in words what the numbers of a dtype do to a plan.
+
+    Args:
+        structure: of the model.
+        decisions: of the plan.
+    """
+    import torch
+
+    from idfx.core.noise import resolves_loosening
+
+    lost: dict[str, int] = {}
+    for name, decision in decisions.items():
+        if decision.arguments.get("loosen") != "diagonal" or not decision.arguments["eps_tau"]:
+            continue
+        dtype = structure.parameters[name].dtype
+        tau, eps_tau = decision.arguments["tau"], decision.arguments["eps_tau"]
+        if not resolves_loosening(getattr(torch, dtype), tau, eps_tau):
+            lost[dtype] = lost.get(dtype, 0) + 1
+    return tuple(
+        f"loosening: {dtype} rounds the noise beside tau away, so the copies in {count} weight(s) are exact replicas; "
+        "--loosen dense survives; so do float32 weights under autocast"
+        for dtype, count in lost.items()
+    )

@@ -1,1 +1,0 @@
-"""Graph → structure: data flow, residual joins, what every parameter is for; `idfx/structure.py` puts it together."""
