@@ -95,7 +95,7 @@ def build_and_read(
     check(model, example, spec, "shell")
     progress.step(f"capture {spec}")
     captured = capture(built.model, example, before_real=lambda: built.pending.materialize(built.model))
-    progress.step(f"build_structure {spec}")
+    progress.step(f"analyze {spec}")
     structure = override_roles(build_structure(captured), words)
     if structure.unknown:
         names = ", ".join(f"{u.operator} in {u.sites[0]}" for u in structure.unknown)

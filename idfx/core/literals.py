@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 
 from idfx.core.errors import UsageError
@@ -78,3 +79,16 @@ def split_calls(text: str) -> list[str]:
             parts.append(text[start:at].strip())
             start = at + 1
     return [*parts, *([text[start:]] if depth else [])] if text.strip() else []
+
+
+def as_float(value: float) -> float:
+    """Return a number as a float, infinity for a whole number that no float holds.
+
+    Example:
+        >>> as_float(10**400)
+        inf
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from idfx.core.errors import PlanError
+from idfx.core.literals import as_float
 from idfx.core.noise import normal
 from idfx.core.records import Layout
 from idfx.core.registry import did_you_mean
@@ -53,19 +54,6 @@ def check_name(subject: str, name: object, known: Sequence[str]) -> None:
     if name not in known:
         hint = did_you_mean(str(name), known) or " Write one of them."
         raise PlanError(f"{subject} {name!r}; expected one of {', '.join(known)}.{hint}")
-
-
-def as_float(value: float) -> float:
-    """Return a number as a float, infinity for a whole number that no float holds.
-
-    Example:
-        >>> as_float(10**400)
-        inf
-    """
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
 
 
 @functools.lru_cache(maxsize=256)

@@ -240,7 +240,7 @@ def as_number(value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
-    from idfx.fills.matrices import as_float
+    from idfx.core.literals import as_float
 
     return as_float(value)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from idfx.analysis.queries import StructureQueries
 from idfx.core.errors import UsageError
+from idfx.core.literals import as_float
 from idfx.core.records import Decision, Layout, ParameterInfo, Role, Scalar
 from idfx.core.registry import Registry, did_you_mean
-from idfx.fills.matrices import as_float
 
 
 @dataclass(frozen=True)

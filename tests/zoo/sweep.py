@@ -1,4 +1,4 @@
-"""Every model of a set, each in a process of its own: build, capture, build_structure and, where it is small, prove.
+"""Every model of a set, each in a process of its own: build, capture, analyze and, where it is small, prove.
 
     python tests/zoo/sweep.py --set timm-modules -o timm.jsonl
     python tests/zoo/sweep.py --set transformers --only 'bert|llama' -o some.jsonl
@@ -220,7 +220,7 @@ def examine(spec: str, stages: Stages, certify_below: int) -> None:
     with stages.stage("capture"):
         captured = capture(model, built.example, before_real=lambda: built.pending.materialize(model))
     stages.tell(how=captured.how, nodes=len(captured.graph.nodes))
-    with stages.stage("build_structure"):
+    with stages.stage("analyze"):
         structure = build_structure(captured)
     stages.tell(**summary(structure))
     if captured.how == "meta":
