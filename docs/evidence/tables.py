@@ -76,7 +76,7 @@ def duel(first: str, second: str) -> None:
 
 
 def main() -> None:
-    print("n = 5 seeds; 3 in deep, deep-bn, deeper and watched.")
+    print("n = 5 seeds; 3 in bert, deep, deep-bn, deeper, deeper-bn and watched.")
     print("± is the standard deviation over seeds, ◦ a rate at the edge of the grid.")
     for path in sorted(HERE.glob("*/config.json")):
         if path.parent.name not in LEFT_OUT:
