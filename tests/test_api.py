@@ -876,6 +876,22 @@ def test_the_second_input_of_tokens_differs_too(tokens):
     assert idfx.init_(Tied(), (torch.tensor(tokens),)).certificate is not None
 
 
+def test_a_forward_that_takes_another_path_in_every_run_is_told_in_words():
+    class Alternates(Block):
+        runs = 0
+
+        def forward(self, x):
+            type(self).runs += 1
+            for _ in range(self.runs):
+                x = x + 0
+            return super().forward(x)
+
+    with pytest.raises(
+        CertificateError, match=r"^Alternates: two runs on the same inputs take different paths; expect"
+    ):
+        idfx.init_(Alternates(), (_rows(),))
+
+
 def test_the_error_carries_the_report():
     model = BatchNormNet()
     model.norm2.bias.requires_grad_(False).fill_(1.0)

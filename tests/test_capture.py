@@ -18,7 +18,8 @@ import idfx.analysis.zero_sets
 import idfx.capture.tracing
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.structure import build_structure
-from idfx.capture.tracing import capture, record, replay, tensors_in
+from idfx.capture.nested import tensors_in
+from idfx.capture.tracing import capture, record, replay
 from idfx.core.errors import CaptureError, ForwardError
 from idfx.core.records import Capture, Example
 

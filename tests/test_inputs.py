@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import functools
 import pickle
 import re
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ import idfx
 from idfx.building.build import build
 from idfx.building.parsing import parse_inputs, parse_shapes
 from idfx.capture.inputs import check, misfit
-from idfx.core.errors import ForwardError, SourceError, UsageError
+from idfx.capture.nested import map_tensors
+from idfx.core.errors import CaptureError, ForwardError, SourceError, UsageError
 from idfx.core.records import Example
 
 FILE = '''
@@ -325,3 +329,66 @@ def test_malformed_values():
                 parse_inputs((), (text,))
     with pytest.raises(UsageError, match="a is given twice"):
         parse_inputs(("a=1",), ("a=1",))
+
+
+# What is given stays as it is
+
+
+@dataclasses.dataclass
+class State:
+    hidden: torch.Tensor
+    log: list[str] = dataclasses.field(default_factory=list)
+
+
+class Slotted:
+    __slots__ = ("hidden", "log")
+
+    def __init__(self, hidden, log):
+        self.hidden, self.log = hidden, log
+
+
+class Writes(nn.Module):
+    """Changes its inputs, in place and by appending, as a model with a cache does; `looks` asks for real tensors."""
+
+    def __init__(self, looks=False):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.looks = looks
+
+    def forward(self, x, states, seen):
+        for state in states:
+            state.hidden += x
+            state.log.append("called")
+            x = state.hidden
+        seen["x"] = x
+        return x + self.fc(x) if not self.looks or float(x.sum()) > -99 else x
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_forward_that_writes_to_its_inputs_leaves_the_ones_given_alone(looks):
+    states = collections.deque([State(torch.ones(2, 4)), Slotted(torch.ones(2, 4), [])])
+    x, seen = torch.ones(2, 4), {}
+    idfx.analyze(Writes(looks), (x, states), {"seen": seen})
+    report = idfx.init_(Writes(looks), (x, states), {"seen": seen})
+    assert report.certificate.certified == 1
+    assert all(torch.equal(state.hidden, torch.ones(2, 4)) and state.log == [] for state in states)
+    assert torch.equal(x, torch.ones(2, 4)) and seen == {}
+
+
+def test_a_tensor_that_is_shared_between_inputs_is_shared_in_the_copy():
+    one = torch.ones(2)
+    state = State(one)
+    first, (second, third) = map_tensors((one, [state, state]), torch.clone)
+    assert first is second.hidden and second is third and first is not one
+
+
+def test_packed_sequences_refuse_the_meta_device_and_are_copied_for_a_real_run():
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 4), torch.ones(2, 4)])
+    assert idfx.analyze(nn.LSTM(4, 4), (packed,)).capture.how == "real"
+
+
+def test_an_input_that_cannot_be_copied_is_refused():
+    state = State(torch.ones(2, 4))
+    state.lock = threading.Lock()
+    with pytest.raises(CaptureError, match=r"^example inputs: they cannot be copied \(.*lock.*copy.deepcopy"):
+        idfx.analyze(Writes(), (torch.ones(2, 4), [state], {}))

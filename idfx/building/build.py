@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from idfx.building.deferral import DeferredDraws
 from idfx.building.parsing import parse_device, parse_dtype, parse_inputs
 from idfx.capture.inputs import laid_over
+from idfx.capture.nested import map_example
 from idfx.capture.running import unwrap
 from idfx.core.errors import IdfxError, ResourceError, SourceError, out_of_memory, shortened
 from idfx.core.records import Example
@@ -88,7 +89,7 @@ def build(
         elif given.kwargs:
             example = laid_over(unwrap(model), example or Example(), given.kwargs)
         if example is not None:
-            example = Example(_placed(example.args, place, kind), _placed(dict(example.kwargs), place, kind))
+            example = map_example(example, lambda one: one.to(place, kind if one.is_floating_point() else None))
     return Built(model, example, pending, spec)
 
 
@@ -118,19 +119,6 @@ def load(
     with _reporting(spec, parse_device(device)):
         built.pending.materialize(built.model)
     return built.model, built.example.args if built.example is not None else ()
-
-
-def _placed(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Return the same nest of lists, tuples and mappings, its tensors moved."""
-    if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_placed(item, device, dtype) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(_placed(item, device, dtype) for item in value)
-    if type(value) is dict:
-        return {key: _placed(item, device, dtype) for key, item in value.items()}
-    return value
 
 
 @contextmanager

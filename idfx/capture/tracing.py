@@ -12,33 +12,13 @@ from typing import Any
 import torch
 import torch.fx
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from idfx.capture.interpreter import compute
+from idfx.capture.nested import UncopiedError, map_example, tensors_in
 from idfx.capture.recorder import Recorder, on_meta_device
 from idfx.capture.running import ModulePath, run, unwrap
 from idfx.core.errors import CaptureError, ForwardError
 from idfx.core.records import Capture, Example, ParameterInfo
-
-
-def tensors_in(value: Any, _seen: set[int] | None = None) -> Iterator[torch.Tensor]:
-    """Yield the tensors in a model's input or output: containers, dataclasses, and objects with attributes."""
-    seen = _seen if _seen is not None else set()
-    if isinstance(value, torch.Tensor):
-        yield value
-        return
-    if value is None or isinstance(value, (str, bytes, int, float, bool, type)) or id(value) in seen:
-        return
-    seen.add(id(value))
-    children: Any
-    if isinstance(value, Mapping):
-        children = value.values()
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        children = value
-    else:
-        children = getattr(value, "__dict__", {}).values()
-    for child in children:
-        yield from tensors_in(child, seen)
 
 
 def parameter_info(model: nn.Module) -> dict[str, ParameterInfo]:
@@ -84,12 +64,11 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     tensors: dict[str, torch.Tensor] = {**parameters, **buffers}
-    args, kwargs = example.args, dict(example.kwargs)
     if how == "meta":
-        tensors, args, kwargs = (on_meta_device(value) for value in (tensors, args, kwargs))
-    else:  # a forward may write to its buffers
-        tensors = {**parameters, **_copies(buffers)}
-        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+        tensors, given = on_meta_device(tensors), map_example(example, on_meta_device)
+    else:  # a forward may write to its buffers and inputs
+        tensors, given = {**parameters, **_copies(buffers)}, map_example(example, torch.clone)
+    args, kwargs = given.args, dict(given.kwargs)
     path = ModulePath(model)
     recorder = Recorder(path, _values(buffers, example) if how == "meta" else None)
     for name, tensor in tensors.items():
@@ -165,6 +144,8 @@ def capture(model: nn.Module, example: Example, before_real: Callable[[], object
             )
     try:
         return record(model, example, "meta")
+    except UncopiedError:  # PackedSequence, say, refuses the meta device
+        pass
     except ForwardError as error:
         if any(tensor.is_meta for tensor in model.parameters()):
             raise CaptureError(
@@ -233,8 +214,8 @@ def another(example: Example, whole: bool = True) -> Example | None:
             return tensor.clone()
         return tensor.max() + tensor.min() - tensor
 
-    args, kwargs = pytree.tree_map_only(torch.Tensor, change, (example.args, dict(example.kwargs)))
-    before, after = tensors_in((example.args, dict(example.kwargs))), tensors_in((args, kwargs))
+    changed = map_example(example, change)
+    before, after = (tensors_in((one.args, dict(one.kwargs))) for one in (example, changed))
     plain = ((a, b) for a, b in zip(before, after, strict=True) if a.layout == torch.strided and not a.is_nested)
     same = all(torch.equal(a, b) for a, b in plain)
-    return None if same else Example(args, kwargs)
+    return None if same else changed

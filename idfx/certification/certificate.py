@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from idfx.analysis.structure import build_structure
+from idfx.capture.nested import map_example, tensors_in
 from idfx.capture.running import ModulePath, run, unwrap
-from idfx.capture.tracing import another, record, tensors_in
+from idfx.capture.tracing import another, record
 from idfx.core.errors import CertificateError, ForwardError
 from idfx.core.records import Certificate, End, Example, Join, JoinCheck, Structure
 from idfx.fills.geometry import outputs_first
@@ -131,10 +131,8 @@ def run_once(
         name: copies.setdefault(id(buffer), buffer.clone())
         for name, buffer in model.named_buffers(remove_duplicate=False)
     }
-    args, kwargs = pytree.tree_map_only(
-        torch.Tensor, lambda tensor: tensor.detach().clone().to(device), (example.args, dict(example.kwargs))
-    )
-    result = run(model, buffers, args, kwargs, on_call, ModulePath(model), grad)
+    given = map_example(example, lambda tensor: tensor.detach().clone().to(device))
+    result = run(model, buffers, given.args, dict(given.kwargs), on_call, ModulePath(model), grad)
     return [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
 
 
@@ -166,7 +164,13 @@ def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, fl
         first, seen = _observed(model, structure)
     except _OtherPathError:  # values, a cache or the device decided otherwise: read the path that this run takes
         structure = read_again(model, structure)
-        first, seen = _observed(model, structure)
+        try:
+            first, seen = _observed(model, structure)
+        except _OtherPathError as error:
+            raise CertificateError(
+                f"{structure.model}: two runs on the same inputs take different paths; expected the same operators in "
+                "each. Fix what the forward decides by: a counter outside of the model, a clock, or random numbers."
+            ) from error
     again = _second(model, structure)
     verdict = _Verdict(model, structure, seen if again is None else _telling(seen, again[1]), eps)
     checks = tuple(verdict.check(join) for join in structure.joins)

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from idfx.capture.tracing import tensors_in
+from idfx.capture.nested import map_example, tensors_in
 from idfx.core.findings import Batch
 from idfx.core.records import Example
 
@@ -93,8 +92,7 @@ def _drawn(example: Example, samples: int, seed: int, whole: bool) -> Example:
             return torch.randint(low, high + 1, shape, generator=generator).to(tensor.device, tensor.dtype)
         return tensor.expand(shape).clone()
 
-    args, kwargs = pytree.tree_map_only(torch.Tensor, draw, (example.args, dict(example.kwargs)))
-    return Example(args, kwargs)
+    return map_example(example, draw)
 
 
 def _varies(tensor: Tensor) -> bool:

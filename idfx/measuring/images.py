@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from idfx.capture.tracing import tensors_in
+from idfx.capture.nested import map_example, tensors_in
 from idfx.core.errors import UsageError
 from idfx.core.records import Example
 
@@ -52,8 +51,7 @@ def images(path: Path, example: Example, samples: int) -> tuple[Example, str]:
     def place(tensor: Tensor) -> Tensor:
         return batch.to(tensor.device, tensor.dtype)
 
-    args, kwargs = pytree.tree_map_only(torch.Tensor, place, (example.args, dict(example.kwargs)))
-    return Example(args, kwargs), words
+    return map_example(example, place), words
 
 
 def _within(folder: Path) -> Iterator[Path]:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from idfx.capture.interpreter import compute
+from idfx.capture.nested import tensors_in
 from idfx.capture.running import unwrap
-from idfx.capture.tracing import tensors_in
 from idfx.core.errors import AuditError
 from idfx.core.records import Capture, Example
 from idfx.ops.semantics import operator_name

@@ -306,8 +306,9 @@ def replayed(model: Any, captured: Any) -> str:
     """Say on which input the captured graph gives the model's own output: a fresh one, the example, or none."""
     import torch
 
+    from idfx.capture.nested import tensors_in
     from idfx.capture.running import undisturbed
-    from idfx.capture.tracing import replay, tensors_in
+    from idfx.capture.tracing import replay
     from idfx.certification.certificate import another
 
     words: list[str] = []
