@@ -84,8 +84,8 @@ def init_(
     model: nn.Module,
     example_inputs: Sequence[Any] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
-    scheme: str = "idinit",
-    seed: int = 0,
+    scheme: str | None = None,
+    seed: int | None = None,
     certify: bool = True,
     plan: Plan | None = None,
     roles: Mapping[str, str] | None = None,
@@ -102,7 +102,7 @@ def init_(
 
     Args:
         model, example_inputs, example_kwargs, roles: as in `analyze`.
-        scheme, seed, only, keep, set, options: as in `plan`.
+        scheme, seed, only, keep, set, options: as in `plan`; "idinit" and 0 where nothing is given.
         certify: run the initialised model and compare every join with its shortcut.
         plan: apply this plan instead of making one; `only`, `keep` and `set` change it.
         checkpoint: a file or a state dict. What fits is loaded from it, and only the rest is initialised; the
@@ -124,14 +124,15 @@ def init_(
     """
     words = steering(only, keep, set)
     source = read_checkpoint(checkpoint) if checkpoint is not None else None
-    other = {"scheme": scheme != "idinit", "seed": seed != 0, "roles": bool(roles)}
-    if plan is not None and (given := [*options, *(name for name, said in other.items() if said)]):
+    asked: dict[str, Any] = {"scheme": scheme, "seed": seed}
+    asked = {name: value for name, value in asked.items() if value is not None} | options
+    if plan is not None and (beside := [*asked, *(["roles"] if roles else [])]):
         raise UsageError(
-            f"init_: {given[0]} is given together with a plan; expected one of the two. The plan holds the scheme, its "
-            "options, the seed and the roles: edit it, or leave it out."
+            f"init_: {beside[0]} is given together with a plan; expected one of the two. The plan holds the scheme, "
+            "its options, the seed and the roles: edit it, or leave it out."
         )
     structure = analyze(model, example_inputs, example_kwargs, plan.roles if plan is not None else roles)
-    made = plan if plan is not None else make_plan(structure, scheme, seed, **options)
+    made = plan if plan is not None else make_plan(structure, **asked)
     if source is not None:
         made, source = resume(made, structure, source, state_of(model), again=plan is not None)
     made = steer(made, structure, words)

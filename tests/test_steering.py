@@ -327,7 +327,7 @@ def test_arguments_of_another_type_are_refused(words):
 
 def test_one_pattern_stands_for_itself_and_a_plan_takes_no_options_beside():
     assert planned(keep="head") == planned(keep=["head"])
-    for given in ({"eps": 0.1}, {"roles": {"head.weight": "head"}}, {"scheme": "kaiming"}, {"seed": 1}):
+    for given in ({"eps": 0.1}, {"roles": {"head.weight": "head"}}, {"scheme": "idinit"}, {"seed": 0}):
         with pytest.raises(UsageError, match="given together with a plan"):
             idfx.init_(Net(), (IMAGE,), plan=planned(), **given)
 

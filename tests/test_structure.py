@@ -15,7 +15,11 @@ from torch import nn
 from torch.nn import functional
 
 import idfx
-from idfx.core.records import End, Join, Layout, Structure
+from idfx.analysis import dataflow
+from idfx.analysis.paths import Paths
+from idfx.analysis.rows import Exclusive
+from idfx.capture.tracing import capture
+from idfx.core.records import End, Example, Join, Layout, Structure
 from idfx.ops.semantics import OPERATORS, OpSemantics
 
 
@@ -353,6 +357,21 @@ def test_a_gated_value_path_ends_in_the_value() -> None:
         a=conv(), b=conv(), s=conv(4, 2, 1), e=conv(2, 4, 1),
     )  # fmt: skip
     assert ends(only(read(excite, values(2, 4, 6, 6)))) == ["b.weight"]
+
+
+def test_which_rows_end_a_gated_branch_depends_on_the_factor_that_is_silenced() -> None:
+    """Both factors are rows of one weight; whichever is silenced, the other half only steers."""
+
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        value, gate = m.fc(x).chunk(2, -1)
+        return x + value * gate
+
+    flow = dataflow.read(capture(Small(body, fc=nn.Linear(4, 8)), Example((torch.ones(2, 4),))))
+    kinds = {term.kind: position for position, term in enumerate(flow.terms)}
+    product, rows = kinds["product"], Exclusive(flow, Paths(flow)).rows
+    value, gate = flow.terms[product].operands
+    assert rows(kinds["contract"], kinds["sum"], {product: value}) == ((0, 4),)
+    assert rows(kinds["contract"], kinds["sum"], {product: gate}) == ((4, 8),)
 
 
 def test_a_star_product_needs_one_of_its_factors() -> None:

@@ -19,7 +19,7 @@ import torch
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.paths import NONLINEAR, ROOT, WEIGHT, Paths
 from idfx.analysis.rows import Exclusive, Ranges
-from idfx.analysis.zero_sets import ZeroSet, ZeroSetFinder, flatten
+from idfx.analysis.zero_sets import ZeroedParameter, ZeroSet, ZeroSetFinder, flatten
 
 _MIXERS = frozenset({"contract", "mix", "pool", "norm", "recurrent", "unknown"})
 
@@ -41,10 +41,14 @@ class Side:
 
 @dataclass
 class Blocks:
-    """The residual joins found so far, by term; inner ones are found before the outer."""
+    """The residual joins found so far, by term; inner ones are found before the outer.
+
+    `rows` has the rows of each end that are the join's own, as `Exclusive.rows` gives them.
+    """
 
     sides: dict[int, Side] = field(default_factory=dict)
     cuts: dict[int, ZeroSet] = field(default_factory=dict)
+    rows: dict[int, dict[ZeroedParameter, Ranges | None]] = field(default_factory=dict)
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
     parent: dict[int, int] = field(default_factory=dict)
     stem: dict[int, int] = field(default_factory=dict)
@@ -301,14 +305,15 @@ class Finder:
         def own(term: int) -> bool:
             return self.paths.only_through(term, position)
 
-        cuts = self._first
-        cut = cuts.of(side.region, side.others, side.fork, own)
-        if cut.obstacle or not self._exclusive(cut, cuts, position):
+        cut = self._first.of(side.region, side.others, side.fork, own)
+        rows = self._rows(cut, self._first, position)
+        if cut.obstacle or None in rows.values():
             other = self._second.of(side.region, side.others, side.fork, own)
-            if not other.obstacle and self._exclusive(other, self._second, position):
-                cut, cuts = other, self._second
-        self._rows(cut, cuts, position)
+            theirs = self._rows(other, self._second, position)
+            if not other.obstacle and None not in theirs.values():
+                cut, rows = other, theirs
         blocks.sides[position], blocks.cuts[position] = replace(side, context=self._context(side)), cut
+        blocks.rows[position] = rows
         self._inner[position] = (cut, side.operand)
         for term in side.region:
             blocks.stem.setdefault(term, position)
@@ -317,11 +322,10 @@ class Finder:
         for term in self._between(side.fork, side.operand):
             blocks.shortcut.setdefault(term, position)
 
-    def _exclusive(self, cut: ZeroSet, cuts: ZeroSetFinder, position: int) -> bool:
-        return all(rows is not None for rows in self._rows(cut, cuts, position))
-
-    def _rows(self, cut: ZeroSet, cuts: ZeroSetFinder, position: int) -> list[Ranges | None]:
-        return [self.exclusive.rows(leaf.term, position, cuts.chosen) for leaf in flatten(cut.ends)]
+    def _rows(self, cut: ZeroSet, cuts: ZeroSetFinder, position: int) -> dict[ZeroedParameter, Ranges | None]:
+        """Which rows of each end are the join's own, by the factors that were chosen to silence its products."""
+        leaves = [] if cut.obstacle else flatten(cut.ends)
+        return {leaf: self.exclusive.rows(leaf.term, position, cuts.chosen) for leaf in leaves}
 
     def _between(self, fork: int, operand: int) -> Iterator[int]:
         """The terms on the way from the fork to the shortcut operand, inner branches left out."""

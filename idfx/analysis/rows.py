@@ -38,11 +38,10 @@ def ranges(rows: set[int]) -> Ranges:
 
 
 class Exclusive:
-    """Answers, for a weight site and a join, which rows are the join's own; each answer is computed once."""
+    """Answers, for a weight site and a join, which rows are the join's own."""
 
     def __init__(self, flow: Dataflow, paths: Paths) -> None:
         self._flow, self._paths = flow, paths
-        self._known: dict[tuple[int, int], Ranges | None] = {}
 
     def rows(self, term: int, join: int, chosen: Mapping[int, int]) -> Ranges | None:
         """Return () if all rows of a site silence the join and reach the outputs through it alone, ranges if some do.
@@ -50,11 +49,9 @@ class Exclusive:
         None says that there are no such rows. Rows that only steer the branch are not among them: `chosen` has the
         factor that silences each product.
         """
-        if (term, join) not in self._known:
-            alone = self._paths.only_through(term, join)
-            whole = alone and not self._parts(term, join)
-            self._known[term, join] = () if whole else self._some(term, join, chosen, alone)
-        return self._known[term, join]
+        alone = self._paths.only_through(term, join)
+        whole = alone and not self._parts(term, join)
+        return () if whole else self._some(term, join, chosen, alone)
 
     def _parts(self, term: int, join: int) -> bool:
         """Whether what a site gives goes more than one way before the join."""

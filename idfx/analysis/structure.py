@@ -12,7 +12,7 @@ from idfx.analysis.blocks import Blocks, Finder
 from idfx.analysis.dataflow import Dataflow, read
 from idfx.analysis.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
 from idfx.analysis.roles import assign_roles
-from idfx.analysis.rows import Exclusive, Ranges
+from idfx.analysis.rows import Ranges
 from idfx.analysis.sites import ParameterUses, find_sites
 from idfx.analysis.stacks import stacked
 from idfx.analysis.uses import Use
@@ -44,10 +44,8 @@ def _names(flow: Dataflow, positions: list[int]) -> dict[int, str]:
 class _Assembly:
     """Turns what was found into records."""
 
-    def __init__(
-        self, flow: Dataflow, paths: Paths, blocks: Blocks, sites: ParameterUses, exclusive: Exclusive
-    ) -> None:
-        self.flow, self.paths, self.blocks, self.sites, self.exclusive = flow, paths, blocks, sites, exclusive
+    def __init__(self, flow: Dataflow, paths: Paths, blocks: Blocks, sites: ParameterUses) -> None:
+        self.flow, self.paths, self.blocks, self.sites = flow, paths, blocks, sites
         self.names = _names(flow, sorted((*blocks.sides, *blocks.refused)))
         self._canonical = {
             alias: info.name for info in flow.capture.info.values() for alias in (info.name, *info.aliases)
@@ -159,7 +157,7 @@ class _Assembly:
     def _join(self, position: int) -> Join:
         flow, side, cut = self.flow, self.blocks.sides[position], self.blocks.cuts[position]
         leaves = [] if cut.obstacle else flatten(cut.ends)
-        rows = {leaf: self.exclusive.rows(leaf.term, position, {}) for leaf in leaves}
+        rows = self.blocks.rows[position]
         shared = [leaf for leaf in leaves if rows[leaf] is None]
         reason = cut.obstacle
         if shared:
@@ -253,7 +251,7 @@ def _build(capture: Capture, prefer_scale_ends: bool) -> Structure:
     finder = Finder(flow, paths, prefer_scale_ends)
     blocks = finder.find()
     sites = find_sites(flow)
-    assembly = _Assembly(flow, paths, blocks, sites, finder.exclusive)
+    assembly = _Assembly(flow, paths, blocks, sites)
     joins = assembly.carried(assembly.joins())
     by_term = dict(zip(sorted(blocks.sides), joins, strict=True))
     roles = assign_roles(flow, paths, sites, blocks.stem, blocks.shortcut, assembly.names, by_term)

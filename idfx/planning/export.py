@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +102,10 @@ def save(
         ExportError: an entry of the state dict does not fit the format, or the system refused to write.
             Nothing is left behind, and an old file at this path is as it was.
     """
+    from idfx.capture.running import unwrap
+
     check_path(path)
-    state: dict[str, Any] = dict(_unwrapped(model).state_dict())
+    state: dict[str, Any] = dict(unwrap(model).state_dict())
     writer: Callable[[IO[bytes]], None]
     if Path(path).suffix == ".safetensors":
         _check_entries(state, path, lambda value: _is_plain(value) and bool(_type_name(value.dtype)))
@@ -134,20 +135,6 @@ def _json(value: Any) -> str:
         return dict(value)  # any mapping
 
     return json.dumps(value, default=plain, sort_keys=True, separators=(",", ":"))
-
-
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    import torch
-
-    # A model can only be compiled once this module is loaded; importing it here would cost a second.
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    while True:
-        if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif dynamo is not None and isinstance(model, dynamo.OptimizedModule):
-            model = model._orig_mod
-        else:
-            return model
 
 
 def _is_plain(value: Any) -> bool:
