@@ -14,9 +14,10 @@ import torch
 from idfx.analysis.dataflow import Dataflow, divides
 from idfx.analysis.paths import ROOT, Paths
 from idfx.analysis.views import blank, moved, strides_of
+from idfx.ops.kinds import Kind
 
 PARTS = ("query", "key", "value", "attention output")
-_PASSING = frozenset({"move", "scale", "sum", "concat", "mix", "map"})
+_READ_THROUGH = frozenset({Kind.MOVE, Kind.SCALE, Kind.NORM, Kind.CONCAT, Kind.PRODUCT})  # before the output weight
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _gated(flow: Dataflow, position: int) -> Iterator[tuple[int, int]]:
     first, second = flow.terms[position].operands
     for operand, other in ((first, second), (second, first)):
         gate = operand
-        while flow.terms[gate].kind in ("move", "scale") and len(flow.sources[gate]) == 1:
+        while flow.terms[gate].kind.is_proportional and len(flow.sources[gate]) == 1:
             gate = flow.sources[gate][0]
         if flow.terms[gate].kind == "gate" and flow.terms[other].data:
             yield gate, other
@@ -223,14 +224,14 @@ def _sites_behind(flow: Dataflow, position: int) -> Iterator[int]:
         seen.add(user)
         if flow.terms[user].kind == "contract":
             yield user
-        elif flow.terms[user].kind in ("move", "scale", "norm", "concat", "product") and len(flow.sources[user]) == 1:
+        elif flow.terms[user].kind in _READ_THROUGH and len(flow.sources[user]) == 1:
             stack.extend(flow.users.get(user, ()))
 
 
 def _leads_on(flow: Dataflow, position: int) -> bool:
     """Whether a value only changes its form here: moved, scaled, normalised, mixed with nothing but itself."""
     single = len(flow.sources[position]) == 1
-    return flow.terms[position].kind in _PASSING or single or divides(flow, position)
+    return flow.terms[position].kind.passes or single or divides(flow, position)
 
 
 def _before(

@@ -21,8 +21,6 @@ from idfx.analysis.paths import NONLINEAR, ROOT, WEIGHT, Paths
 from idfx.analysis.rows import Exclusive, Ranges
 from idfx.analysis.zero_sets import ZeroedParameter, ZeroSet, ZeroSetFinder, flatten
 
-_MIXERS = frozenset({"contract", "mix", "pool", "norm", "recurrent", "unknown"})
-
 
 @dataclass(frozen=True)
 class Side:
@@ -234,7 +232,7 @@ class Finder:
 
     def _is_stream(self, position: int) -> bool:
         """Whether a term is the output of a residual join, moved and resampled at most."""
-        while self.terms[position].kind in ("move", "mix", "pool") and len(self.flow.sources[position]) == 1:
+        while self.terms[position].kind.resamples and len(self.flow.sources[position]) == 1:
             position = self.flow.sources[position][0]
         return position in self.blocks.sides
 
@@ -250,7 +248,7 @@ class Finder:
         term = self.terms[position]
         if term.kind == "product":
             return term.tag in ("", "attention") and self.paths.step(term.operands[-1], position) == NONLINEAR
-        return term.kind in _MIXERS
+        return term.kind.mixes
 
     def _side(self, position: int, operand: int) -> Side | None:
         """Take one operand for the shortcut: its fork is the nearest term on its linear path that the rest needs.

@@ -18,6 +18,7 @@ import torch.fx
 from idfx.analysis.stacks import stacked
 from idfx.capture.recorder import overwritten
 from idfx.core.records import Capture, Layout, Unknown
+from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OPERATORS, OpSemantics, Reading, gate, move, operator_name, reading, scale, tensors
 
 _ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_"})
@@ -33,11 +34,11 @@ _NO_READINGS: Readings = (None, None)
 class DataflowNode(NamedTuple):
     """One term of the data flow; its operands and gates are positions in `Dataflow.terms`, all before its own.
 
-    `kind` is one of `idfx.ops.semantics`, or "input", "parameter", "constant". `data`: its value depends on an input;
-    `parametric`: on a parameter. `readings`, of a contraction: how each operand is or would be read as a weight.
+    `kind` says what it does and by which rules. `data`: its value depends on an input; `parametric`: on a parameter.
+    `readings`, of a contraction: how each operand is or would be read as a weight.
     """
 
-    kind: str
+    kind: Kind
     operands: tuple[int, ...]
     gates: tuple[int, ...]
     node: str
@@ -180,8 +181,8 @@ def read_operator(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if target.namespace == "aten" and torch.Tag.pointwise in target.tags:
         keeps = _is_zero_at_zero(target, args, given)
         if keeps is not None:
-            both = operands[0] if len(operands) == 1 else OpSemantics("concat", operands)
-            return OpSemantics("map", (both,)) if keeps else gate(*operands)
+            both = operands[0] if len(operands) == 1 else OpSemantics(Kind.CONCAT, operands)
+            return OpSemantics(Kind.MAP, (both,)) if keeps else gate(*operands)
     return None
 
 
@@ -210,31 +211,33 @@ class _Reader:
 
     def _node(self, node: torch.fx.Node) -> int:
         if node.op == "placeholder":
-            return self._leaf("input", node)
+            return self._leaf(Kind.INPUT, node)
         if node.op == "get_attr":
             if node.name in self.capture.parameters:
-                return self._leaf("parameter", node)
+                return self._leaf(Kind.PARAMETER, node)
             zero = not {str(node.target), node.name}.isdisjoint(self.capture.zeros)
-            return self._leaf("zero" if zero else "constant", node)
+            return self._leaf(Kind.ZERO if zero else Kind.CONSTANT, node)
         inputs = [self.terms[self.value[n]] for n in node.all_input_nodes]
         if not any(term.data or term.parametric for term in inputs):
-            return self._leaf("zero" if self._stays_zero(node) else "constant", node)
+            return self._leaf(Kind.ZERO if self._stays_zero(node) else Kind.CONSTANT, node)
         return self._add(self._meaning(node), node)
 
     def _meaning(self, node: torch.fx.Node) -> OpSemantics:
         if node.target is overwritten:
-            return OpSemantics("concat", tensors(node.args))
+            return OpSemantics(Kind.CONCAT, tensors(node.args))
         if self.capture.dtypes.get(node.name) in _INTEGERS:
-            return OpSemantics("gate", tuple(node.all_input_nodes), tag="integer")
+            return OpSemantics(Kind.GATE, tuple(node.all_input_nodes), tag="integer")
         if node.target is python_operator.getitem:
             return move(node.args[0])
         if (parts := stacked(node, self.capture.shapes)) is not None:
-            return OpSemantics("sum", tuple(v if parts.factor == 1 else scale(v, parts.factor) for v in parts.values))
+            return OpSemantics(
+                Kind.SUM, tuple(v if parts.factor == 1 else scale(v, parts.factor) for v in parts.values)
+            )
         found = read_operator(node.target, node.args, node.kwargs)
         if found is None:
             where = self.capture.modules.get(node.name, "") or _OWN
             self.unknown.setdefault(operator_name(node.target), []).append(where)
-            return OpSemantics("unknown", tuple(node.all_input_nodes))
+            return OpSemantics(Kind.UNKNOWN, tuple(node.all_input_nodes))
         return found
 
     def _stays_zero(self, node: torch.fx.Node) -> bool:
@@ -242,23 +245,20 @@ class _Reader:
         if operator_name(node.target) in _ZEROS:
             return True
         kinds = {n: self.terms[self.value[n]].kind for n in node.all_input_nodes}
-        if "zero" not in kinds.values():
+        if Kind.ZERO not in kinds.values():
             return False
 
         def is_zero(value: Any) -> bool:
             if not isinstance(value, OpSemantics):
-                return kinds[value] == "zero"
-            if value.kind in ("product", "contract"):
-                return any(is_zero(operand) for operand in value.operands)
-            passes = value.kind in ("move", "mix", "pool", "scale", "map", "norm", "sum", "concat", "zero")
-            return passes and all(is_zero(operand) for operand in value.operands)
+                return kinds[value] is Kind.ZERO
+            return value.kind.vanishes([is_zero(operand) for operand in value.operands])
 
         meaning = self._meaning(node)
         return is_zero(meaning)
 
-    def _leaf(self, kind: str, node: torch.fx.Node) -> int:
+    def _leaf(self, kind: Kind, node: torch.fx.Node) -> int:
         shape = self.capture.shapes.get(node.name)
-        self.terms.append(DataflowNode(kind, (), (), node.name, shape, kind == "input", kind == "parameter"))
+        self.terms.append(DataflowNode(kind, (), (), node.name, shape, kind is Kind.INPUT, kind is Kind.PARAMETER))
         return len(self.terms) - 1
 
     def _add(self, term: OpSemantics, node: torch.fx.Node, shaped: bool = True) -> int:
@@ -266,16 +266,16 @@ class _Reader:
             parts = [self.terms[self._position(o, node)] for o in term.operands]
             term = term.arranged([2 if part.data else int(part.parametric) for part in parts])
         kind, readings = term.kind, _NO_READINGS
-        shaped_too = shaped and kind != "contract"  # what is contracted has another shape than the result
+        shaped_too = shaped and kind is not Kind.CONTRACT  # what is contracted has another shape than the result
         operands = tuple([self._position(o, node, shaped_too) for o in term.operands])
         gates = tuple([self._position(g, node) for g in term.gates]) if term.gates else ()
         data = parametric = False
         for position in operands + gates:
             part = self.terms[position]
             data, parametric = data or part.data, parametric or part.parametric
-        if kind == "contract":
+        if kind is Kind.CONTRACT:
             kind, operands, readings = self._resolved(term, operands)
-            if kind == "mix":  # a contraction with something fixed
+            if kind is Kind.MIX:  # a contraction with something fixed
                 operands, gates = operands[:1], (*operands[1:], *gates)
         self.terms.append(
             DataflowNode(
@@ -298,22 +298,22 @@ class _Reader:
     def _shape(self, term: OpSemantics, operands: tuple[int, ...], node: torch.fx.Node) -> tuple[int, ...] | None:
         """The shape of a value; a list of parts has that of the whole."""
         shape = self.capture.shapes.get(node.name)
-        return self.terms[operands[0]].shape if shape is None and term.kind == "move" else shape
+        return self.terms[operands[0]].shape if shape is None and term.kind is Kind.MOVE else shape
 
     def _position(self, operand: Any, node: torch.fx.Node, shaped: bool = True) -> int:
         return self._add(operand, node, shaped) if isinstance(operand, OpSemantics) else self.value[operand]
 
-    def _resolved(self, term: OpSemantics, operands: tuple[int, ...]) -> tuple[str, tuple[int, ...], Readings]:
+    def _resolved(self, term: OpSemantics, operands: tuple[int, ...]) -> tuple[Kind, tuple[int, ...], Readings]:
         """Say of a contraction whether it is a weight site, and put its data operand first."""
         first, second = (self.terms[operand] for operand in operands)
         if not first.data and not second.data:  # a layer only where the operator says which operand is the weight
             one, other = (reading(x, None, None) if isinstance(x, Layout) else None for x in term.layouts)
-            return "product", operands, (one, other)
+            return Kind.PRODUCT, operands, (one, other)
         one = reading(term.layouts[0], first.shape, second.shape)
         other = reading(term.layouts[1], second.shape, first.shape)
         if first.data and second.data:
-            return "product", operands, (one, other)
-        kind = "contract" if (second if first.data else first).parametric else "mix"
+            return Kind.PRODUCT, operands, (one, other)
+        kind = Kind.CONTRACT if (second if first.data else first).parametric else Kind.MIX
         return (kind, operands, (None, other)) if first.data else (kind, operands[::-1], (None, one))
 
 

@@ -6,29 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 from idfx.analysis.dataflow import Dataflow
+from idfx.ops.kinds import Length
 
 ROOT = -1
 SINK = -2
 
-# The length of a path, compared in this order: nonlinear operators, weights, scales, resamplings. Each count has
-# 20 bits of one integer, so that paths add up and compare as integers do.
-NONLINEAR, WEIGHT, SCALE, RESAMPLE = 1 << 60, 1 << 40, 1 << 20, 1
-
-_STEP = {
-    "move": 0,
-    "sum": 0,
-    "concat": RESAMPLE,
-    "mix": RESAMPLE,
-    "pool": RESAMPLE,
-    "scale": SCALE,
-    "norm": SCALE,
-    "contract": WEIGHT,
-    "map": NONLINEAR,
-    "gate": NONLINEAR,
-    "unknown": NONLINEAR,
-    "recurrent": NONLINEAR,
-    "zero": NONLINEAR,
-}
+NONLINEAR, WEIGHT, SCALE, RESAMPLE = Length.NONLINEAR, Length.WEIGHT, Length.SCALE, Length.RESAMPLE
 
 
 def immediate_dominators(before: Iterable[tuple[int, Sequence[int]]], root: int) -> dict[int, int]:
@@ -114,7 +97,7 @@ class Paths:
                 return 0
             same = term.shape is None or before is None or math.prod(term.shape) == math.prod(before)
             return 0 if same else RESAMPLE
-        return _STEP[term.kind]
+        return term.kind.length
 
     def only_through(self, position: int, gate: int) -> bool:
         """Return whether a term reaches the outputs through `gate` alone (or through nothing at all)."""
@@ -133,9 +116,9 @@ class Paths:
         terms = self.flow.terms
         zeroable: list[bool] = []
         for term in terms:
-            if term.kind in ("constant", "gate", "unknown"):
+            if not term.kind.can_be_zero:
                 zeroable.append(False)
-            elif term.kind in ("product", "contract"):
+            elif term.kind.multiplies:
                 zeroable.append(any(zeroable[operand] for operand in term.operands))
             else:
                 offset = any(terms[operand].kind == "gate" and not terms[operand].data for operand in term.operands)

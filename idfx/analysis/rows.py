@@ -17,8 +17,11 @@ import torch.fx
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.paths import Paths
 from idfx.capture.recorder import overwritten
+from idfx.ops.kinds import Entries, Kind
 
 Ranges = tuple[tuple[int, int], ...]
+
+_ENTRY_BY_ENTRY = frozenset(kind for kind in Kind if kind.entries is Entries.SAME and kind.can_be_zero)
 
 
 def ranges(rows: set[int]) -> Ranges:
@@ -154,7 +157,7 @@ class Exclusive:
         if term.kind == "move":
             return self.moved(position, user, labels)
         same = isinstance(labels, torch.Tensor) and term.shape == tuple(labels.shape)
-        return labels if same and term.kind in ("scale", "map", "product", "sum") else None
+        return labels if same and term.kind in _ENTRY_BY_ENTRY else None
 
     def _kept(self, position: int, user: int, labels: Any) -> Any:
         """The labels of what a write in place leaves as it was: those of the whole, nothing where it wrote."""

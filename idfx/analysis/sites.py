@@ -12,7 +12,11 @@ from idfx.analysis.recurrence import read_parameter, read_places
 from idfx.analysis.uses import RecurrentSlot, Use
 from idfx.analysis.views import Matrix, follow, read_matrix
 from idfx.core.records import WeightUse
+from idfx.ops.kinds import Kind
 from idfx.ops.semantics import operator_name
+
+_BEFORE_ACTIVATION = frozenset({Kind.MOVE, Kind.SCALE, Kind.NORM, Kind.SUM, Kind.PRODUCT})
+_BEFORE_BIAS = frozenset({Kind.MOVE, Kind.SCALE, Kind.MIX, Kind.PRODUCT})
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ def _activation(flow: Dataflow, position: int) -> str:
     while len(flow.users.get(position, ())) == 1:
         position = flow.users[position][0]
         term = flow.terms[position]
-        if term.kind in ("map", "gate"):
+        if term.kind.is_function:
             node = flow.nodes[term.node]
             return operator_name(node.target).removesuffix("_")
-        if term.kind not in ("move", "scale", "norm", "sum", "product"):
+        if term.kind not in _BEFORE_ACTIVATION:
             break
     return ""
 
@@ -93,7 +97,7 @@ def _data(flow: Dataflow, position: int) -> int | None:
         if len(sources) != 1:
             return None
         position = sources[0]
-        if flow.terms[position].kind not in ("move", "scale"):
+        if not flow.terms[position].kind.is_proportional:
             return position
 
 
@@ -114,7 +118,7 @@ def _shifts_norm(flow: Dataflow, position: int) -> bool:
 def _is_bias(flow: Dataflow, position: int, operand: int, shape: tuple[int, ...]) -> bool:
     """Whether a sum adds one number to each output of a weight: what stands before it is one, at most mixed since."""
     before = [o for o in flow.terms[position].operands if o != operand and flow.terms[o].data]
-    while len(before) == 1 and flow.terms[before[0]].kind in ("move", "scale", "mix", "product"):
+    while len(before) == 1 and flow.terms[before[0]].kind in _BEFORE_BIAS:
         term = flow.terms[before[0]]
         if term.kind == "product" and (term.tag or len(flow.sources[before[0]]) != 2):
             return False

@@ -9,11 +9,10 @@ from idfx.analysis.attention import attention_parts, sites_before
 from idfx.analysis.dataflow import Dataflow, divides
 from idfx.analysis.paths import NONLINEAR, Paths
 from idfx.core.records import Layout
+from idfx.ops.kinds import Kind
 
 Traits = dict[str, str]
 
-# Through these a hidden layer stays what it is: its values are moved, scaled, normalised, shifted, gated.
-_HIDDEN = frozenset({"move", "scale", "map", "gate", "norm", "sum", "product", "pool", "mix"})
 _FURTHEST = 64  # terms between the two weights of an MLP; as a rule it is a handful
 
 
@@ -153,9 +152,14 @@ def _next_weights(flow: Dataflow, position: int) -> Iterator[tuple[int, bool]]:
         depthwise = term.kind == "contract" and term.readings[1] is not None and term.readings[1].layout.groups > 1
         if term.kind == "contract" and not depthwise:
             yield here[0], bent
-        elif depthwise or (term.kind in _HIDDEN and _alone(flow, here[0])):
-            bent = bent or term.kind in ("map", "gate") or (term.kind == "product" and len(flow.sources[here[0]]) > 1)
+        elif depthwise or (_stays_hidden(term.kind) and _alone(flow, here[0])):
+            bent = bent or term.kind.is_function or (term.kind == "product" and len(flow.sources[here[0]]) > 1)
             stack.extend((user, bent) for user in flow.users.get(here[0], ()))
+
+
+def _stays_hidden(kind: Kind) -> bool:
+    """Whether a hidden layer stays what it is: its values are moved, scaled, normalised, shifted, gated."""
+    return kind.keeps_axes or kind is Kind.MOVE
 
 
 def _alone(flow: Dataflow, position: int) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from idfx.analysis.dataflow import Dataflow, DataflowNode
+from idfx.ops.kinds import Kind, Zero
 
 _DEEPEST = 100  # terms that are followed back from a join to their parameters, call by call; as a rule a handful
 
@@ -96,11 +97,11 @@ def _times(term: DataflowNode, cut: ZeroSet) -> float | None:
     A normalisation divides x − mean(x), at most twice as large as x, by √(variance + eps) ≥ √eps, be the variance the
     data's own or a running one.
     """
-    if cut.gain is None or term.kind in ("mix", "map"):
+    if cut.gain is None or term.kind in (Kind.MIX, Kind.MAP):
         return None
-    if term.kind in ("norm", "scale") and term.eps:
+    if term.kind in (Kind.NORM, Kind.SCALE) and term.eps:
         return cut.gain * 2 / math.sqrt(term.eps)
-    if term.kind == "scale":
+    if term.kind is Kind.SCALE:
         return None if term.factor is None else cut.gain * abs(term.factor)
     return cut.gain
 
@@ -182,12 +183,10 @@ class ZeroSetFinder:
         zero = set(closed)
         for position in region:
             term = self._terms[position]
-            if term.kind in ("gate", "unknown", "recurrent", "input"):
-                continue
             values = [operand for operand in term.operands if self._terms[operand].data]
             found = [operand in zero for operand in values]
-            if any(found) if term.kind in ("product", "contract") else found and all(found):
-                added = () if term.kind not in ("sum", "concat") else set(term.operands) - set(values)
+            if term.kind.vanishes(found):
+                added = () if term.kind.zero is not Zero.ALL else set(term.operands) - set(values)
                 cuts = [self._look_up(operand) for operand in added]
                 if all(not c.obstacle and {leaf.parameter for leaf in flatten(c.ends)} <= silenced for c in cuts):
                     zero.add(position)
@@ -233,11 +232,11 @@ class ZeroSetFinder:
             return everything((self._look_up(shortcut), branch))
         if term.kind in _OPERATIONS:
             return _OPERATIONS[term.kind](self, position)
-        if term.kind == "zero":
+        if term.kind is Kind.ZERO:
             return ZeroSet()
-        if term.kind == "parameter":
+        if term.kind is Kind.PARAMETER:
             return ZeroSet(ends=(ZeroedParameter(self._names[term.node], position),), weights=False)
-        if term.kind in _PASSING:
+        if term.kind.zero is Zero.OPERAND:
             found = [self._look_up(operand) for operand in term.operands]
             if term.data:
                 own = zip(term.operands, found, strict=True)
@@ -245,7 +244,7 @@ class ZeroSetFinder:
             cut = found[0] if len(found) == 1 else everything(found)
             if not cut.obstacle and cut.gain != (gain := _times(term, cut)):
                 cut = replace(cut, gain=gain)
-            if term.kind != "norm":
+            if term.kind is not Kind.NORM:
                 return cut
             if term.data and not cut.obstacle and (term.eps or 0.0) < _LEAST:
                 return ZeroSet(
@@ -254,9 +253,7 @@ class ZeroSetFinder:
             if not term.data and not term.eps:
                 return ZeroSet(obstacle=f"{term.node} divides a weight by its own norm, which undoes any size")
             return replace(cut, normalised=True)
-        return ZeroSet(
-            obstacle=_OBSTACLES.get(term.kind, "a {kind} is never zero").format(kind=term.kind, node=term.node)
-        )
+        return ZeroSet(obstacle=term.kind.obstacle.format(node=term.node))
 
     def _sum(self, position: int) -> ZeroSet:
         """All data operands are to be zero by their ends, and what is added to them or put beside them too."""
@@ -340,7 +337,7 @@ class ZeroSetFinder:
         stack = [position]
         while stack:
             term = self._terms[stack.pop()]
-            if term.kind == "parameter":
+            if term.kind is Kind.PARAMETER:
                 found.add(self._names[term.node])
             stack.extend((*term.operands, *term.gates))
         return found
@@ -352,17 +349,9 @@ class ZeroSetFinder:
         return ZeroSet(leaves, cut.scales, cut.zeroed_biases, cut.normalised, cut.obstacle, weights, cut.gain)
 
 
-_PASSING = frozenset({"move", "mix", "pool", "scale", "map", "norm"})
 _OPERATIONS = {
-    "product": ZeroSetFinder._product,
-    "contract": ZeroSetFinder._contract,
-    "sum": ZeroSetFinder._sum,
-    "concat": ZeroSetFinder._sum,
-}
-_OBSTACLES = {
-    "input": "an input of the model enters the branch behind its last parameter",
-    "constant": "{node} is fixed and not zero",
-    "gate": "{node} is not zero where its operand is",
-    "recurrent": "{node} is a recurrent layer, whose gates do not pass a zero on",
-    "unknown": "nothing is known of the operator {node}",
+    Kind.PRODUCT: ZeroSetFinder._product,
+    Kind.CONTRACT: ZeroSetFinder._contract,
+    Kind.SUM: ZeroSetFinder._sum,
+    Kind.CONCAT: ZeroSetFinder._sum,
 }

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 import torch.fx
 
-from idfx.analysis.dataflow import Dataflow
-
-_PASSING = frozenset({"move", "mix", "pool", "norm", "map", "scale", "sum", "concat"})
+from idfx.analysis.dataflow import Dataflow, DataflowNode
+from idfx.ops.kinds import Kind, Zero
 
 
 def reaching(flow: Dataflow) -> frozenset[str]:
@@ -98,12 +97,8 @@ def _zero_terms(flow: Dataflow, zeros: Collection[int], filled: Collection[int] 
             zero.append(position in zeros)
         elif position in filled:
             zero.append(False)
-        elif term.kind in ("product", "contract"):
-            zero.append(any(operands))
-        elif term.kind == "scale" and term.factor == 0:
-            zero.append(True)
         else:
-            zero.append(term.kind == "zero" or (term.kind in _PASSING and bool(operands) and all(operands)))
+            zero.append(term.kind.vanishes(operands) or _is_nothing(term))
     return zero
 
 
@@ -111,18 +106,24 @@ def _passed_on(flow: Dataflow, position: int, zero: list[bool]) -> Iterator[int]
     """The terms that receive a gradient if this one does."""
     term = flow.terms[position]
     yield from term.gates
-    if term.kind in ("product", "contract"):
+    if term.kind.multiplies:
         for index, operand in enumerate(term.operands):
             if not any(zero[other] for at, other in enumerate(term.operands) if at != index):
                 yield operand
-    elif term.kind == "zero" or (term.kind == "scale" and term.factor == 0):
-        return
-    elif not (term.kind == "map" and all(zero[operand] for operand in term.operands) and _is_flat(flow, position)):
+    elif not _is_nothing(term) and not _is_flat(flow, position, zero):
         yield from term.operands
 
 
-def _is_flat(flow: Dataflow, position: int) -> bool:
-    """Whether the derivative at 0 of a function of one value is 0, as torch differentiates it."""
+def _is_nothing(term: DataflowNode) -> bool:
+    """Whether a term is zero whatever its operands are."""
+    return term.kind.zero is Zero.ALWAYS or (term.kind is Kind.SCALE and term.factor == 0)
+
+
+def _is_flat(flow: Dataflow, position: int, zero: list[bool]) -> bool:
+    """Whether a term is a function of one value, zero, with the derivative 0 there, as torch differentiates it."""
+    term = flow.terms[position]
+    if term.kind is not Kind.MAP or not all(zero[operand] for operand in term.operands):
+        return False
     node = flow.nodes[flow.terms[position].node]
     inputs = node.all_input_nodes
     whole = flow.positions[node.name] == position and len(inputs) == 1 and not isinstance(node.target, str)

@@ -27,7 +27,7 @@ def behind(flow: Dataflow, first: Callable[[str], str]) -> tuple[dict[str, float
         if term.kind == "contract" and names:
             outputs[position] = names[0]
             factors[names[0]] = max(factors.get(names[0], 0.0), _factor(flow, position))
-        elif term.kind in ("move", "scale") and before:
+        elif term.kind.is_proportional and before:
             outputs[position] = before[0]
         elif term.kind == "sum":
             for name in before:

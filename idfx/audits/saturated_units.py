@@ -48,7 +48,7 @@ def saturated_units(subject: AuditContext) -> Iterator[Finding]:
     for term in flow.terms:
         node = flow.nodes[term.node]
         name = operator_name(node.target).removeprefix("aten.").removesuffix("_") if node.op == "call_function" else ""
-        if not term.data or not term.operands or term.kind not in ("map", "gate") or not term.shape:
+        if not term.data or not term.operands or not term.kind.is_function or not term.shape:
             continue
         share, found = None, None
         if name in _FUNCTIONS and len(node.all_input_nodes) == 1 and (found := reach.of(term.operands[0])):

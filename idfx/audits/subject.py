@@ -18,6 +18,7 @@ from idfx.core.records import End, Layout, ParameterInfo, Role, Structure
 from idfx.fills.geometry import outputs_first
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.trial import BatchRun
+from idfx.ops.kinds import Kind
 from idfx.schemes.scheme import GAINS, fans, is_weight
 
 SAMPLE = 16_384  # entries of a tensor that a share or a shape of a distribution is read from
@@ -151,7 +152,7 @@ class AuditContext:
                 inside = frozenset({self.first_name(flow.capture.parameters[term.node])})
             elif term.parametric and not term.data:
                 inside = frozenset().union(*(leaves[operand] for operand in (*term.operands, *term.gates)))
-                if term.kind not in ("move", "concat"):
+                if term.kind not in (Kind.MOVE, Kind.CONCAT):
                     found |= inside
             leaves.append(inside)
         return frozenset(found)

@@ -14,7 +14,6 @@ from idfx.ops.semantics import operator_name
 
 SOFTMAX = frozenset({"aten.softmax", "aten._softmax", "aten._safe_softmax"})
 ATTENTION = "aten.scaled_dot_product_attention"
-_KEEPING = frozenset({"map", "gate", "scale", "norm", "sum", "product", "pool", "mix"})
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def _is_activation(flow: Dataflow, position: int, node: torch.fx.Node) -> bool:
     term = flow.terms[position]
     if operator_name(node.target) == ATTENTION:
         return True
-    if term.kind not in ("map", "gate") or term.tag or not term.data:
+    if not term.kind.is_function or term.tag or not term.data:
         return False
     if "float" not in flow.capture.dtypes.get(node.name, ""):
         return False
@@ -107,7 +106,7 @@ def _unit_axis(flow: Dataflow, position: int, term: DataflowNode, axes: list[int
     axis = axes[carrier]
     if before is None or after is None or len(before) < -axis:
         return -1
-    if term.kind in _KEEPING and len(before) == len(after):
+    if term.kind.keeps_axes and len(before) == len(after):
         return axis
     node = flow.nodes[term.node]
     given: Any = node.args

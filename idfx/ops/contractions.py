@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from idfx.core.records import Layout
+from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OpSemantics, Reading, Shape, contract, gate, operator, scale, tensors
 
 LINEAR = Layout(out_axis=0, in_axis=1)
@@ -45,7 +46,7 @@ def matmul(a: Any, b: Any) -> OpSemantics:
 def grouped_matmul(a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> OpSemantics:
     """Rows of a times the matrix of b that their group has, as experts do."""
     result = contract(a, b, left, right, bias)
-    return OpSemantics("move", (result,), tensors(offs))
+    return OpSemantics(Kind.MOVE, (result,), tensors(offs))
 
 
 @operator("aten.addmm", "aten.addmm_", "aten.addbmm", "aten.baddbmm", "aten.baddbmm_", "aten.addmv",
@@ -56,7 +57,7 @@ def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 
     scaled = result if alpha == 1 else scale(result, float(alpha))
     if beta == 0:
         return scaled
-    return OpSemantics("sum", (scaled, input if beta == 1 else scale(input, float(beta))), tag="bias")
+    return OpSemantics(Kind.SUM, (scaled, input if beta == 1 else scale(input, float(beta))), tag="bias")
 
 
 @operator("aten.addr", "aten.addr_")
@@ -64,7 +65,7 @@ def add_outer(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1
     """Beta · input + alpha · vec1 ⊗ vec2."""
     product = outer(vec1, vec2)
     scaled = product if alpha == 1 else scale(product, float(alpha))
-    return OpSemantics("sum", (scaled, input if beta == 1 else scale(input, float(beta)))) if beta else scaled
+    return OpSemantics(Kind.SUM, (scaled, input if beta == 1 else scale(input, float(beta)))) if beta else scaled
 
 
 @operator("aten.linalg_multi_dot")
@@ -73,7 +74,7 @@ def chained(tensors: Any) -> OpSemantics:
     result = tensors[0]
     for other in tensors[1:]:
         result = contract(result, other, left, right)
-    return result if isinstance(result, OpSemantics) else OpSemantics("move", (result,))
+    return result if isinstance(result, OpSemantics) else OpSemantics(Kind.MOVE, (result,))
 
 
 def conv_layout(dimensions: int, groups: int = 1) -> Layout:
@@ -102,8 +103,8 @@ def _transposed_convolution(dimensions: int) -> Any:
         layouts = None, conv_transpose_layout(dimensions, groups)
         steps = stride if isinstance(stride, (list, tuple)) else (stride,)
         tag = "upsample" if any(step > 1 for step in steps) else ""
-        result = OpSemantics("contract", (input, weight), layouts=layouts, tag=tag)
-        return result if bias is None else OpSemantics("sum", (result, bias), tag="bias")
+        result = OpSemantics(Kind.CONTRACT, (input, weight), layouts=layouts, tag=tag)
+        return result if bias is None else OpSemantics(Kind.SUM, (result, bias), tag="bias")
 
     return conv_transpose
 
@@ -126,8 +127,8 @@ def convolution(input: Any, weight: Any, bias: Any, stride: Any, padding: Any, d
 @operator("aten.bilinear")
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> OpSemantics:
     """y_o = x1 · W_o · x2 + b, weight (out, in1, in2)."""
-    result = OpSemantics("contract", (OpSemantics("product", (input1, input2)), weight), tag="bilinear")
-    return result if bias is None else OpSemantics("sum", (result, bias), tag="bias")
+    result = OpSemantics(Kind.CONTRACT, (OpSemantics(Kind.PRODUCT, (input1, input2)), weight), tag="bilinear")
+    return result if bias is None else OpSemantics(Kind.SUM, (result, bias), tag="bias")
 
 
 @operator("aten.cdist", "aten._cdist_forward", "aten.pairwise_distance", "aten.cosine_similarity")
@@ -146,28 +147,28 @@ def outer(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
 def embedding(weight: Any, indices: Any, padding_idx: Any = -1, scale_grad_by_freq: Any = False,
               sparse: Any = False) -> OpSemantics:  # fmt: skip
     """Rows of a table chosen by indices."""
-    return OpSemantics("contract", (gate(indices), weight), tag="table")
+    return OpSemantics(Kind.CONTRACT, (gate(indices), weight), tag="table")
 
 
 @operator("aten.embedding_bag", "aten._embedding_bag")
 def embedding_bag(weight: Any, indices: Any, offsets: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Sums of rows of a table chosen by indices."""
-    return OpSemantics("contract", (gate(indices, offsets), weight), tag="table")
+    return OpSemantics(Kind.CONTRACT, (gate(indices, offsets), weight), tag="table")
 
 
 @operator("aten.scaled_dot_product_attention")
 def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> OpSemantics:
     """Softmax(query · keyᵀ) · value: zero where the value is, whatever query and key do."""
-    scores = OpSemantics("product", (query, key))
-    weights = OpSemantics("gate", tensors(scores, attn_mask), tag="softmax")
-    return OpSemantics("product", (weights, value), tag="attention")
+    scores = OpSemantics(Kind.PRODUCT, (query, key))
+    weights = OpSemantics(Kind.GATE, tensors(scores, attn_mask), tag="softmax")
+    return OpSemantics(Kind.PRODUCT, (weights, value), tag="attention")
 
 
 @operator("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", "aten.lstm_cell", "aten.gru_cell",
           "aten.rnn_tanh_cell", "aten.rnn_relu_cell")  # fmt: skip
 def recurrent(*values: Any, **options: Any) -> OpSemantics:
     """A recurrent layer, all steps at once."""
-    return OpSemantics("recurrent", tensors(*values), tag="recurrent")
+    return OpSemantics(Kind.RECURRENT, tensors(*values), tag="recurrent")
 
 
 @operator("aten.fft_fft", "aten.fft_ifft", "aten.fft_rfft", "aten.fft_irfft", "aten.fft_fft2", "aten.fft_ifft2",
@@ -175,4 +176,4 @@ def recurrent(*values: Any, **options: Any) -> OpSemantics:
           "aten.fft_irfftn", "aten.fft_hfft", "aten.fft_ihfft", "aten.stft", "aten.istft")  # fmt: skip
 def fourier(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A Fourier transform."""
-    return OpSemantics("mix", (x,))
+    return OpSemantics(Kind.MIX, (x,))

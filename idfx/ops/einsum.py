@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from idfx.core.records import Layout
+from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OpSemantics, Reading, Shape, contract, operator
 
 _DOTS = "..."
@@ -18,8 +19,8 @@ def einsum(equation: str, tensors: Any, *, path: Any = None) -> OpSemantics:
     """A sum of products over named axes."""
     names, result = _named(equation)
     if len(tensors) == 1:
-        return OpSemantics("mix", (tensors[0],))
-    return OpSemantics("contract", tuple(tensors), arranged=functools.partial(_arranged, tensors, names, result))
+        return OpSemantics(Kind.MIX, (tensors[0],))
+    return OpSemantics(Kind.CONTRACT, tuple(tensors), arranged=functools.partial(_arranged, tensors, names, result))
 
 
 @operator("aten.tensordot")

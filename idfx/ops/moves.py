@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OpSemantics, concat, gate, move, operator, tensors
 
 
@@ -35,7 +36,7 @@ def moved(x: Any, *rest: Any, **options: Any) -> OpSemantics:
 @operator("aten.pixel_shuffle")
 def shuffled(x: Any, factor: int) -> OpSemantics:
     """Channels arranged as a finer resolution."""
-    return OpSemantics("move", (x,), tag="upsample")
+    return OpSemantics(Kind.MOVE, (x,), tag="upsample")
 
 
 @operator(
@@ -96,7 +97,7 @@ def copied(x: Any, src: Any, non_blocking: bool = False) -> OpSemantics:
 @operator("aten.index_put", "aten.index_put_", "aten._index_put_impl_", "aten._unsafe_index_put")
 def put(x: Any, indices: Any, values: Any, accumulate: bool = False, unsafe: bool = False) -> OpSemantics:
     """X with some entries replaced by, or increased by, values."""
-    return OpSemantics("sum" if accumulate else "concat", tensors(x, values), tensors(indices))
+    return OpSemantics(Kind.SUM if accumulate else Kind.CONCAT, tensors(x, values), tensors(indices))
 
 
 @operator("aten.scatter", "aten.scatter_", "aten.masked_scatter", "aten.masked_scatter_", "aten.index_copy",
@@ -106,13 +107,13 @@ def scattered(x: Any, *rest: Any, reduce: Any = "") -> OpSemantics:
     values = tuple(_or_number(value) for value in rest[-1:])
     if reduce == "multiply":
         return gate(x, *rest)
-    return OpSemantics("sum" if reduce == "add" else "concat", tensors(x, *values), tensors(*rest[:-1]))
+    return OpSemantics(Kind.SUM if reduce == "add" else Kind.CONCAT, tensors(x, *values), tensors(*rest[:-1]))
 
 
 @operator("aten.index_add", "aten.index_add_", "aten.scatter_add", "aten.scatter_add_")
 def scatter_added(x: Any, dim: int, index: Any, source: Any, *rest: Any, **options: Any) -> OpSemantics:
     """X with values added at some entries."""
-    return OpSemantics("sum", tensors(x, source), tensors(index))
+    return OpSemantics(Kind.SUM, tensors(x, source), tensors(index))
 
 
 @operator("aten.scatter_reduce", "aten.scatter_reduce_", "aten.index_reduce", "aten.index_reduce_")
@@ -121,10 +122,10 @@ def scatter_reduced(
 ) -> OpSemantics:
     """X with values added to, averaged with or compared with some entries."""
     if reduce in ("sum", "mean") and include_self:
-        both = OpSemantics("sum", tensors(x, source), tensors(index))
-        return both if reduce == "sum" else OpSemantics("mix", (both,))
+        both = OpSemantics(Kind.SUM, tensors(x, source), tensors(index))
+        return both if reduce == "sum" else OpSemantics(Kind.MIX, (both,))
     if reduce in ("amax", "amin", "mean", "sum"):
-        return OpSemantics("map", (concat((x, source)),), tensors(index))
+        return OpSemantics(Kind.MAP, (concat((x, source)),), tensors(index))
     return gate(x, source)
 
 

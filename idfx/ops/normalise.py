@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OpSemantics, affine, norm, operator
 
 _FLOAT32 = 1.1920929e-07  # torch's own choice for float32 where none is given
@@ -20,7 +21,7 @@ def batch_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_va
 
 def shifted(x: Any, mean: Any, eps: float) -> OpSemantics:
     """(x − mean) divided by running statistics: a fixed scale, and an offset unless the mean is zero."""
-    return OpSemantics("scale", (OpSemantics("sum", (x, mean), tag="running mean"),), eps=float(eps))
+    return OpSemantics(Kind.SCALE, (OpSemantics(Kind.SUM, (x, mean), tag="running mean"),), eps=float(eps))
 
 
 @operator("aten.native_batch_norm")
@@ -69,11 +70,11 @@ def rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float |
 def weight_norm(v: Any, g: Any, dim: int = 0) -> OpSemantics:
     """Weight normalisation, g · v / |v|."""
     return OpSemantics(
-        "product", (OpSemantics("norm", (v,), eps=0.0, axes=(dim,) if dim >= 0 else None), g), tag="gain"
+        Kind.PRODUCT, (OpSemantics(Kind.NORM, (v,), eps=0.0, axes=(dim,) if dim >= 0 else None), g), tag="gain"
     )
 
 
 @operator("aten.normalize", "aten.renorm", "aten.renorm_")
 def normalised(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """X divided by its own length."""
-    return OpSemantics("norm", (x,), eps=0.0)
+    return OpSemantics(Kind.NORM, (x,), eps=0.0)

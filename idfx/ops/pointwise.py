@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OpSemantics, gate, keeps_zero, move, operator, reciprocal, scale
 
 
@@ -76,13 +77,13 @@ def bounded_above(x: Any, high: Any) -> OpSemantics:
 @operator("aten.glu")
 def gated_half(x: Any, dim: int = -1) -> OpSemantics:
     """GLU: one half of x times the sigmoid of the other."""
-    return OpSemantics("product", (OpSemantics("move", (x,), tag="first half", axes=(dim,)), gate(x)), tag="glu")
+    return OpSemantics(Kind.PRODUCT, (OpSemantics(Kind.MOVE, (x,), tag="first half", axes=(dim,)), gate(x)), tag="glu")
 
 
 @operator("aten.zero_", "aten.zeros_like", "aten.new_zeros")
 def zero(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Zeros of the shape of x."""
-    return OpSemantics("zero", ())
+    return OpSemantics(Kind.ZERO, ())
 
 
 @operator("aten.fill_", "aten.ones_like", "aten.empty_like", "aten.full_like",
@@ -94,4 +95,4 @@ def zero(x: Any, *rest: Any, **options: Any) -> OpSemantics:
           "aten.is_same_size", "aten._has_compatible_shallow_copy_type")  # fmt: skip
 def constant(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A value that x gives at most its shape to."""
-    return OpSemantics("gate", ())
+    return OpSemantics(Kind.GATE, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OpSemantics, gate, keeps_zero, mix, operator, pool
 
 
@@ -28,7 +29,7 @@ def averaged(x: Any, *rest: Any, **options: Any) -> OpSemantics:
 )  # fmt: skip
 def resampled(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Interpolation to another resolution."""
-    return OpSemantics("mix", (x,), tag="upsample")
+    return OpSemantics(Kind.MIX, (x,), tag="upsample")
 
 
 @operator(
@@ -42,7 +43,7 @@ def resampled(x: Any, *rest: Any, **options: Any) -> OpSemantics:
 def largest(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """Chosen entries among others: the largest, the sorted, the median."""
     if rest and hasattr(rest[0], "all_input_nodes"):
-        return keeps_zero(OpSemantics("concat", (x, rest[0])))
+        return keeps_zero(OpSemantics(Kind.CONCAT, (x, rest[0])))
     return pool(x)
 
 
@@ -57,7 +58,7 @@ def measured(x: Any, *rest: Any, **options: Any) -> OpSemantics:
 @operator("aten.mse_loss", "aten.l1_loss", "aten.smooth_l1_loss", "aten.huber_loss")
 def difference(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A measure of the difference of two tensors, zero when both are."""
-    return keeps_zero(OpSemantics("concat", (a, b)))
+    return keeps_zero(OpSemantics(Kind.CONCAT, (a, b)))
 
 
 @operator(

@@ -1,25 +1,8 @@
 """The small algebra in which an operator's meaning is told, and the registry of meanings.
 
 An operator is a function with the operator's own signature that returns a `OpSemantics`. Two questions are asked of a
-term: when is it zero, and how far is it from passing its operand on unchanged. Everything that idfx knows about
-structure follows from the answers.
-
-| kind       | zero when                     | passes its operand on                          |
-|------------|-------------------------------|------------------------------------------------|
-| move       | its operand is                | unchanged: moved, selected, repeated, padded   |
-| mix        | its operand is                | in fixed linear combinations of its entries    |
-| pool       | its operand is                | as the largest of neighbouring entries         |
-| scale      | its operand is                | multiplied by fixed numbers                    |
-| norm       | its operand is                | rescaled by its own statistics                 |
-| map        | its operand is                | through a nonlinear function with f(0) = 0     |
-| zero       | always                        | not at all                                     |
-| gate       | never                         | through a function that is not 0 at 0          |
-| product    | any operand is                | multiplied; bilinear if both carry data        |
-| contract   | any operand is                | multiplied by a parameter: a weight site       |
-| sum        | all operands are              | added to something else                        |
-| concat     | all operands are              | side by side with something else               |
-| recurrent  | never (until read more deeply)| through a recurrence                           |
-| unknown    | never                         | nobody knows                                   |
+term: when is it zero, and how far is it from passing its operand on unchanged. `idfx.ops.kinds.Kind` answers both for
+each kind of term, and everything that idfx knows about structure follows from the answers.
 """
 
 from __future__ import annotations
@@ -31,6 +14,7 @@ from typing import Any, NamedTuple
 
 from idfx.core.records import Layout
 from idfx.core.registry import Registry
+from idfx.ops.kinds import Kind
 
 Meaning = Callable[..., "OpSemantics"]
 Shape = tuple[int, ...]
@@ -75,15 +59,15 @@ operator = OPERATORS.register
 class OpSemantics:
     """What an operator does: a kind, the operands that its value is made of, and what only steers it.
 
-    `operands` are graph nodes or further terms; `gates` (masks, indices, statistics) have a say in the value but
-    do not carry it. `tag` says what a parameter among the operands is ("bias", "shift", "scale", "table").
-    `layouts` are how the first and second operand of a contraction would be read as a weight; `arranged` gives the term
-    instead, where it differs with which operands carry data (2), depend on parameters (1) or are fixed (0). `axes` is
-    the one along which a norm takes its slices one by one, or along which the first half is taken; `factor` is the
-    number that a scale multiplies by, `eps` what a norm adds.
+    `kind` may be given as its plain word. `operands` are graph nodes or further terms; `gates` (masks, indices,
+    statistics) have a say in the value but do not carry it. `tag` says what a parameter among the operands is ("bias",
+    "shift", "scale", "table"). `layouts` are how the first and second operand of a contraction would be read as a
+    weight; `arranged` gives the term instead, where it differs with which operands carry data (2), depend on parameters
+    (1) or are fixed (0). `axes` is the one along which a norm takes its slices one by one, or along which the first
+    half is taken; `factor` is the number that a scale multiplies by, `eps` what a norm adds.
     """
 
-    kind: str
+    kind: Kind
     operands: tuple[Any, ...]
     gates: tuple[Any, ...] = ()
     tag: str = ""
@@ -92,6 +76,10 @@ class OpSemantics:
     axes: tuple[int, ...] | None = None
     factor: float | None = None
     eps: float | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.kind) is not Kind:  # the plain word
+            self.kind = Kind(self.kind)  # type: ignore[call-arg]
 
 
 @functools.cache
@@ -118,61 +106,61 @@ def tensors(*values: Any) -> tuple[Any, ...]:
 
 def move(x: Any, *gates: Any) -> OpSemantics:
     """Entries of x moved, selected, repeated or padded with zeros."""
-    return OpSemantics("move", (x,), tensors(*gates))
+    return OpSemantics(Kind.MOVE, (x,), tensors(*gates))
 
 
 def mix(x: Any, *gates: Any) -> OpSemantics:
     """Fixed linear combinations of the entries of x."""
-    return OpSemantics("mix", (x,), tensors(*gates))
+    return OpSemantics(Kind.MIX, (x,), tensors(*gates))
 
 
 def pool(x: Any) -> OpSemantics:
     """The largest of neighbouring entries of x."""
-    return OpSemantics("pool", (x,))
+    return OpSemantics(Kind.POOL, (x,))
 
 
 def scale(x: Any, factor: float | None = None) -> OpSemantics:
     """X times fixed numbers."""
-    return OpSemantics("scale", (x,), factor=factor)
+    return OpSemantics(Kind.SCALE, (x,), factor=factor)
 
 
 def keeps_zero(x: Any, *gates: Any) -> OpSemantics:
     """A nonlinear function of x with f(0) = 0."""
-    return OpSemantics("map", (x,), tensors(*gates))
+    return OpSemantics(Kind.MAP, (x,), tensors(*gates))
 
 
 def gate(*values: Any) -> OpSemantics:
     """A function of the values that is not zero where they are."""
-    return OpSemantics("gate", tensors(*values))
+    return OpSemantics(Kind.GATE, tensors(*values))
 
 
 def reciprocal(x: Any) -> OpSemantics:
     """1 over a function of x: a gate without bound, as a normalisation written by hand has it."""
-    return OpSemantics("gate", tensors(x), tag="reciprocal")
+    return OpSemantics(Kind.GATE, tensors(x), tag="reciprocal")
 
 
 def norm(x: Any, weight: Any, bias: Any, eps: float) -> OpSemantics:
     """X rescaled by its own statistics, times a scale, plus a shift."""
-    return affine(OpSemantics("norm", (x,), eps=float(eps)), weight, bias)
+    return affine(OpSemantics(Kind.NORM, (x,), eps=float(eps)), weight, bias)
 
 
 def affine(x: Any, weight: Any, bias: Any) -> OpSemantics:
     """x · weight + bias, either of which may be absent."""
-    result = x if weight is None else OpSemantics("product", (x, weight), tag="norm scale")
-    return result if bias is None else OpSemantics("sum", (result, bias), tag="shift")
+    result = x if weight is None else OpSemantics(Kind.PRODUCT, (x, weight), tag="norm scale")
+    return result if bias is None else OpSemantics(Kind.SUM, (result, bias), tag="shift")
 
 
 def product(a: Any, b: Any) -> OpSemantics:
     """a · b, entry by entry; numbers make it a scale."""
     if not is_operand(a):
         a, b = b, a
-    return OpSemantics("product", (a, b), tag="scale") if is_operand(b) else scale(a, _number(b))
+    return OpSemantics(Kind.PRODUCT, (a, b), tag="scale") if is_operand(b) else scale(a, _number(b))
 
 
 def contract(a: Any, b: Any, layout_a: Layouts, layout_b: Layouts, bias: Any = None) -> OpSemantics:
     """The contraction of a with b, each with its layout should it be the weight, plus a bias."""
-    result = OpSemantics("contract", (a, b), layouts=(layout_a, layout_b))
-    return result if bias is None else OpSemantics("sum", (result, bias), tag="bias")
+    result = OpSemantics(Kind.CONTRACT, (a, b), layouts=(layout_a, layout_b))
+    return result if bias is None else OpSemantics(Kind.SUM, (result, bias), tag="bias")
 
 
 def add(a: Any, b: Any, alpha: Any = 1) -> OpSemantics:
@@ -180,13 +168,13 @@ def add(a: Any, b: Any, alpha: Any = 1) -> OpSemantics:
     if not is_operand(a):
         a, b = b, a
     if is_operand(b):
-        return OpSemantics("sum", (a, b if alpha == 1 else scale(b, _number(alpha))))
-    return move(a) if b == 0 else OpSemantics("sum", (a, OpSemantics("gate", ())))
+        return OpSemantics(Kind.SUM, (a, b if alpha == 1 else scale(b, _number(alpha))))
+    return move(a) if b == 0 else OpSemantics(Kind.SUM, (a, OpSemantics(Kind.GATE, ())))
 
 
 def concat(values: Any, *gates: Any) -> OpSemantics:
     """The values side by side."""
-    return OpSemantics("concat", tensors(values), tensors(*gates))
+    return OpSemantics(Kind.CONCAT, tensors(values), tensors(*gates))
 
 
 def _number(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from idfx.ops.kinds import Kind
 from idfx.ops.semantics import (
     OpSemantics,
     add,
@@ -50,7 +51,7 @@ def divided(x: Any, other: Any, *, rounding_mode: Any = None) -> OpSemantics:
     if rounding_mode is not None:
         return keeps_zero(x, other)
     if is_operand(other):
-        return OpSemantics("product", (x, reciprocal(other)), tag="scale")
+        return OpSemantics(Kind.PRODUCT, (x, reciprocal(other)), tag="scale")
     return scale(x, 1.0 / other if isinstance(other, (int, float)) and other else None)
 
 
@@ -63,13 +64,13 @@ def add_product(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> OpSema
 @operator("aten.addcdiv", "aten.addcdiv_")
 def add_quotient(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> OpSemantics:
     """X + value · tensor1 / tensor2."""
-    return add(x, OpSemantics("product", (tensor1, reciprocal(tensor2)), tag="scale"), value)
+    return add(x, OpSemantics(Kind.PRODUCT, (tensor1, reciprocal(tensor2)), tag="scale"), value)
 
 
 @operator("aten.lerp", "aten.lerp_")
 def interpolated(x: Any, end: Any, weight: Any) -> OpSemantics:
     """X + weight · (end − x), which is (1 − weight) · x + weight · end."""
-    rest = OpSemantics("product", (x, gate(weight)), tag="scale") if is_operand(weight) else scale(x, 1.0 - weight)
+    rest = OpSemantics(Kind.PRODUCT, (x, gate(weight)), tag="scale") if is_operand(weight) else scale(x, 1.0 - weight)
     return add(rest, product(end, weight))
 
 
