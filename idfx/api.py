@@ -57,7 +57,7 @@ def plan(
         >>> structure = analyze(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
         >>> made = plan(structure, keep=["bias"], set={"weight": "idi(tau=2)"})
         >>> list(made.decisions), made.kept
-        (['weight'], {'bias': 'by your word: keep bias'})
+        (['weight'], {'bias': 'set by --keep bias'})
     """
     made = make_plan(structure, scheme, seed, **options)
     return steer(made, structure, steering(only, keep, set))

@@ -48,7 +48,7 @@ def test_an_end_is_moved_and_the_certificate_holds_the_model_to_it() -> None:
     assert [end.parameter for end in join.ends] == ["first.weight"] and join.zeroable
     assert (not net.first.weight.any() and torch.equal(net.second.weight, torch.eye(4))) or net.second.weight.any()
     assert report.structure.roles["second.weight"].name == "inner"
-    assert "by your word" in report.structure.roles["first.weight"].evidence
+    assert "set by --role" in report.structure.roles["first.weight"].evidence
     assert torch.equal(net(X), X) and report.certificate is not None and report.certificate.certified == 1
 
 
@@ -64,7 +64,7 @@ def test_an_end_that_is_none_leaves_the_join_open() -> None:
     net = Block()
     report = idfx.init_(net, (X,), roles={"second.weight": "inner"}, loosen="none")
     (join,) = report.structure.joins
-    assert not join.zeroable and "by your word second.weight does not end it" in join.reason
+    assert not join.zeroable and "second.weight does not end it, set by --role" in join.reason
     assert torch.equal(net.second.weight, torch.eye(4))
     assert report.certificate is not None and [check.status for check in report.certificate.checks] == ["open"]
 

@@ -69,7 +69,7 @@ def test_a_role_or_a_trait_means_every_parameter_that_has_it():
     assert planned(only=["role:norm scale"]).decisions.keys() == norms
     ends = {f"blocks.{at}.fc2.weight" for at in range(3)}
     kept = planned(set={"role:end": "keep"}).kept
-    assert ends <= kept.keys() and all(kept[name] == "by your word: role:end = keep" for name in ends)
+    assert ends <= kept.keys() and all(kept[name] == "set by --set role:end=keep" for name in ends)
     assert planned(only=["trait:wide"]).decisions.keys() == {"stem.weight", "head.weight"}  # 6 × 27 and 4 × 6
     again = idfx.analyze(Net(), (IMAGE,), roles={"role:inner": "main stem"})
     assert again.role_overrides == {f"blocks.{at}.fc1.weight": "main stem" for at in range(3)}
@@ -114,8 +114,8 @@ def test_what_is_kept_stays_bit_for_bit_and_says_why():
     report = idfx.init_(net, (IMAGE,), only=["blocks"], set={"blocks.1.fc1.weight": "keep"})
     changed = {name for name, value in net.named_parameters() if not torch.equal(value, before[name])}
     assert changed <= names("blocks") - {"blocks.1.fc1.weight"} and "blocks.0.fc2.weight" in changed
-    assert report.plan.kept["stem.weight"] == "by your word: only blocks"
-    assert report.plan.kept["blocks.1.fc1.weight"] == "by your word: blocks.1.fc1.weight = keep"
+    assert report.plan.kept["stem.weight"] == "set by --only blocks"
+    assert report.plan.kept["blocks.1.fc1.weight"] == "set by --set blocks.1.fc1.weight=keep"
     assert "requires_grad" in report.plan.kept["frozen.weight"]
 
 
@@ -204,7 +204,7 @@ def test_words_of_the_command_line_and_of_a_file(run):
         '"head.bias" = {fill = "constant", value = 0.5}\n'
     )
     code, out, err = run("init", "net.py:Net", "-o", "w.pt", "--set", "words.toml", "--set", "head.bias=keep")
-    assert code == 0 and err == "" and "by your word: keep stem" in out
+    assert code == 0 and err == "" and "set by --keep stem" in out
     state = torch.load("w.pt", weights_only=True)
     assert state["head.weight"].abs().max() == pytest.approx(1e-4) and bool(state["head.bias"].any())
     code, out, _ = run("plan", "net.py:Net", "--set", "words.toml", "--json")
@@ -212,19 +212,19 @@ def test_words_of_the_command_line_and_of_a_file(run):
     assert entries["parameters"]["head.bias"]["arguments"] == {"value": 0.5}
     assert entries["roles"] == {"stem.weight": "transition"}
     code, out, _ = run("explain", "net.py:Net", "head.weight", "--set", "head.*=keep")
-    assert code == 0 and "by your word: head.* = keep" in out
+    assert code == 0 and "set by --set head.*=keep" in out
 
 
 def test_a_plan_from_a_file_can_be_steered_too(run):
     assert run("plan", "net.py:Net", "-o", "plan.json")[0] == 0
     code, out, _ = run("init", "net.py:Net", "--plan", "plan.json", "--keep", "head", "-o", "w.pt")
-    assert code == 0 and "2 tensors: by your word: keep head" in out
+    assert code == 0 and "2 tensors: set by --keep head" in out
 
 
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("kep = []", r"unknown word 'kep'; expected only, keep, set, roles. Did you mean keep"),
+        ("kep = []", r"unknown key 'kep'; expected only, keep, set, roles. Did you mean keep"),
         ('keep = "head"', r"keep is 'head'; expected a list of patterns"),
         ("only = [1]", r"only is \[1\]; expected a list of patterns"),
         ("set = 3", r"set is 3; expected a table of patterns"),

@@ -73,12 +73,12 @@ def override_roles(structure: Structure, words: Mapping[str, str]) -> Structure:
     for name, role in named.items():
         before = structure.roles[name]
         if before.name != role:
-            said = f"by your word; idfx reads it as {before.name}: {before.evidence}"
+            said = f"set by --role; idfx reads it as {before.name}: {before.evidence}"
             roles[name] = replace(before, name=role, evidence=said, rows=None)
     for name in _demoted(structure, joins, named):
         before = structure.roles[name]
         place = "inner" if before.name == "end" else "branch scale"
-        roles[name] = replace(before, name=place, evidence="by your word another parameter ends the branch", rows=None)
+        roles[name] = replace(before, name=place, evidence="another parameter ends the branch, set by --role", rows=None)
     return replace(structure, joins=joins, roles=roles, role_overrides={**structure.role_overrides, **named})
 
 
@@ -146,7 +146,7 @@ def _join(join: Join, claimed: list[str], named: Mapping[str, str]) -> Join:
     left = tuple(end for end in join.ends if named.get(end.parameter, "end") in _ENDS)
     if left == join.ends:
         return join
-    open_ = f"by your word {', '.join(end.parameter for end in join.ends if end not in left)} does not end it"
+    open_ = f"{', '.join(end.parameter for end in join.ends if end not in left)} does not end it, set by --role"
     return replace(join, ends=(), exclusive=False, zeroable=False, reason=open_)
 
 

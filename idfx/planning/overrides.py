@@ -1,4 +1,4 @@
-"""Plan × a person's word → plan: what is written, kept or filled otherwise than the scheme decides."""
+"""Plan × overrides → plan: parameters that are written, kept or filled differently from the scheme's decision."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Word = str | float | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a person says of a plan, by patterns of parameters (`idfx.core.patterns`).
+    """Overrides of a plan, by patterns of parameters (`idfx.core.patterns`).
 
-    `only`: nothing else is written. `keep`: these are left as they are. `set`: what these get instead, the last word
-    that fits: "keep", a fill as in "idiz(eps=1e-4)", a number, or a fill and its arguments as a mapping.
+    `only`: write nothing else. `keep`: leave these unchanged. `set`: what to write instead, by pattern: "keep", a fill
+    such as "idiz(eps=1e-4)", a number, or a mapping of a fill and its arguments. The last matching pattern wins.
     """
 
     only: tuple[str, ...] = ()
@@ -36,14 +36,14 @@ class Overrides:
 def read_overrides(
     sets: Iterable[str] = (), only: Iterable[str] = (), keep: Iterable[str] = ()
 ) -> tuple[Overrides, dict[str, str]]:
-    """Return what the words of a command line say of a plan, and the roles that its files give.
+    """Return the overrides given on a command line, and the roles in its files.
 
     Args:
         sets: PATTERN=FILL(KEY=VALUE, ...), PATTERN=NUMBER, PATTERN=keep, or a .toml file.
         only, keep: patterns.
 
     Raises:
-        UsageError: a word or a file that cannot be read.
+        UsageError: an override or a file that cannot be read.
 
     Example:
         >>> read_overrides(["head.*=keep", "fc.weight=idiz(eps=1e-4)"])[0].set
@@ -55,7 +55,7 @@ def read_overrides(
     for text in sets:
         pattern, equals, value = text.partition("=")
         if equals and pattern.strip() and value.strip():
-            words.pop(pattern.strip(), None)  # the last word stands last
+            words.pop(pattern.strip(), None)  # the last one wins, so it moves to the end
             words[pattern.strip()] = value.strip()
         elif text.endswith(".toml"):
             found = _read_file(text)
@@ -72,7 +72,7 @@ def read_overrides(
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    """Read the words of a .toml file."""
+    """Read the overrides in a .toml file."""
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -82,7 +82,7 @@ def _read_file(path: str) -> dict[str, Any]:
     for name, value in document.items():
         if name not in forms:
             near = did_you_mean(name, _WORDS)
-            raise UsageError(f"{path}: unknown word {name!r}; expected {', '.join(_WORDS)}.{near}")
+            raise UsageError(f"{path}: unknown key {name!r}; expected {', '.join(_WORDS)}.{near}")
         entries = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
         texts = name == "set" or all(isinstance(entry, str) for entry in entries)
         if not isinstance(value, forms[name]) or not texts:
@@ -92,33 +92,32 @@ def _read_file(path: str) -> dict[str, Any]:
 
 
 def steer(plan: Plan, structure: Structure, steering: Overrides) -> Plan:
-    """Return the plan as a person wants it: `only` and `keep` first, then `set`, which has the last word.
+    """Return the plan with overrides applied: `only` and `keep` first, then `set`.
 
-    The layout of a matrix and the order of a kernel are those that idfx has read and planned, where a fill takes them
-    and the word does not give them.
+    A fill that takes a layout or an order gets those that idfx found and planned, unless the override gives them.
 
     Args:
         plan: made for this structure.
         structure: of the model.
-        steering: the person's words.
+        steering: the overrides.
 
     Raises:
-        UsageError: a pattern that means nothing, an unknown fill, or a parameter that is never written.
-        PlanError: a fill that the parameter, or arguments that the fill, does not take.
+        UsageError: a pattern that matches nothing, an unknown fill, or a parameter that is never written.
+        PlanError: a fill that does not fit the parameter, or arguments that do not fit the fill.
 
     Example:
         >>> import torch, idfx
         >>> structure = idfx.analyze(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
         >>> made = steer(idfx.plan(structure), structure, Overrides(keep=("bias",), set={"weight": "idi(tau=2)"}))
         >>> made.kept, made.decisions["weight"].arguments
-        ({'bias': 'by your word: keep bias'}, {'tau': 2})
+        ({'bias': 'set by --keep bias'}, {'tau': 2})
     """
     if steering == Overrides():
         return plan
     if plan.shapes.keys() != structure.parameters.keys():
         raise PlanError(
             f"plan for {plan.model}: made for another model than {structure.model}; expected its parameters. "
-            "Make a plan for this one with `idfx plan`."
+            "Make a plan for this model with `idfx plan`."
         )
     decisions, kept, loaded = dict(plan.decisions), dict(plan.kept), dict(plan.loaded)
     held = _held(structure, steering)
@@ -131,7 +130,7 @@ def steer(plan: Plan, structure: Structure, steering: Overrides) -> Plan:
             for place in (decisions, kept, loaded):
                 place.pop(name, None)
             if found is None:
-                kept[name] = held[name] = f"by your word: {pattern} = keep"
+                kept[name] = held[name] = f"set by --set {pattern}=keep"
             else:
                 held.pop(name, None)
                 decisions[name] = found
@@ -149,19 +148,19 @@ def steer(plan: Plan, structure: Structure, steering: Overrides) -> Plan:
 
 
 def _writable(pattern: str, word: Word, structure: Structure) -> list[str]:
-    """The parameters that a pattern means and that are ever written; a frozen one that is meant alone is an error."""
+    """The writable parameters that a pattern matches; an error if it matches only parameters that are never written."""
     names = matching(pattern, structure.parameters, structure.roles, "set")
     barred = {name: reason for name in names if (reason := not_writable_reason(structure.parameters[name]))}
     if len(barred) == len(names) and word != "keep":
         raise UsageError(
-            f"set {pattern}: {names[0]} is never written, {barred[names[0]]}; expected a parameter that can be. "
+            f"set {pattern}: {names[0]} is never written, {barred[names[0]]}; expected a writable parameter. "
             "Leave it out."
         )
     return [name for name in names if name not in barred]
 
 
 def _held(structure: Structure, steering: Overrides) -> dict[str, str]:
-    """What is not to be written, and by which word."""
+    """The parameters that must not be written, each with the override that says so."""
     held: dict[str, str] = {}
     if steering.only:
         named = {
@@ -169,16 +168,16 @@ def _held(structure: Structure, steering: Overrides) -> dict[str, str]:
             for pattern in steering.only
             for name in matching(pattern, structure.parameters, structure.roles, "only")
         }
-        reason = f"by your word: only {', '.join(steering.only)}"
+        reason = f"set by --only {', '.join(steering.only)}"
         held = {name: reason for name in structure.parameters if name not in named}
     for pattern in steering.keep:
         for name in matching(pattern, structure.parameters, structure.roles, "keep"):
-            held.setdefault(name, f"by your word: keep {pattern}")
+            held.setdefault(name, f"set by --keep {pattern}")
     return held
 
 
 def _decision(info: ParameterInfo, role: Role, plan: Plan, pattern: str, word: Word) -> Decision | None:
-    """What a word says of one parameter; None to keep it."""
+    """The decision that an override makes for one parameter; None to keep it."""
     subject = f"set {pattern}"
     fill, arguments = _read_word(subject, word)
     if fill == "keep" and not arguments:
@@ -194,14 +193,14 @@ def _decision(info: ParameterInfo, role: Role, plan: Plan, pattern: str, word: W
     if "layout" in known and len(info.shape) < 2:
         raise PlanError(
             f"{subject}: {info.name} has the shape {list(info.shape)}; fill {fill!r} expects two axes or more. "
-            "Name the weights alone, as in 'head.weight', or give this one a number."
+            "Match only weights, as in 'head.weight', or set this parameter to a number."
         )
     if "layout" in known and "layout" not in arguments and layout:
         arguments["layout"] = layout
     before = plan.decisions.get(info.name)
     if "order" in known and "order" not in arguments and before is not None and "order" in before.arguments:
         arguments["order"] = before.arguments["order"]
-    made = Decision(info.name, fill, arguments, f"by your word: {pattern} = {_written(word)}", role.evidence)
+    made = Decision(info.name, fill, arguments, f"set by --set {pattern}={_written(word)}", role.evidence)
     try:
         check_fill(made, info.shape, info.dtype, plan.seed)
     except PlanError as error:
@@ -232,7 +231,7 @@ def _read_word(subject: str, word: Word) -> tuple[str, dict[str, Any]]:
 
 
 def as_number(value: object) -> float:
-    """Return a number as a float; NaN for what is none, infinity for a whole number that no float holds.
+    """Return a number as a float; NaN for anything else, infinity for an integer too large for a float.
 
     Example:
         >>> as_number(10**400), as_number(True)
@@ -246,10 +245,10 @@ def as_number(value: object) -> float:
 
 
 def steering(only: object = (), keep: object = (), set: object = None) -> Overrides:
-    """Return what a script says of a plan; a single pattern stands for itself.
+    """Return the overrides given in Python; a single pattern counts as a list of one.
 
     Raises:
-        UsageError: patterns that are no texts, or words that are no mapping.
+        UsageError: patterns that are not strings, or `set` that is not a mapping.
     """
 
     def patterns(subject: str, given: object) -> tuple[str, ...]:
@@ -265,7 +264,7 @@ def steering(only: object = (), keep: object = (), set: object = None) -> Overri
 
 
 def _written(word: Word) -> str:
-    """A word as it would stand on the command line."""
+    """An override as written on the command line."""
     if isinstance(word, Mapping):
         inside = ", ".join(f"{name}={value}" for name, value in word.items() if name != "fill")
         return f"{word['fill']}({inside})"
