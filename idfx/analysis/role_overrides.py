@@ -78,7 +78,7 @@ def override_roles(structure: Structure, words: Mapping[str, str]) -> Structure:
     for name in _demoted(structure, joins, named):
         before = structure.roles[name]
         place = "inner" if before.name == "end" else "branch scale"
-        roles[name] = replace(before, name=place, evidence="another parameter ends the branch, set by --role", rows=None)
+        roles[name] = replace(before, name=place, evidence="--role ends the branch at another parameter", rows=None)
     return replace(structure, joins=joins, roles=roles, role_overrides={**structure.role_overrides, **named})
 
 
