@@ -55,6 +55,33 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     return Keep("only biases are written")
 '''
 
+# Fills with an `eps`, of which one says that it is the size of what it calls zero.
+ALMOST_ZERO = '''
+from __future__ import annotations
+
+from idfx.fills import fills
+from idfx.fills.matrices import Target
+
+
+@fills.register("thirds-silent")
+def silent(target: Target, *, eps: float = 1e-6, layout: object = None) -> None:
+    """eps, and nothing said of it."""
+    target.tensor.fill_(eps)
+
+
+@fills.register("thirds-zero", zero="size")
+def zero(target: Target, *, size: float = 1e-9, layout: object = None) -> None:
+    """One entry in each row."""
+    target.tensor.zero_()
+    target.tensor[:, :1] = size
+
+
+@fills.register("thirds-all", zero="eps")
+def everywhere(target: Target, *, eps: float = 0.0) -> None:
+    """Every entry of a row."""
+    target.tensor.fill_(eps)
+'''
+
 TAKEN_SCHEME = '''
 from idfx.schemes.scheme import Keep, NoOptions, scheme
 
@@ -140,6 +167,29 @@ def test_a_fill_of_another_package_writes_what_its_plan_says(installed, tmp_path
     state = torch.load(file, weights_only=True)
     assert state["head.bias"].tolist() == [2.0 * number for number in range(10)]
     assert state["gated.conv1.weight"].std().item() == pytest.approx(math.sqrt(2 / (8 * 9)), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fill", "status"),
+    [
+        ("thirds-silent", "unclaimed"),
+        ("thirds-zero", "identity"),
+        ("thirds-zero(size=0.1)", "unclaimed"),
+        ("thirds-all", "identity"),
+        ("thirds-all(eps=1e-9)", "unclaimed"),
+    ],
+)
+def test_a_fill_of_another_package_claims_what_it_declares(installed, tmp_path, fill, status):
+    run = installed(ALMOST_ZERO)
+    word, file = f"role:end={fill}", str(tmp_path / "weights.pt")
+    code, out, err = run("init", SMALL, "--scheme", "kaiming", "--set", word, "-o", file, "--json")
+    assert code == 0, err
+    assert [check["status"] for check in json.loads(out)["certificate"]["checks"]] == [status] * 2
+
+
+def test_a_fill_that_calls_what_it_does_not_take_zero_is_refused(installed):
+    code, _, err = installed(ALMOST_ZERO.replace('zero="size"', 'zero="eps"'))("list", "fills")
+    assert code == 2 and "ValueError: fill 'thirds-zero': zero='eps' is none of its arguments" in err
 
 
 BROKEN = {

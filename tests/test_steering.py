@@ -307,6 +307,18 @@ def test_the_last_word_counts_whatever_was_said_before(run):
     assert entries["head.bias"]["arguments"] == {"value": 3}
 
 
+def test_a_fill_has_its_defaults_wherever_its_arguments_are_asked_for():
+    """`loosen` alone once lacked `eps_tau`, and a bare idiz was not taken for the end of a branch."""
+    structure = idfx.analyze(Net().to(torch.bfloat16), (IMAGE.to(torch.bfloat16),))
+    for word in ("idi", "idi(loosen=diagonal)"):
+        made = idfx.plan(structure, "kaiming", set={"head.weight": word})
+        assert [note for note in made.notes if "copies in 1 weight(s)" in note]
+    assert not idfx.plan(structure, "kaiming", set={"head.weight": "idi(eps_tau=0)"}).notes
+    for word, expected in (("idiz", "identity"), ("idi", "unclaimed"), ("idiz(eps=0.1)", "unclaimed")):
+        report = idfx.init_(Net(), (IMAGE,), scheme="kaiming", set={"blocks.*.fc2.weight": word})
+        assert [check.status for check in report.certificate.checks] == [expected] * 3
+
+
 @pytest.mark.parametrize(
     "words",
     [

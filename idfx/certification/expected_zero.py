@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from idfx.analysis.role_overrides import with_scale_ends
 from idfx.core.records import Join, Plan, Structure
+from idfx.fills import fills
 from idfx.planning.scalars import scalar_values, source_of
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ class Claims:
 def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> Claims:
     """Return which blocks a plan says start closed.
 
-    A fill with an `eps` of at most `LARGEST` says so of an end, and so does a constant 0, or a scale that small. An end
-    that is kept or filled otherwise claims nothing, and neither does a block with such an end, unless it is closed
-    nearer to its join: by a norm scale at 0, say. Neither does a block with a bias behind its end that was loaded and
-    is not 0.
+    A fill whose entries are called zero (`fills.zero`) says so of an end if they are at most `LARGEST`; of a matrix
+    whose rows are full of them, if they are 0. An end that is kept or filled otherwise claims nothing, and neither does
+    a block with such an end, unless it is closed nearer to its join: by a norm scale at 0, say. Neither does a block
+    with a bias behind its end that was loaded and is not 0.
 
     Args:
         structure: of the model.
@@ -103,10 +104,6 @@ def _entry(name: str, structure: Structure, plan: Plan, scalars: Mapping[str, fl
     decision = plan.decisions.get(source_of(name))
     if decision is None:
         return None
-    if "eps" in decision.arguments:
-        eps = abs(float(decision.arguments["eps"]))
-        return eps if eps <= LARGEST else None
-    if decision.fill != "constant":
-        return None
-    value = abs(float(decision.arguments["value"]))
-    return value if value <= (0.0 if structure.roles[name].layout is not None else LARGEST) else None
+    entry = fills.zero(decision)
+    whole_rows = structure.roles[name].layout is not None and "layout" not in fills.takes(decision.fill)
+    return entry if entry is not None and entry <= (0.0 if whole_rows else LARGEST) else None

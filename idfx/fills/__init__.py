@@ -22,12 +22,68 @@ from idfx.core.registry import Registry
 from idfx.fills.geometry import Shard
 from idfx.fills.matrices import Target, check_name
 
-fills: Registry[Callable[..., None]] = Registry("fill", "idfx.fills", "idfx.schemes")  # a scheme may bring its own
+Fill = Callable[..., None]
 
 
 @functools.cache
-def _parameters(fill: Callable[..., None]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(fill).parameters
+def _parameters(fill: Fill) -> Mapping[str, inspect.Parameter]:
+    """The arguments that a fill takes beside the target."""
+    return dict([*inspect.signature(fill).parameters.items()][1:])
+
+
+class Fills(Registry[Fill]):
+    """The fills by name, what each takes, and what each claims to write."""
+
+    def __init__(self) -> None:
+        super().__init__("fill", "idfx.fills", "idfx.schemes")  # a scheme may bring its own
+        self._zeros: dict[str, str] = {}
+
+    def register(self, *names: str, by: str = "", zero: str = "") -> Callable[[Fill], Fill]:
+        """Register the decorated fill under each name; raises ValueError if a name is taken.
+
+        Args:
+            names, by: as in `Registry.register`.
+            zero: the argument that is the size of the entries that the fill calls zero, if it calls any so: two at most
+                in a row of a matrix or, if it takes no `layout`, all of them. An end with such a fill is claimed to
+                close its branch; with any other fill, nothing is claimed.
+        """
+        add = super().register(*names, by=by)
+
+        def declare(fill: Fill) -> Fill:
+            if zero and zero not in _parameters(fill):
+                raise ValueError(f"fill {names[0]!r}: zero={zero!r} is none of its arguments")
+            self._zeros.update(dict.fromkeys(names, zero))
+            return add(fill)
+
+        return declare
+
+    def takes(self, name: str) -> Mapping[str, inspect.Parameter]:
+        """Return the arguments that a fill takes; raises UsageError for an unknown one."""
+        return _parameters(self.find(name))
+
+    def arguments(self, decision: Decision) -> dict[str, Any]:
+        """Return all the arguments of a decision: the defaults of its fill, with what is given over them.
+
+        Example:
+            >>> fills.arguments(Decision("w", "idiz", {"rows": [[0, 2]]}, ""))
+            {'eps': 1e-06, 'rows': [[0, 2]], 'layout': None}
+        """
+        known = self.takes(decision.fill).items()
+        return {name: one.default for name, one in known if one.default is not one.empty} | dict(decision.arguments)
+
+    def zero(self, decision: Decision) -> float | None:
+        """Return the size of the entries that a decision calls zero, None if its fill calls none so.
+
+        Example:
+            >>> fills.zero(Decision("w", "idiz", {}, "")), fills.zero(Decision("w", "idi", {}, ""))
+            (1e-06, None)
+        """
+        arguments = self.arguments(decision)
+        argument = self._zeros[decision.fill]
+        return abs(float(arguments[argument])) if argument else None
+
+
+fills = Fills()
 
 
 def check_fill(decision: Decision, shape: Sequence[int], dtype: str | torch.dtype, seed: int) -> None:
@@ -101,10 +157,10 @@ def fill_(
             f"{parameter}: {place} of shape {shape}; expected a part of the full tensor. Correct the offsets."
         )
     key(seed, parameter)  # raises for a seed that is none, before anything is written
-    known = _parameters(fill)
+    known = fills.takes(name)
     for argument in arguments or {}:
-        check_name(f"{parameter}: argument", argument, [*known][1:])
-    for argument, needed in [*known.items()][1:]:
+        check_name(f"{parameter}: argument", argument, [*known])
+    for argument, needed in known.items():
         if needed.default is needed.empty and argument not in (arguments or {}):
             raise PlanError(f"{parameter}: no {argument}; expected by fill {name!r}. Add it to the arguments.")
     fill(Target(tensor, parameter, seed, place), **(arguments or {}))

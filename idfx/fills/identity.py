@@ -68,7 +68,7 @@ def _untapped(target: Target, layout: Layout | Mapping[str, Any] | None) -> Matr
     return Matrices(target, read)
 
 
-@fills.register("constant")
+@fills.register("constant", zero="value")
 def constant(target: Target, *, value: float) -> None:
     """Every entry is one value: biases and shifts at 0, scales at 1.
 
@@ -169,7 +169,7 @@ def idic(
     _identity_(matrices, [(0, matrices.outputs)], tau, loosen, eps_tau)
 
 
-@fills.register("idiz")
+@fills.register("idiz", zero="eps")
 def idiz(
     target: Target,
     *,
@@ -203,7 +203,7 @@ def idiz(
     _zero_preserving_(_untapped(target, layout), rows, eps)
 
 
-@fills.register("idizc")
+@fills.register("idizc", zero="eps")
 def idizc(
     target: Target,
     *,
@@ -231,7 +231,7 @@ def idizc(
     _zero_preserving_(Matrices(target, read_layout(target, layout), order), rows, eps)
 
 
-@fills.register("idic_idizc")
+@fills.register("idic_idizc", zero="eps")
 def idic_idizc(
     target: Target,
     *,

@@ -60,13 +60,17 @@ def notes(structure: Structure, decisions: Mapping[str, Decision]) -> tuple[str,
     import torch
 
     from idfx.core.noise import resolves_loosening
+    from idfx.fills import fills
 
     lost: dict[str, int] = {}
     for name, decision in decisions.items():
-        if decision.arguments.get("loosen") != "diagonal" or not decision.arguments["eps_tau"]:
+        arguments = fills.arguments(decision)
+        tau, eps_tau = arguments.get("tau"), arguments.get("eps_tau")
+        if arguments.get("loosen") != "diagonal" or not eps_tau:
+            continue
+        if not isinstance(tau, (int, float)) or not isinstance(eps_tau, (int, float)):  # the fill will refuse them
             continue
         dtype = structure.parameters[name].dtype
-        tau, eps_tau = decision.arguments["tau"], decision.arguments["eps_tau"]
         if not resolves_loosening(getattr(torch, dtype), tau, eps_tau):
             lost[dtype] = lost.get(dtype, 0) + 1
     return tuple(

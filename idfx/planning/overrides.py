@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -186,7 +185,7 @@ def _decision(info: ParameterInfo, role: Role, plan: Plan, pattern: str, word: W
     from idfx.schemes.scheme import layout_fields
 
     try:
-        known = inspect.signature(fills.find(fill)).parameters
+        known = fills.takes(fill)
     except UsageError as error:
         raise UsageError(f"{subject}: {error}") from error
     layout = layout_fields(role.layout)
