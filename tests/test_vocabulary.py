@@ -1,10 +1,14 @@
-"""The kinds of terms: one table, which the documentation shows, and rules that torch's own operators follow."""
+"""Kinds of terms and roles: one table each, which the documentation shows, and rules that torch's operators follow."""
 
+import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
+from idfx.core.records import Role
+from idfx.core.roles import GIVEN, WEIGHTS, RoleName
 from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OpSemantics
 
@@ -63,3 +67,27 @@ def test_kinds_mix_entries_where_their_rules_say(kind: Kind) -> None:
     x = torch.rand(1, 4, 4, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda x: DOES[kind](x, torch.rand(1, 4, 4).double()), x)
     assert bool((jacobian.flatten(3).ne(0).sum(-1) > 1).any()) == (kind.mixes and kind is not Kind.POOL)
+
+
+def test_documentation_shows_the_roles() -> None:
+    assert table("| role | of a weight |") == [[name, name.meaning] for name in WEIGHTS]
+    others = [[name, name.meaning] for name in RoleName if name not in WEIGHTS]
+    assert table("| role | of another parameter |") == others
+
+
+def test_a_role_is_its_word() -> None:
+    role = Role("norm shift", "")  # type: ignore[arg-type]
+    assert role.name is RoleName.NORM_SHIFT and role.name == "norm shift" and repr(role.name) == "'norm shift'"
+    assert json.loads(json.dumps({"role": role.name})) == {"role": "norm shift"}
+    assert pickle.loads(pickle.dumps(role)) == role and pickle.loads(pickle.dumps(role)).name is role.name
+    with pytest.raises(ValueError, match="shifty"):
+        Role("shifty", "")  # type: ignore[arg-type]
+
+
+def test_roles_fall_into_the_groups_that_their_meaning_says() -> None:
+    assert {"bias", "norm shift", "branch shift"} == {name for name in RoleName if name.is_shift}
+    assert {"end", "end scale"} == {name for name in RoleName if name.ends_branch}
+    assert {"recurrent", "bilinear form", "unresolved", "unused"} == {*RoleName} - {*GIVEN}
+    assert {"input stem", "main stem", "transition"} == {name for name in RoleName if name.is_stem}
+    values = {"embedding", "position", "offset", "token", "attention bias"}
+    assert values | {"branch scale", "end scale", "scale", "gain"} == {name for name in RoleName if name.is_free}

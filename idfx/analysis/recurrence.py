@@ -12,9 +12,10 @@ import torch.fx
 
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.traits import Traits, layout_traits
-from idfx.analysis.uses import RecurrentSlot, Use
+from idfx.analysis.uses import How, RecurrentSlot, Use
 from idfx.analysis.views import follow, read_matrix, strides_of
 from idfx.core.records import Layout, Role
+from idfx.core.roles import RoleName
 from idfx.ops.semantics import operator_name, tensors
 
 # The rows of a weight, as torch stacks them; a layer without gates has the candidate alone.
@@ -123,7 +124,7 @@ def recurrent_role(uses: Sequence[Use], shape: tuple[int, ...], sites: tuple[str
         sites: where it is used.
         traits: that it has beside.
     """
-    others = sorted({use.how for use in uses} - {"recurrent"})
+    others = sorted({use.how for use in uses} - {How.RECURRENT})
     places = list(dict.fromkeys(place for use in uses for place in use.places))
     layouts = {use.layout for use in uses}
     evidence = ""
@@ -134,7 +135,7 @@ def recurrent_role(uses: Sequence[Use], shape: tuple[int, ...], sites: tuple[str
     elif not places or not all(use.places for use in uses):
         evidence = "it belongs to a recurrent layer, which is not given it whole and as it is"
     if evidence:
-        return Role("recurrent", evidence, sites=sites, traits=traits)
+        return Role(RoleName.RECURRENT, evidence, sites=sites, traits=traits)
     (place,), (layout,) = places, layouts
     gates = _gates(place, shape if layout is None else (layout.outputs(shape),))
     where = ", ".join(dict.fromkeys(found.where for use in uses for found in use.places))
@@ -142,7 +143,9 @@ def recurrent_role(uses: Sequence[Use], shape: tuple[int, ...], sites: tuple[str
     if gates:
         own["gates"] = ", ".join(f"rows {start} to {stop - 1} {name}" for name, (start, stop) in gates.items())
     own |= layout_traits(layout, None, shape)
-    return Role("recurrent", f"it is the {place.part} of a recurrent layer", layout, None, sites, own, gates=gates)
+    return Role(
+        RoleName.RECURRENT, f"it is the {place.part} of a recurrent layer", layout, None, sites, own, gates=gates
+    )
 
 
 def _gates(place: RecurrentSlot, shape: tuple[int, ...]) -> dict[str, tuple[int, int]]:

@@ -13,14 +13,7 @@ from idfx.core.errors import UsageError
 from idfx.core.patterns import matching
 from idfx.core.records import End, Join, Role, Structure
 from idfx.core.registry import did_you_mean
-
-# Places of a weight, which is filled as a matrix, and what else a parameter can be.
-WEIGHTS = ("input stem", "main stem", "transition", "projection shortcut", "inner", "end", "head")
-OTHERS = (
-    "end scale", "branch scale", "branch shift", "norm scale", "norm shift", "bias", "gain", "scale", "offset", "token",
-    "position", "attention bias", "embedding", "fixed", "other",
-)  # fmt: skip
-_ENDS = ("end", "end scale")
+from idfx.core.roles import GIVEN, RoleName
 
 
 def read_words(words: Iterable[str]) -> dict[str, str]:
@@ -77,19 +70,19 @@ def override_roles(structure: Structure, words: Mapping[str, str]) -> Structure:
             roles[name] = replace(before, name=role, evidence=said, rows=None)
     for name in _demoted(structure, joins, named):
         before = structure.roles[name]
-        place = "inner" if before.name == "end" else "branch scale"
+        place = RoleName.INNER if before.name is RoleName.END else RoleName.BRANCH_SCALE
         roles[name] = replace(before, name=place, evidence="--role ends the branch at another parameter", rows=None)
     return replace(structure, joins=joins, roles=roles, role_overrides={**structure.role_overrides, **named})
 
 
-def _expanded(structure: Structure, words: Mapping[str, str]) -> dict[str, str]:
+def _expanded(structure: Structure, words: Mapping[str, str]) -> dict[str, RoleName]:
     """The role of each parameter that is meant."""
-    found: dict[str, str] = {}
-    for pattern, role in words.items():
-        if role not in (*WEIGHTS, *OTHERS):
+    found: dict[str, RoleName] = {}
+    for pattern, word in words.items():
+        role = next((name for name in GIVEN if name == word), None)
+        if role is None:
             raise UsageError(
-                f"role {role!r} of {pattern}: unknown; expected one of {', '.join((*WEIGHTS, *OTHERS))}."
-                f"{did_you_mean(role, (*WEIGHTS, *OTHERS))}"
+                f"role {word!r} of {pattern}: unknown; expected one of {', '.join(GIVEN)}.{did_you_mean(word, GIVEN)}"
             )
         for name in matching(pattern, structure.parameters, structure.roles, "role of"):
             _check(structure.roles[name], name, role)
@@ -97,15 +90,15 @@ def _expanded(structure: Structure, words: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _check(before: Role, name: str, role: str) -> None:
-    if role in WEIGHTS and role != "end" and before.layout is None:
+def _check(before: Role, name: str, role: RoleName) -> None:
+    if role.is_weight and role is not RoleName.END and before.layout is None:
         raise UsageError(
             f"role {role!r} of {name}: idfx reads no matrix in it ({before.name}: {before.evidence}); "
-            f"expected a weight. Give it one of {', '.join(OTHERS)}."
+            f"expected a weight. Give it one of {', '.join(name for name in GIVEN if not name.is_weight)}."
         )
 
 
-def _joins(structure: Structure, named: Mapping[str, str]) -> tuple[Join, ...]:
+def _joins(structure: Structure, named: Mapping[str, RoleName]) -> tuple[Join, ...]:
     parents = {join.name: join.parent for join in structure.joins}
 
     def depth(join: Join) -> int:
@@ -116,7 +109,7 @@ def _joins(structure: Structure, named: Mapping[str, str]) -> tuple[Join, ...]:
 
     claimed: dict[str, list[str]] = {}
     for name, role in named.items():
-        if role in _ENDS:
+        if role.ends_branch:
             aliases = {name, *structure.parameters[name].aliases}
             mine = [j for j in structure.joins if any(end.parameter in aliases for end in j.ends)]
             if not mine:
@@ -135,7 +128,7 @@ def _joins(structure: Structure, named: Mapping[str, str]) -> tuple[Join, ...]:
     return tuple(_join(join, claimed.get(join.name, []), named) for join in structure.joins)
 
 
-def _join(join: Join, claimed: list[str], named: Mapping[str, str]) -> Join:
+def _join(join: Join, claimed: list[str], named: Mapping[str, RoleName]) -> Join:
     """A join with the ends that it has by the person's word."""
     if claimed:
         kept = {end.parameter: end for end in join.ends}
@@ -143,19 +136,19 @@ def _join(join: Join, claimed: list[str], named: Mapping[str, str]) -> Join:
         if ends == join.ends and join.zeroable:
             return join
         return replace(join, ends=ends, end_steps=(), gain=None, exclusive=True, zeroable=True, reason="")
-    left = tuple(end for end in join.ends if named.get(end.parameter, "end") in _ENDS)
+    left = tuple(end for end in join.ends if named.get(end.parameter, RoleName.END).ends_branch)
     if left == join.ends:
         return join
     open_ = f"{', '.join(end.parameter for end in join.ends if end not in left)} does not end it, set by --role"
     return replace(join, ends=(), exclusive=False, zeroable=False, reason=open_)
 
 
-def _demoted(structure: Structure, joins: tuple[Join, ...], named: Mapping[str, str]) -> Iterable[str]:
+def _demoted(structure: Structure, joins: tuple[Join, ...], named: Mapping[str, RoleName]) -> Iterable[str]:
     """The parameters that were ends and are none any more, without having been given a role."""
     canonical = {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
     ends = {canonical[end.parameter] for join in joins if join.zeroable for end in join.ends}
     for name, role in structure.roles.items():
-        if role.name in _ENDS and name not in ends and name not in named:
+        if role.name.ends_branch and name not in ends and name not in named:
             yield name
 
 

@@ -3,8 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from idfx.core.records import Layout
+from idfx.core.roles import RoleName
+
+
+class How(StrEnum):
+    """How a parameter acts where it meets the data, in the order in which one of several uses decides the role.
+
+    Attributes:
+        role: of a parameter that is used so; of a weight, its surroundings decide.
+        evidence: for this role.
+    """
+
+    role: RoleName
+    evidence: str
+
+    TABLE = "table", RoleName.EMBEDDING, "rows of it are looked up by an index"
+    RECURRENT = "recurrent", RoleName.RECURRENT, "it belongs to a recurrent layer"
+    NORM_SCALE = "norm scale", RoleName.NORM_SCALE, "it multiplies the output of a normalisation"
+    NORM_SHIFT = "norm shift", RoleName.NORM_SHIFT, "it is added to the output of a normalisation"
+    BIAS = "bias", RoleName.BIAS, "it is added to the output of a weight"
+    GAIN = "gain", RoleName.GAIN, "it multiplies a weight before its use"
+    SCALE = "scale", RoleName.SCALE, "it multiplies data entry by entry"
+    POSITION = "position", RoleName.POSITION, "rows of it are looked up by fixed indices"
+    OFFSET = "offset", RoleName.OFFSET, "it is added to data"
+    TOKEN = "token", RoleName.TOKEN, "it is put beside the data"
+    OTHER = "other", RoleName.OTHER, "it meets the data in no way that idfx has a rule for"
+    FIXED = "fixed", RoleName.FIXED, "it makes a value that no input changes, by weights of its own"
+    WEIGHT = "weight", RoleName.MAIN_STEM, "it stands in no residual branch"
+
+    def __new__(cls, word: str, role: RoleName, evidence: str) -> How:
+        """Make the member of a row of the table."""
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.role, member.evidence = role, evidence
+        return member
+
+    __repr__ = str.__repr__
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +60,13 @@ class RecurrentSlot:
 class Use:
     """One way in which a parameter enters the data: `how` it acts, and at which term.
 
-    `how` is "weight", "gain" (a factor inside a weight expression), "table", "recurrent", "bias", "norm scale",
-    "norm shift", "scale", "position" (rows looked up by fixed indices), "offset" (added), "token" (put beside the
-    data), "fixed" (a layer within an expression that no input enters) or "other". `rows` is the range of
-    the outputs of a weight that it takes, None for all; `slices` the axis along which each slice of it is divided by
-    its own norm; `axes` is the number of axes along which what meets the data has more than one entry; `places` are
-    those that it has in a recurrent layer, none where they are not read.
+    `rows` is the range of the outputs of a weight that it takes, None for all; `slices` the axis along which each slice
+    of it is divided by its own norm; `axes` is the number of axes along which what meets the data has more than one
+    entry; `places` are those that it has in a recurrent layer, none where they are not read.
     """
 
     parameter: str
-    how: str
+    how: How
     term: int
     layout: Layout | None = None
     activation: str = ""

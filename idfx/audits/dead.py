@@ -10,7 +10,6 @@ from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
 from idfx.core.findings import Finding
 
-_ADDED = frozenset({"bias", "norm shift", "branch shift", "offset", "position", "token", "attention bias", "unused"})
 _REMEDY = "Make one of the factors in this place other than zero; a zero opens only if what it multiplies is not zero."
 
 
@@ -42,7 +41,7 @@ def dead(subject: AuditContext) -> Iterator[Finding]:
     hungry = without - _starved(subject, set(), frozen) - frozen
     if not hungry:
         return
-    factors = [name for name in infos if name in zeros and roles[name].name not in _ADDED]
+    factors = [name for name in infos if name in zeros and roles[name].name.multiplies]
     roots = [name for name in factors if name in hungry]
     for name in factors:
         if name in frozen and len(_starved(subject, zeros - {name}, frozen)) < len(without):

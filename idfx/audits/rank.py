@@ -11,9 +11,8 @@ from torch import Tensor
 from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, AuditContext
 from idfx.core.findings import Finding, Measure
+from idfx.core.roles import RoleName
 
-STEM = ("input stem", "main stem", "transition")
-PLACES = (*STEM, "projection shortcut")
 SMALLEST = 1e-6  # of the largest singular value
 SURE = 1e-5  # of the norm of a Gram matrix in single precision, which is known to some 1e-7
 LARGEST = 2048  # of the smaller side
@@ -49,7 +48,7 @@ def rank(subject: AuditContext) -> Iterator[Finding | Measure]:
     bottleneck: tuple[int, str] | None = None
     weights = (*subject.weights(), *subject.normalised(), *subject.recurrent(), *subject.embeddings())
     for info, role in weights:
-        whole = role.name in PLACES and "gating" not in role.traits
+        whole = (role.name.is_stem or role.name is RoleName.PROJECTION_SHORTCUT) and "gating" not in role.traits
         side = min(role.layout.matrix(info.shape)) if role.layout is not None else 0
         if not side or (not whole and (side == 1 or subject.ratio(info, role) <= CLOSED)):
             continue
@@ -61,7 +60,7 @@ def rank(subject: AuditContext) -> Iterator[Finding | Measure]:
         oblong += rows != columns
         matrices = subject.matrices(info.name) if whole else _part(subject.matrices(info.name))
         lost = _lost(matrices)
-        if role.name in STEM and "gating" not in role.traits:
+        if role.name.is_stem and "gating" not in role.traits:
             kept = min(matrices.shape[1:]) * matrices.shape[0] - lost, info.name
             bottleneck = kept if bottleneck is None else min(bottleneck, kept)
         yield from _told(subject, info.name, matrices, lost, WHOLE if whole else INSIDE)

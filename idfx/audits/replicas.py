@@ -35,7 +35,7 @@ def replicas(subject: AuditContext) -> Iterator[Finding]:
     """
     for info, role in (*subject.weights(), *subject.normalised(), *subject.recurrent(), *subject.embeddings()):
         rows, columns = role.layout.matrix(info.shape) if role.layout else (0, 0)
-        closed = role.name in ("end", "head") and subject.ratio(info, role) < CLOSED
+        closed = role.name.is_last and subject.ratio(info, role) < CLOSED
         if rows < 2 or columns < NARROW or closed or subject.is_zero(info.name):
             continue
         matrices = subject.matrices(info.name)

@@ -11,7 +11,7 @@ from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext, gain
 from idfx.core.findings import Finding
 from idfx.core.records import ParameterInfo, Role
-from idfx.schemes.scheme import ADDED, fans
+from idfx.schemes.scheme import fans
 
 LARGE = 4.0
 TOO_LARGE = 10.0
@@ -25,7 +25,6 @@ _SMALL = "Nothing, if it is meant to start closed; else draw it with the deviati
 _FAN = "Nothing, if mode=fan_out was meant; else check which axis counts the inputs (Conv1D of transformers, groups)."
 _BIAS = "Nothing, if it is meant; most schemes begin with biases at 0."
 _NORM = "Nothing, if it is meant; a norm scale begins at 1 as a rule."
-_FREE = ("embedding", "position", "offset", "token", "branch scale", "end scale", "scale", "gain", "attention bias")
 _FREE_REMEDY = "Draw it with a deviation of 0.02 to 1; a learned scale begins at 1 or below."
 _CUT = "Set it to 1."
 
@@ -71,10 +70,10 @@ def _beside(subject: AuditContext, name: str, role: Role) -> Iterator[Finding]:
     told = f"{role.name} of root mean square {rms:.3g}"
     if role.name == "norm scale":
         yield from _norm(subject, name, rms)
-    elif role.name in ADDED and rms:
+    elif role.name.is_shift and rms:
         message = f"a {role.name} of root mean square {rms:.3g}"
         yield subject.finding(severity or "info", "scale", name, rms, bound, message, _BIAS)
-    elif role.name in _FREE and severity:
+    elif role.name.is_free and severity:
         yield subject.finding(severity, "scale", name, rms, bound, told, _FREE_REMEDY)
     elif role.name == "embedding" and 0 < rms < NOTHING:
         yield subject.finding("error", "scale", name, rms, NOTHING, told, _FREE_REMEDY)
@@ -91,7 +90,7 @@ def _far(rms: float) -> tuple[str, float]:
 
 
 def _weight(subject: AuditContext, info: ParameterInfo, role: Role) -> Iterator[Finding]:
-    ratio, closing = subject.ratio(info, role), role.name in ("end", "head")
+    ratio, closing = subject.ratio(info, role), role.name.is_last
     asked = f"{gain(role):.3g} / √{fans(info, role)[0]}"
     told = f"its root mean square {subject.rms(info.name):.3g} is {ratio:.3g} times {asked}"
     other = _fan_out(subject, info, role)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from idfx.core.roles import RoleName
+
 if TYPE_CHECKING:
     import torch
     import torch.fx
@@ -170,11 +172,12 @@ class Join:
 class Role:
     """What a parameter is for, and the evidence that it rests on.
 
-    `name` is its place; `traits` are what it does beside ("query", "gate", "depthwise", ...), each with its evidence.
-    `gates` are the rows of each gate of a recurrent layer, by the gate's name.
+    `name` is its place, and may be given as the plain word; `traits` are what it does beside ("query", "gate",
+    "depthwise", ...), each with its evidence. `gates` are the rows of each gate of a recurrent layer, by the gate's
+    name.
     """
 
-    name: str
+    name: RoleName
     evidence: str
     layout: Layout | None = None
     rows: tuple[tuple[int, int], ...] | None = None
@@ -182,6 +185,10 @@ class Role:
     traits: Mapping[str, str] = field(default_factory=dict)
     activation: str = ""
     gates: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if type(self.name) is not RoleName:  # the plain word
+            object.__setattr__(self, "name", RoleName(self.name))  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from idfx.core.records import Certificate, Decision, Growth, Join, Plan, Report, Structure
+from idfx.core.roles import Acts
 from idfx.planning.difference import Difference
 from idfx.planning.explain import Explanation
 from idfx.planning.export import SavedFile
@@ -180,7 +181,7 @@ def _weights_table(found: Structure) -> Table:
     rows = []
     for name, info in found.parameters.items():
         role = found.roles[name]
-        if role.layout is None and role.name not in ("unresolved", "embedding", "recurrent", "bilinear form", "end"):
+        if role.layout is None and role.name.acts not in (Acts.WEIGHT, Acts.FORM, Acts.TABLE):
             continue
         matrix = " × ".join(map(str, role.layout.matrix(info.shape))) if role.layout else "-"
         groups = f" × {role.layout.groups} groups" if role.layout and role.layout.groups > 1 else ""

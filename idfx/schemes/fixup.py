@@ -57,7 +57,7 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     rules. The scalar biases of the third are the biases that the model has, at 0; where it has none, none are added.
     Ours: weights that only steer the branch (gates) are not scaled and do not count.
     """
-    if role.name in ("end", "head"):
+    if role.name.is_last:
         what = "the last weight of a residual branch" if role.name == "end" else "the classification layer"
         return Decision(parameter.name, "constant", {"value": 0.0}, f"{what} starts at 0 (rule 1)", role.evidence)
     if role.name == "end scale":

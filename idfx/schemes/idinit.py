@@ -14,7 +14,7 @@ from idfx.analysis.queries import StructureQueries
 from idfx.core.errors import UsageError
 from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.core.registry import did_you_mean
-from idfx.schemes.scheme import GAINS, WEIGHTS, Keep, check_choice, check_number, scheme, with_layout
+from idfx.schemes.scheme import GAINS, Keep, check_choice, check_number, scheme, with_layout
 
 LOOSEN = ("diagonal", "dense", "none")
 ORDERS = ("auto", "channel", "tap", "centre")
@@ -82,7 +82,7 @@ def _order(role: Role, options: Options) -> tuple[str, str]:
         return "centre", "; a transposed kernel is read from its centre (ours)"
     if options.conv_order != "auto":
         return options.conv_order, ""
-    if role.name in ("inner", "end"):
+    if role.name.in_branch:
         return "channel", ""
     return "centre", "; outside of branches a kernel is read from its centre, which shifts nothing (ours)"
 
@@ -118,7 +118,7 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
 
 def _keeps_depthwise(role: Role, options: Options) -> bool:
     """Whether a weight is a depthwise kernel that stays as the author drew it."""
-    if "depthwise" not in role.traits or role.name not in WEIGHTS or options.depthwise == "identity":
+    if "depthwise" not in role.traits or not role.name.is_weight or options.depthwise == "identity":
         return False
     return options.depthwise == "keep" or role.name == "inner"
 
@@ -187,7 +187,7 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
         return constant(options.eps, "the branch ends at this scale, which carries the almost zero (ours)")
     if role.name in ("norm scale", "branch scale", "gain"):
         return constant(1.0, f"a {role.name} at 1 leaves the identity, or the zero before it, as it is (ours)")
-    if role.name in ("bias", "norm shift", "branch shift"):
+    if role.name.is_shift:
         return constant(0.0, f"a {role.name} at 0 adds nothing to the identity (ours)")
     if role.name == "recurrent":
         return _recurrent(parameter, role, options)

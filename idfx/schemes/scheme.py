@@ -160,22 +160,18 @@ def fans(parameter: ParameterInfo, role: Role) -> tuple[int, int]:
     return columns, rows * taps // fused
 
 
-ADDED = ("bias", "norm shift", "branch shift")
-WEIGHTS = ("input stem", "main stem", "transition", "projection shortcut", "inner", "end", "head")
-
-
 def is_weight(role: Role) -> bool:
     """Return whether a role is that of a weight whose matrix is known."""
-    return role.name in WEIGHTS and role.layout is not None
+    return role.name.is_weight and role.layout is not None
 
 
 def beside(parameter: ParameterInfo, role: Role) -> Decision | Keep:
     """Return what most schemes do with a parameter that is no weight: 0 for what is added, 1 for norms, else kept."""
-    if role.name in ADDED:
+    if role.name.is_shift:
         return Decision(parameter.name, "constant", {"value": 0.0}, f"a {role.name} starts at 0", role.evidence)
     if role.name == "norm scale" or (role.name == "end scale" and "norm" in role.traits):
         return Decision(parameter.name, "constant", {"value": 1.0}, "a norm scale starts at 1", role.evidence)
-    if role.name in WEIGHTS:
+    if role.name.is_weight:
         return Keep("it is a weight whose matrix idfx cannot read; the author's values stay")
     return Keep(f"{_article(role.name)} is no weight that the scheme speaks of; the author's values stay")
 

@@ -15,7 +15,7 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     TMLR 2022, arXiv 2110.12661, algorithm 1, the last layer of each residual branch at 0; no number is random. Ours:
     one matrix for each group, expert and fused part; an end scale at 0.
     """
-    if role.name in ("end", "end scale"):
+    if role.name.ends_branch:
         reason = "the last layer of a residual branch starts at 0"
         return Decision(parameter.name, "constant", {"value": 0.0}, reason, role.evidence)
     if not is_weight(role):

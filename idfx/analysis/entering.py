@@ -1,0 +1,222 @@
+"""Where parameters enter the data, and how each of them acts there: by the kind of the term that it enters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from idfx.analysis.dataflow import Dataflow, DataflowNode, divides
+from idfx.analysis.uses import How
+from idfx.ops.kinds import Kind
+
+_BEFORE_BIAS = frozenset({Kind.MOVE, Kind.SCALE, Kind.MIX, Kind.PRODUCT})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A parameter that enters the data at a term: the operand that it is part of, and the terms from there down to it.
+
+    `fixed`: the operand is made by a layer, a weight applied to a value that no input enters.
+    """
+
+    flow: Dataflow
+    term: int
+    operand: int
+    leaf: int
+    chain: tuple[int, ...] = ()
+    fixed: bool = False
+
+    @property
+    def parameter(self) -> str:
+        """Its name in the graph."""
+        return self.flow.capture.parameters[self.flow.terms[self.leaf].node]
+
+    @property
+    def entered(self) -> DataflowNode:
+        """The term at which it enters the data."""
+        return self.flow.terms[self.term]
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The shape of the parameter, () where it is not known."""
+        return self.flow.terms[self.leaf].shape or ()
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The shape of the operand, () where it is not known."""
+        return self.flow.terms[self.operand].shape or ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether the operand is the parameter, at most moved."""
+        return all(self.flow.terms[position].kind is Kind.MOVE for position in self.chain)
+
+    @property
+    def carries(self) -> bool:
+        """Whether the operand is part of the value of the term, and no gate of it."""
+        return self.operand in self.entered.operands
+
+
+def entries(flow: Dataflow) -> Iterator[Entry]:
+    """Yield every way in which a parameter enters the data, in the order of execution.
+
+    Args:
+        flow: the data flow of one forward pass.
+    """
+    terms = flow.terms
+    for position, term in enumerate(terms):
+        if not term.data or not term.parametric:
+            continue
+        for operand in dict.fromkeys(term.operands + term.gates):
+            if terms[operand].kind is Kind.PARAMETER:
+                yield Entry(flow, position, operand, operand)
+            elif terms[operand].parametric and not terms[operand].data:
+                leaves = _values(flow, list(_leaves(flow, operand)))
+                fixed = any(_is_layer(flow, inside) for _, chain in leaves for inside in chain)
+                yield from (Entry(flow, position, operand, leaf, chain, fixed) for leaf, chain in leaves)
+
+
+def _leaves(flow: Dataflow, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The parameters of an expression, each with the terms from the expression's value down to it."""
+    stack: list[tuple[int, tuple[int, ...]]] = [(position, ())]
+    while stack:
+        top, chain = stack.pop()
+        term = flow.terms[top]
+        if term.kind is Kind.PARAMETER:
+            yield top, chain
+        elif term.parametric and not term.data:
+            stack.extend((o, (*chain, top)) for o in reversed((*term.operands, *term.gates)))
+
+
+def _values(flow: Dataflow, leaves: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:
+    """The ways from a value down to its parameters, without those by which one only gives another way its size."""
+
+    def steers(chain: tuple[int, ...]) -> bool:
+        return any(flow.terms[position].kind is Kind.GATE for position in chain)
+
+    straight = {leaf for leaf, chain in leaves if not steers(chain)}
+    return [(leaf, chain) for leaf, chain in leaves if leaf not in straight or not steers(chain)]
+
+
+def _is_layer(flow: Dataflow, position: int) -> bool:
+    """Whether a term of an expression applies a weight, named so by its operator, to a value that no input enters."""
+    term = flow.terms[position]
+    return term.kind is Kind.PRODUCT and term.readings[0] is None and term.readings[1] is not None
+
+
+def how(entry: Entry) -> How:
+    """Return how a parameter acts where it enters the data.
+
+    Args:
+        entry: of the parameter.
+    """
+    if entry.fixed:
+        return How.FIXED
+    if any(_looks_up(entry.flow.terms[position]) for position in entry.chain):
+        return How.POSITION
+    return _BY_KIND.get(entry.entered.kind, _otherwise)(entry)
+
+
+def _looks_up(term: DataflowNode) -> bool:
+    """Whether a term of an expression selects entries by another tensor."""
+    return (term.kind is Kind.MOVE and bool(term.gates)) or (term.kind is Kind.PRODUCT and term.tag == "table")
+
+
+def _contracted(entry: Entry) -> How:
+    inside = [entry.flow.terms[position].kind for position in entry.chain]
+    smaller = math.prod(entry.own) < math.prod(entry.used) and Kind.CONCAT not in inside
+    if smaller and Kind.PRODUCT in inside:
+        return How.GAIN
+    return How.TABLE if entry.entered.tag == "table" else How.WEIGHT
+
+
+def _moved(entry: Entry) -> How:
+    return How.TABLE if entry.carries else How.OTHER  # only where it is looked up does data come in
+
+
+def _multiplied(entry: Entry) -> How:
+    if not entry.carries:
+        return How.OTHER
+    scales = entry.entered.tag == "norm scale" or (entry.plain and _scales_norm(entry.flow, entry.term))
+    return How.NORM_SCALE if scales else How.SCALE
+
+
+def _added(entry: Entry) -> How:
+    if not entry.carries:
+        return How.OTHER
+    if entry.entered.tag == "bias":
+        return How.BIAS
+    if entry.entered.tag == "shift" or (entry.plain and _shifts_norm(entry.flow, entry.term)):
+        return How.NORM_SHIFT
+    return How.BIAS if _is_bias(entry) else How.OFFSET
+
+
+def _otherwise(entry: Entry) -> How:
+    return How.OTHER
+
+
+_BY_KIND: Mapping[Kind, Callable[[Entry], How]] = {
+    Kind.CONTRACT: _contracted,
+    Kind.RECURRENT: lambda entry: How.RECURRENT,
+    Kind.MOVE: _moved,
+    Kind.PRODUCT: _multiplied,
+    Kind.SUM: _added,
+    Kind.CONCAT: lambda entry: How.TOKEN,
+}
+
+
+def _normalised(flow: Dataflow, position: int) -> bool:
+    """Whether a term is a normalisation, written as an operator or by hand."""
+    return flow.terms[position].kind is Kind.NORM or divides(flow, position)
+
+
+def _data(flow: Dataflow, position: int) -> int | None:
+    """The only data operand of a term, past moves and scales."""
+    while True:
+        sources = flow.sources[position]
+        if len(sources) != 1:
+            return None
+        position = sources[0]
+        if not flow.terms[position].kind.is_proportional:
+            return position
+
+
+def _scales_norm(flow: Dataflow, position: int) -> bool:
+    """Whether a product multiplies what a normalisation gives."""
+    before = _data(flow, position)
+    return before is not None and _normalised(flow, before)
+
+
+def _shifts_norm(flow: Dataflow, position: int) -> bool:
+    """Whether a sum adds to what a normalisation gives, scaled or not."""
+    before = _data(flow, position)
+    if before is not None and flow.terms[before].kind is Kind.PRODUCT and len(flow.sources[before]) == 1:
+        return _scales_norm(flow, before)
+    return before is not None and _normalised(flow, before)
+
+
+def _is_bias(entry: Entry) -> bool:
+    """Whether a sum adds one number to each output of a weight: what stands before it is one, at most mixed since."""
+    flow = entry.flow
+    weight = _weight_before(flow, [o for o in entry.entered.operands if o != entry.operand and flow.terms[o].data])
+    if weight is None or weight.tag == "table":
+        return False
+    read, width = weight.readings[1], flow.terms[weight.operands[1]].shape
+    if read is None or width is None or not 1 <= sum(size > 1 for size in entry.own) <= len(read.axes):
+        return False
+    return math.prod(entry.own) == read.layout.outputs(width)
+
+
+def _weight_before(flow: Dataflow, before: list[int]) -> DataflowNode | None:
+    """The contraction with a weight that a value comes from, moved, scaled, mixed or multiplied by a value since."""
+    while len(before) == 1 and flow.terms[before[0]].kind in _BEFORE_BIAS:
+        term = flow.terms[before[0]]
+        values = [o for o in term.operands if flow.terms[o].data]
+        if term.kind is Kind.PRODUCT:
+            if term.tag or len(flow.sources[before[0]]) != 2:
+                return None
+            values = values[-1:]
+        before = values
+    found = flow.terms[before[0]] if len(before) == 1 else None
+    return found if found is not None and found.kind is Kind.CONTRACT else None

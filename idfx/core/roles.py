@@ -1,0 +1,124 @@
+"""What a parameter can be for: the names of the roles, each with its meaning and with what follows from it.
+
+docs/structure.md shows the same table. A scheme or a metric asks a role's name for its properties, or compares it with
+the plain word.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, StrEnum
+from functools import cached_property
+
+
+class Acts(Enum):
+    """How a parameter acts on the data."""
+
+    WEIGHT = "is a weight, read as matrices"
+    FORM = "is a weight of another form"
+    SHIFT = "is added to what a weight, a normalisation or a branch gives"
+    FACTOR = "multiplies"
+    VALUE = "is a value of its own among the data"
+    TABLE = "is looked up"
+    NONE = "does nothing"
+    OTHER = "has no rule"
+
+
+class RoleName(StrEnum):
+    """The name of a role. A member is the plain word, and carries what the role means.
+
+    Attributes:
+        acts: how the parameter acts on the data.
+        meaning: what is true of the parameter.
+
+    Example:
+        >>> RoleName.INNER == "inner", RoleName("norm shift").acts.name, RoleName.HEAD.is_weight
+        (True, 'SHIFT', True)
+    """
+
+    acts: Acts
+    meaning: str
+
+    INPUT_STEM = "input stem", Acts.WEIGHT, "no weight stands before it"
+    MAIN_STEM = "main stem", Acts.WEIGHT, "it stands in no branch, and is none of the others"
+    TRANSITION = "transition", Acts.WEIGHT, "it stands in no branch, but between residual joins"
+    PROJECTION_SHORTCUT = "projection shortcut", Acts.WEIGHT, "it stands on the shortcut of a join"
+    INNER = "inner", Acts.WEIGHT, "it stands between fork and join"
+    END = "end", Acts.WEIGHT, "zero makes the branch of a join zero (some rows of it, perhaps)"
+    HEAD = "head", Acts.WEIGHT, "no weight stands behind it"
+    END_SCALE = "end scale", Acts.FACTOR, "it multiplies a branch and ends it"
+    BRANCH_SCALE = "branch scale", Acts.FACTOR, "it multiplies a branch behind its end"
+    BRANCH_SHIFT = "branch shift", Acts.SHIFT, "it is added in a branch behind its end"
+    NORM_SCALE = "norm scale", Acts.FACTOR, "it multiplies what is normalised"
+    NORM_SHIFT = "norm shift", Acts.SHIFT, "it is added to what is normalised"
+    BIAS = "bias", Acts.SHIFT, "it is added to the output of a weight"
+    GAIN = "gain", Acts.FACTOR, "it is a factor inside a weight expression"
+    SCALE = "scale", Acts.FACTOR, "it multiplies data"
+    OFFSET = "offset", Acts.VALUE, "it is added to data"
+    TOKEN = "token", Acts.VALUE, "it is put beside the data"
+    POSITION = "position", Acts.VALUE, "its rows are looked up by fixed indices, or it is added, another at each place"
+    ATTENTION_BIAS = "attention bias", Acts.VALUE, "it is added to scores"
+    EMBEDDING = "embedding", Acts.TABLE, "its rows are looked up by an index"
+    FIXED = "fixed", Acts.OTHER, "it makes, with a layer of its own, a value that no input changes"
+    OTHER = "other", Acts.OTHER, "it meets the data in no way that has a rule"
+    RECURRENT = "recurrent", Acts.FORM, "it belongs to a recurrent layer; traits say its place there, and its gates"
+    BILINEAR_FORM = "bilinear form", Acts.FORM, "it multiplies two values with one another, a matrix for each output"
+    UNRESOLVED = "unresolved", Acts.FORM, "it is a weight, the matrix of which is not read"
+    UNUSED = "unused", Acts.NONE, "the example does not use it"
+
+    def __new__(cls, word: str, acts: Acts, meaning: str) -> RoleName:
+        """Make the member of a row of the table."""
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.acts, member.meaning = acts, meaning
+        return member
+
+    __repr__ = str.__repr__
+
+    @cached_property
+    def is_weight(self) -> bool:
+        """Whether it is filled as a matrix."""
+        return self.acts is Acts.WEIGHT
+
+    @cached_property
+    def is_shift(self) -> bool:
+        """Whether it is added behind something, so that 0 leaves that as it is."""
+        return self.acts is Acts.SHIFT
+
+    @cached_property
+    def is_free(self) -> bool:
+        """Whether its size is the author's choice: a value, a table, or a factor that no normalisation sets."""
+        return self.acts in (Acts.VALUE, Acts.TABLE, Acts.FACTOR) and self is not RoleName.NORM_SCALE
+
+    @cached_property
+    def multiplies(self) -> bool:
+        """Whether zeros in it can keep a gradient from what it meets."""
+        return self.acts not in (Acts.SHIFT, Acts.VALUE, Acts.NONE)
+
+    @cached_property
+    def ends_branch(self) -> bool:
+        """Whether zero makes the branch of a residual join zero."""
+        return self in (RoleName.END, RoleName.END_SCALE)
+
+    @cached_property
+    def is_last(self) -> bool:
+        """Whether it is the last weight of a branch or of the model, which may begin at zero."""
+        return self in (RoleName.END, RoleName.HEAD)
+
+    @cached_property
+    def in_branch(self) -> bool:
+        """Whether it is a weight in the branch of a residual join."""
+        return self in (RoleName.INNER, RoleName.END)
+
+    @cached_property
+    def is_stem(self) -> bool:
+        """Whether it is a weight through which all of the data goes on, no residual branch and no head."""
+        return self in (RoleName.INPUT_STEM, RoleName.MAIN_STEM, RoleName.TRANSITION)
+
+    @cached_property
+    def is_given(self) -> bool:
+        """Whether a user may give it to a parameter: roles of weights of another form follow from the graph alone."""
+        return self.acts not in (Acts.FORM, Acts.NONE)
+
+
+WEIGHTS = tuple(name for name in RoleName if name.is_weight)
+GIVEN = tuple(name for name in RoleName if name.is_given)
