@@ -162,7 +162,7 @@ def _drawn(options: dict[str, Any]) -> nn.Module:
 
 def _load(progress: Progress, model: nn.Module, structure: Structure, checkpoint: Checkpoint) -> set[str]:
     """Load what fits into the model; return the names of the parameters and buffers that it has values for."""
-    from idfx.capture.running import unwrap
+    from idfx.capture.wrappers import unwrap
     from idfx.planning.checkpoints import load_, matched, state_of
 
     checkpoint, loaded, notes = matched(structure, checkpoint, state_of(model))

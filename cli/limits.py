@@ -135,7 +135,7 @@ class Clock:
             self._previous(number, frame)
 
     def _message(self) -> str:
-        running = sys.modules.get("idfx.capture.running")
+        running = sys.modules.get("idfx.capture.module_path")
         module = running.running_module() if running is not None else None
         forward = f"the forward of module {module!r}" if module else "the model's forward"
         where = f", in {forward}" if module is not None else ""

@@ -76,8 +76,8 @@ def build_and_read(
     from idfx.analysis.role_overrides import override_roles, read_words
     from idfx.analysis.structure import build_structure
     from idfx.capture.inputs import check, no_example, takes_nothing
-    from idfx.capture.running import unwrap
     from idfx.capture.tracing import capture
+    from idfx.capture.wrappers import unwrap
     from idfx.core.errors import StructureError
     from idfx.core.records import Example
 

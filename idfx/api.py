@@ -12,8 +12,8 @@ from torch import nn
 
 from idfx.analysis.analyze import analyze
 from idfx.analysis.structure import build_structure
-from idfx.capture.running import unwrap
 from idfx.capture.tracing import capture
+from idfx.capture.wrappers import unwrap
 from idfx.certification.certificate import certify
 from idfx.certification.expected_zero import claims
 from idfx.certification.function_preservation import growth

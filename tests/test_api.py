@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import idfx
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
 from idfx.core.errors import CaptureError, CertificateError, IdfxError, PlanError, SourceError, UsageError
 from idfx.planning.file import from_json, to_json
 

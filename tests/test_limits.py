@@ -18,7 +18,7 @@ from idfx_cli import limits
 from torch import nn
 
 import idfx
-from idfx.capture.running import running_module
+from idfx.capture.module_path import running_module
 from idfx.capture.tracing import capture
 from idfx.core.errors import IdfxError, ResourceError
 from idfx.core.records import Example

@@ -16,7 +16,7 @@ from idfx.analysis.structure import build_structure
 from idfx.audits.metric import METRICS
 from idfx.audits.run import examine
 from idfx.building.build import build
-from idfx.capture.tracing import capture, tensors_in
+from idfx.capture import capture, tensors_in
 from idfx.core.records import Example
 from idfx.measuring.batches import enlarged, sizes
 from idfx.measuring.trial import BatchRun, on_first

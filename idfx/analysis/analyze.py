@@ -12,8 +12,8 @@ from idfx.analysis.role_overrides import override_roles
 from idfx.analysis.structure import build_structure
 from idfx.capture.inputs import check as check_inputs
 from idfx.capture.inputs import no_example, takes_nothing
-from idfx.capture.running import unwrap
 from idfx.capture.tracing import capture
+from idfx.capture.wrappers import unwrap
 from idfx.core.errors import UsageError
 from idfx.core.records import Example, Structure
 

@@ -16,7 +16,7 @@ import torch
 import torch.fx
 
 from idfx.analysis.stacks import stacked
-from idfx.capture.recorder import overwritten
+from idfx.capture.graph import overwritten
 from idfx.core.records import Capture, Layout, Unknown
 from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OPERATORS, OpSemantics, Reading, gate, move, operator_name, reading, scale, tensors
@@ -215,8 +215,7 @@ class _Reader:
         if node.op == "get_attr":
             if node.name in self.capture.parameters:
                 return self._leaf(Kind.PARAMETER, node)
-            zero = not {str(node.target), node.name}.isdisjoint(self.capture.zeros)
-            return self._leaf(Kind.ZERO if zero else Kind.CONSTANT, node)
+            return self._leaf(Kind.ZERO if node.name in self.capture.zeros else Kind.CONSTANT, node)
         inputs = [self.terms[self.value[n]] for n in node.all_input_nodes]
         if not any(term.data or term.parametric for term in inputs):
             return self._leaf(Kind.ZERO if self._stays_zero(node) else Kind.CONSTANT, node)

@@ -16,7 +16,7 @@ import torch.fx
 
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.paths import Paths
-from idfx.capture.recorder import overwritten
+from idfx.capture.graph import overwritten
 from idfx.ops.kinds import Entries, Kind
 
 Ranges = tuple[tuple[int, int], ...]

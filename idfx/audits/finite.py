@@ -10,6 +10,7 @@ from torch import Tensor
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext, sample
 from idfx.core.findings import Finding
+from idfx.core.records import FACTS
 from idfx.ops.semantics import operator_name
 
 DENORMAL = 0.01  # of the entries that are not zero
@@ -52,7 +53,7 @@ def _is_mask(tensor: Tensor) -> bool:
 
 def _only_bounds(subject: AuditContext, name: str) -> bool:
     """Whether a buffer without NaN is used, and as a bound of clamp alone."""
-    nodes = [node for node in subject.flow.nodes.values() if node.op == "get_attr" and str(node.target) == name]
+    nodes = [node for node in subject.flow.nodes.values() if node.op == "get_attr" and node.meta[FACTS].name == name]
     users = [(node, user) for node in nodes for user in node.users]
     clamps = all(
         operator_name(user.target).startswith(("aten.clamp", "aten.clip")) and user.args[0] is not node

@@ -9,7 +9,8 @@ import torch.fx
 from torch import Tensor
 
 from idfx.audits.subject import AuditContext
-from idfx.capture.interpreter import compute
+from idfx.capture.interpreter import evaluate
+from idfx.core.records import FACTS
 
 LARGEST = 2**24  # entries of a value that is still computed
 
@@ -50,7 +51,7 @@ class Folding:
         return any(user.op == "output" or not self.is_fixed(user) for user in node.users)
 
     def _name(self, node: torch.fx.Node) -> str:
-        name = self._flow.capture.parameters.get(node.name, str(node.target))
+        name = node.meta[FACTS].name
         return name if name in self._subject.tensors else self._subject.alias(name)
 
     def _above(self, node: torch.fx.Node) -> list[torch.fx.Node]:
@@ -75,7 +76,7 @@ class Folding:
         device = next((tensor.device for tensor in self._subject.tensors.values()), torch.device("cpu"))
         try:
             with torch.random.fork_rng(devices=[]):
-                found = compute(above, self._leaf, device)[node]
+                found = evaluate(above, self._leaf, device)[node]
         except (RuntimeError, KeyError, TypeError, NotImplementedError, ValueError, IndexError):
             return None
         return found if isinstance(found, Tensor) and not found.is_meta else None

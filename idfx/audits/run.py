@@ -14,7 +14,7 @@ from idfx.analysis.queries import StructureQueries
 from idfx.audits import inventory
 from idfx.audits.metric import METRICS
 from idfx.audits.subject import AuditContext
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
 from idfx.core.errors import AuditError, UsageError
 from idfx.core.findings import SEVERITIES, Audit, Finding, Measure, Spectrum, WeightFingerprint
 from idfx.core.records import Structure

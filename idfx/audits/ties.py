@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
 from idfx.core.findings import Finding
 
 _REMEDY = "Call model.tie_weights(), after the weights have been replaced or loaded."

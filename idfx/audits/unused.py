@@ -8,7 +8,7 @@ from idfx.audits.gradient_flow import reaching
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
 from idfx.core.findings import Finding, Measure
-from idfx.core.records import Capture
+from idfx.core.records import FACTS, Capture
 
 _REMEDY = "Remove it, or check that the forward should use it; with DistributedDataParallel it needs a word of its own."
 
@@ -38,7 +38,5 @@ def unused(subject: AuditContext) -> Iterator[Finding | Measure]:
 
 def _out_of_sight(capture: Capture) -> bool:
     """Whether the graph reads a tensor that is neither a parameter, nor a buffer, nor one whose values are known."""
-    leaves = (
-        node for node in capture.graph.nodes if node.op == "get_attr" and str(node.target).startswith("_constant")
-    )
+    leaves = (node for node in capture.graph.nodes if node.op == "get_attr" and node.meta[FACTS].kind == "constant")
     return any(node.name not in capture.constants for node in leaves)

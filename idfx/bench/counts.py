@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from idfx.core.torch_private import TorchDispatchMode, pytree
 
 
 class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from idfx.building.deferral import DeferredDraws
 from idfx.building.parsing import parse_device, parse_dtype, parse_inputs
 from idfx.capture.inputs import laid_over
 from idfx.capture.nested import map_example
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
 from idfx.core.errors import IdfxError, ResourceError, SourceError, out_of_memory, shortened
 from idfx.core.records import Example
 from idfx.sources import resolve

@@ -23,13 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from idfx.building.effects import effect
 from idfx.building.tape import Step, Tape, View
 from idfx.core.errors import UsageError
 from idfx.core.registry import did_you_mean
+from idfx.core.torch_private import TorchDispatchMode, has_memory, memory, plain_tensors, pytree
 
 # Initialisations of torch.nn.init that look at what they have drawn: whole functions go on the tape. From
 # torch 2.13 on, trunc_normal_ draws again until every value is inside the bounds.
@@ -335,15 +334,15 @@ def _flat_tensors(value: Any) -> Iterator[Tensor]:
 
 def _key(tensor: Any) -> int:
     """Return the address of the storage; 0 for a tensor without one."""
-    if not isinstance(tensor, Tensor) or not torch._C._has_storage(tensor):
+    if not isinstance(tensor, Tensor) or not has_memory(tensor):
         return 0
-    with torch._C.DisableTorchFunction():
-        return int(tensor.untyped_storage()._cdata)
+    with plain_tensors():
+        return memory(tensor)
 
 
 def _covers(tensor: Tensor) -> bool:
     """Return whether the tensor is all of its storage, each element once."""
-    with torch._C.DisableTorchFunction():
+    with plain_tensors():
         whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
     return whole and (tensor.is_contiguous() or _channels_last(tensor))
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from idfx.core.torch_private import is_composite
+
 # In-place draws: each overwrites its whole tensor without reading it.
 DRAWS = frozenset(
     f"aten::{name}_"
@@ -45,7 +47,7 @@ def effect(func: Any) -> str:
     if schema.name in SHAPE_READERS:
         return "view"
     # Under inference_mode composite operators arrive whole, and may copy what their schema says they view.
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+    if is_composite(func):
         return "read"
     aliases = [result.alias_info for result in schema.returns]
     if aliases and all(alias is not None and not alias.is_write for alias in aliases):

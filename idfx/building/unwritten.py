@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
+from idfx.core.torch_private import TorchDispatchMode
 
 _settings: Any = torch.utils.deterministic
 _FRESH = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")

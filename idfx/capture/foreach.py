@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from idfx.core.torch_private import resolve_overload
+
 _PREFIX = "aten::_foreach_"
 
 
@@ -39,8 +41,7 @@ def single_calls(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list
         own = tuple(value[index] if isinstance(value, (list, tuple)) else value for value in args)
         named = {key: value[index] if isinstance(value, (list, tuple)) else value for key, value in kwargs.items()}
         try:
-            overload = torch._C._jit_resolve_packet(packet._qualified_op_name, *own, **named)
+            calls.append(Call(resolve_overload(packet, own, named), own, named))
         except RuntimeError:
             return None
-        calls.append(Call(getattr(packet, overload or "default"), own, named))
     return calls

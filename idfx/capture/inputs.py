@@ -7,6 +7,7 @@ the inputs, compiled code) the model is run and speaks for itself.
 from __future__ import annotations
 
 import inspect
+import keyword
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,6 +106,32 @@ def laid_over(model: nn.Module, example: Example, named: Mapping[str, Any]) -> E
         args[place] = named.get(name, args[place])
     rest = {name: value for name, value in named.items() if name not in order}
     return Example(tuple(args), {**example.kwargs, **rest})
+
+
+def names_of_tensors(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Return a name for each tensor of a call, in order: that of its argument, numbered where it holds several.
+
+    Args:
+        model: without wrappers; its forward tells the names of what is given in order.
+        args, kwargs: of the call.
+
+    Example:
+        >>> import torch
+        >>> names_of_tensors(torch.nn.Bilinear(1, 1, 1), (torch.ones(1), [torch.ones(1), torch.ones(1)]), {})
+        ['input1', 'input2_0', 'input2_1']
+    """
+    from idfx.capture.nested import tensors_in
+
+    declared = [parameter.name for parameter in _parameters(model, declared=True) or () if parameter.kind in _IN_ORDER]
+    given = [*zip([*declared, *(f"input_{index}" for index in range(len(declared), len(args)))], args, strict=False)]
+    names: dict[str, None] = {}
+    for name, value in (*given, *kwargs.items()):
+        count = sum(1 for _ in tensors_in(value))
+        for found in [name] if count == 1 else [f"{name}_{index}" for index in range(count)]:
+            while found in names or not found.isidentifier() or keyword.iskeyword(found):
+                found = f"input_{found}" if not found.isidentifier() or keyword.iskeyword(found) else f"{found}_"
+            names[found] = None
+    return list(names)
 
 
 def takes_nothing(model: nn.Module) -> bool:

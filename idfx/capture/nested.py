@@ -79,3 +79,9 @@ def map_example(example: Example, change: Callable[[torch.Tensor], torch.Tensor]
     """Return a copy of example inputs with other tensors in them, as `map_tensors` does."""
     args, kwargs = map_tensors((example.args, dict(example.kwargs)), change)
     return Example(args, kwargs)
+
+
+def copies_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return one copy of each tensor, under every name that it has: shared buffers stay shared."""
+    copies = {id(tensor): tensor.clone() for tensor in tensors.values()}
+    return {name: copies[id(tensor)] for name, tensor in tensors.items()}

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 import torch.fx
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
-from idfx.capture.interpreter import compute
-from idfx.capture.running import FunctionCalls, ModulePath
+from idfx.capture.dispatch import FunctionCalls
+from idfx.capture.graph import attribute_name, describe, mirrored, overwritten
+from idfx.capture.interpreter import evaluate
+from idfx.capture.module_path import ModulePath
 from idfx.core.errors import out_of_memory
+from idfx.core.records import FACTS, NodeFacts
+from idfx.core.torch_private import memory, pytree, without_modes
 from idfx.ops.semantics import operator_name
 
 
@@ -30,14 +32,6 @@ def on_meta_device(value: Any) -> Any:
         return copies.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
 
     return pytree.tree_map_only(torch.Tensor, copy, value)
-
-
-def overwritten(value: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
-    """Return `value`, part of whose memory the operator behind `write` has changed since it was made.
-
-    A graph node of its own, so that the data flow through views and in-place operators is explicit.
-    """
-    return value
 
 
 @functools.cache
@@ -70,12 +64,7 @@ class Recorder:
         self._real = values
         self._order: dict[torch.fx.Node, int] = {}
         self._computed: dict[torch.fx.Node, Any] = {}
-        self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
-        self.modules: dict[str, str] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        self.steps: dict[str, int] = {}
         self.calls = 0
         self._names: dict[int, tuple[torch.Tensor, str, bool]] = {}
         self._places: dict[Any, int] = {}
@@ -90,7 +79,7 @@ class Recorder:
         self._places.setdefault(view_key(tensor), id(tensor))
 
     def placeholder(self, name: str, tensor: torch.Tensor) -> None:
-        self._note(self._create("placeholder", name), tensor, -1)
+        self._note(self._create("placeholder", name), tensor, NodeFacts("input"))
 
     def _create(self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> torch.fx.Node:
         node = self.graph.create_node(op, target, args, kwargs or {})
@@ -105,7 +94,7 @@ class Recorder:
         while stack:
             node = stack.pop()
             if node not in ancestors:
-                if node.op == "get_attr" and node.name not in self.constants and node.target not in self._real:
+                if node.op == "get_attr" and node.target not in self.constants and node.target not in self._real:
                     return None
                 ancestors.add(node)
                 stack.extend(node.all_input_nodes)
@@ -115,11 +104,11 @@ class Recorder:
         device = next((tensor.device for tensor in leaves.values()), torch.device("cpu"))
 
         def leaf(node: torch.fx.Node) -> torch.Tensor:
-            known = self.constants.get(node.name)
+            known = self.constants.get(str(node.target))
             return (leaves[str(node.target)] if known is None else known).clone()
 
         try:
-            values = compute(ordered, leaf, device, None if writes else self._computed)
+            values = evaluate(ordered, leaf, device, None if writes else self._computed)
         except _FAILURES as error:
             if out_of_memory(error):
                 raise
@@ -163,7 +152,7 @@ class Recorder:
         """The numbers in a meta tensor, for a forward that asks for all of them at once."""
         if self._real is None:
             return None
-        with _disable_current_modes():
+        with without_modes():
             node = self._node(tensor)
             values = self._computed_values([node])
             return None if values is None else values[node].tolist()
@@ -195,37 +184,34 @@ class Recorder:
             self._values[view_key(result)] = before
         return result
 
-    def output(self, tensors: Sequence[torch.Tensor]) -> None:
-        self.graph.output(tuple(self._nodes(tensor) for tensor in tensors))
+    def output(self, value: Any) -> None:
+        """Note what the forward returned."""
+        self.graph.output(mirrored(value, self._node))
 
     def _result(self, node: torch.fx.Node, result: Any, step: int) -> None:
+        facts = NodeFacts("operator", step)
         if isinstance(result, torch.Tensor):
-            self._note(node, result, step)
-        elif isinstance(result, (tuple, list)):
-            self.modules[node.name], self.steps[node.name] = self.path.current, step
-            for index, part in enumerate(result):
-                if isinstance(part, torch.Tensor):
-                    item = self._create("call_function", operator.getitem, (node, index))
-                    self._note(item, part, step)
-        else:
-            self.modules[node.name], self.steps[node.name] = self.path.current, step
+            self._note(node, result, facts)
+            return
+        describe(node, facts, result, self.path.stack)
+        for index, part in enumerate(result if isinstance(result, (tuple, list)) else ()):
+            if isinstance(part, torch.Tensor):
+                self._note(self._create("call_function", operator.getitem, (node, index)), part, facts)
 
-    def _note(self, node: torch.fx.Node, tensor: torch.Tensor, step: int) -> None:
-        name = node.name
-        self.modules[name], self.steps[name] = self.path.current, step
-        self.shapes[name], self.dtypes[name] = tuple(tensor.shape), str(tensor.dtype)[6:]
+    def _note(self, node: torch.fx.Node, tensor: torch.Tensor, facts: NodeFacts) -> None:
+        describe(node, facts, tensor, self.path.stack)
         self._values[view_key(tensor)] = (tensor, node, self._version(tensor))
 
     def _version(self, tensor: torch.Tensor) -> int:
-        return len(self._writes[_memory(tensor)]) if self._has_writes(tensor) else 0
+        return len(self._writes[memory(tensor)]) if self._has_writes(tensor) else 0
 
     def _has_writes(self, tensor: torch.Tensor) -> bool:
-        return bool(self._writes) and _memory(tensor) in self._writes
+        return bool(self._writes) and memory(tensor) in self._writes
 
     def _write(self, tensor: torch.Tensor, node: torch.fx.Node) -> None:
         self._nodes(tensor)
         extent = (tensor.shape, tensor.stride(), tensor.storage_offset())
-        self._writes.setdefault(_memory(tensor), []).append((node, extent))
+        self._writes.setdefault(memory(tensor), []).append((node, extent))
         self._values[view_key(tensor)] = (tensor, node, self._version(tensor))
 
     def _nodes(self, value: Any) -> Any:
@@ -243,14 +229,14 @@ class Recorder:
             known = self._values[place]
         _, node, version = known
         if self._has_writes(tensor):
-            writes = self._writes[_memory(tensor)]
+            writes = self._writes[memory(tensor)]
             extent = (tensor.shape, tensor.stride(), tensor.storage_offset())
             for write, written in writes[version:]:
                 if written == extent:
                     node = write
                 else:
                     node = self._create("call_function", overwritten, (node, write))
-                    self._note(node, tensor, self.steps[write.name])
+                    self._note(node, tensor, NodeFacts("operator", write.meta[FACTS].step))
             if id(tensor) in self._detached:
                 self._detached[id(tensor)] = (tensor, node, len(writes))
             else:
@@ -261,18 +247,18 @@ class Recorder:
         """Make the node of a parameter, a buffer or a tensor that the forward took from elsewhere."""
         known = id(tensor) if id(tensor) in self._names else self._places.get(view_key(tensor))
         _, name, is_parameter = self._names[known] if known is not None else (tensor, "", False)
-        node = self._create("get_attr", name or f"_constant{len(self.constants)}")
-        if is_parameter:
-            self.parameters[node.name] = name
-        elif not name:
-            self.constants[node.name] = self._fixed(tensor)
-        self._note(node, tensor, -1)
+        target = attribute_name(name) if name else f"_constant{len(self.constants)}"
+        node = self._create("get_attr", target)
+        if not name:
+            self.constants[target] = self._fixed(tensor)
+        kind = "parameter" if is_parameter else "buffer" if name else "constant"
+        self._note(node, tensor, NodeFacts(kind, name=name))
 
     def on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
         """A meta tensor for one with values, known under the same node."""
-        with _disable_current_modes():
+        with without_modes():
             copy = torch.empty_like(tensor, device="meta")
-        self._values[view_key(copy)] = (copy, self._node(tensor), self._version(copy))
+            self._values[view_key(copy)] = (copy, self._node(tensor), self._version(copy))
         return copy
 
     def hidden(self, values: Any) -> None:
@@ -289,17 +275,9 @@ class Recorder:
         return torch.tensor(numbers, dtype=tensor.dtype, device="cpu")
 
 
-def _memory(tensor: torch.Tensor) -> int:
-    """Which memory a tensor lies in; its identity, if it has none of its own (sparse, under vmap)."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)
-
-
 def view_key(tensor: torch.Tensor) -> Any:
     """Where in memory a tensor lies and how."""
-    memory = _memory(tensor)
-    if memory == id(tensor):
-        return memory
-    return memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    where = memory(tensor)
+    if where == id(tensor):
+        return where
+    return where, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype

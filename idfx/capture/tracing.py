@@ -1,24 +1,47 @@
-"""Model → torch.fx graph of ATen operators, by running its forward once.
+"""Model → captured graph: a tracer makes it, and here one is chosen.
 
-The run takes meta tensors, which cost neither memory nor arithmetic, and falls back to the real ones where the
-model's Python looks at values. The graph follows the path that the example takes.
+A tracer is a function (model, example, materialize) → torch.fx.GraphModule whose nodes are described as in
+`idfx.capture.graph`; `materialize` gives a model its values, should the tracer need them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.fx
 from torch import nn
 
-from idfx.capture.interpreter import compute
-from idfx.capture.nested import UncopiedError, map_example, tensors_in
-from idfx.capture.recorder import Recorder, on_meta_device
-from idfx.capture.running import ModulePath, run, unwrap
-from idfx.core.errors import CaptureError, ForwardError
-from idfx.core.records import Capture, Example, ParameterInfo
+from idfx.capture.graph import flat
+from idfx.capture.interpreter import GraphInterpreter
+from idfx.capture.nested import copies_of, map_example, tensors_in
+from idfx.capture.wrappers import unwrap
+from idfx.core.errors import CaptureError
+from idfx.core.records import FACTS, Capture, Example, ParameterInfo
+from idfx.core.registry import Registry
+from idfx.core.torch_private import missing
+
+Materialize = Callable[[], object] | None
+Tracer = Callable[[nn.Module, Example, Materialize], torch.fx.GraphModule]
+TRACERS: Registry[Tracer] = Registry("tracer")
+
+
+@TRACERS.register("record")
+def _record(model: nn.Module, example: Example, materialize: Materialize) -> torch.fx.GraphModule:
+    """Write down the operators that one forward pass calls."""
+    from idfx.capture.recording import trace_calls
+
+    return trace_calls(model, example, materialize)
+
+
+@TRACERS.register("export")
+def _export(model: nn.Module, example: Example, materialize: Materialize) -> torch.fx.GraphModule:
+    """Take the graph of torch.export."""
+    from idfx.capture.export import trace_export
+
+    return trace_export(model, example)
 
 
 def parameter_info(model: nn.Module) -> dict[str, ParameterInfo]:
@@ -40,88 +63,23 @@ def parameter_info(model: nn.Module) -> dict[str, ParameterInfo]:
     }
 
 
-def _values(buffers: Mapping[str, torch.Tensor], example: Example) -> dict[str, torch.Tensor]:
-    """The tensors that have values while a model runs on the meta device, by the targets of their nodes."""
-    inputs = tensors_in((example.args, dict(example.kwargs)))
-    named = {**buffers, **{f"input_{index}": tensor for index, tensor in enumerate(inputs)}}
-    return {name: tensor for name, tensor in named.items() if not tensor.is_meta}
-
-
-def _running_means(model: nn.Module) -> Iterator[str]:
-    for path, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            yield f"{path}.running_mean".lstrip(".")
-
-
-def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return one copy of each tensor, under every name that it has: shared buffers stay shared."""
-    copies = {id(tensor): tensor.clone() for tensor in tensors.values()}
-    return {name: copies[id(tensor)] for name, tensor in tensors.items()}
-
-
-def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> Capture:
-    """Return the graph of one forward pass on "meta" or on "real" tensors; `capture` chooses."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-    tensors: dict[str, torch.Tensor] = {**parameters, **buffers}
-    if how == "meta":
-        tensors, given = on_meta_device(tensors), map_example(example, on_meta_device)
-    else:  # a forward may write to its buffers and inputs
-        tensors, given = {**parameters, **_copies(buffers)}, map_example(example, torch.clone)
-    args, kwargs = given.args, dict(given.kwargs)
-    path = ModulePath(model)
-    recorder = Recorder(path, _values(buffers, example) if how == "meta" else None)
-    for name, tensor in tensors.items():
-        recorder.know(name, tensor, name in parameters)
-    for index, tensor in enumerate(tensors_in((args, kwargs))):
-        recorder.placeholder(f"input_{index}", tensor)
-    with recorder.functions:
-        result = run(model, tensors, args, kwargs, recorder.on_call, path, grad)
-    outputs = list(tensors_in(result))
-    if not outputs:
-        raise CaptureError(
-            f"{type(model).__name__}: forward returned no tensor ({type(result).__name__}); expected at least one. "
-            "Wrap the model so that its forward returns the tensors that a loss would see."
-        )
-    recorder.output(outputs)
-    zeros = [name for name, buffer in buffers.items() if not buffer.is_meta and not buffer.any()]
-    zeros += [name for name in _running_means(model) if buffers[name].is_meta]  # no values: as they start out
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    constants = {
-        name: tensor for name, tensor in recorder.constants.items() if not tensor.is_meta and not wrapped(tensor)
-    }
-    return Capture(
-        model=type(model).__name__,
-        zeros=frozenset(zeros) | {name for name, tensor in constants.items() if not tensor.any()},
-        graph=recorder.graph,
-        info=parameter_info(model),
-        parameters=recorder.parameters,
-        constants=constants,
-        modules=recorder.modules,
-        shapes=recorder.shapes,
-        dtypes=recorder.dtypes,
-        steps=recorder.steps,
-        calls=recorder.calls,
-        hidden=tuple(recorder.hides),
-        how=how,
-        grad=grad,
-        example=example,
-    )
-
-
-def capture(model: nn.Module, example: Example, before_real: Callable[[], object] | None = None) -> Capture:
+def capture(model: nn.Module, example: Example, before_real: Materialize = None, tracer: str | None = None) -> Capture:
     """Return the graph of the ATen operators that the model's forward calls on the example.
 
     Args:
         model: any module; wrappers (DataParallel, torch.compile) are looked through.
         example: its inputs; tensors of any shape and device that the forward accepts.
         before_real: called before real tensors are used, to give a model its values, say.
+        tracer: "record" or "export"; by default the first, or the second where torch does not let operators be
+            recorded, which a warning says.
 
     Raises:
         ForwardError: the forward raised on the example, on meta tensors and on real ones.
         ResourceError: memory ran out in the forward.
         CaptureError: the forward returns no tensor, or needs values while the model has none (meta device); the model
-            is a TorchScript module, or its forward calls an operator for control flow (torch.cond).
+            is a TorchScript module, or its forward calls an operator for control flow (torch.cond); or torch.export
+            refuses the model.
+        UsageError: an unknown tracer.
 
     Example:
         >>> found = capture(torch.nn.Linear(3, 2), Example((torch.ones(1, 3),)))
@@ -142,24 +100,23 @@ def capture(model: nn.Module, example: Example, before_real: Callable[[], object
                 f"{type(model).__name__}: {name} has no shape yet, its module is lazy; expected a finished model. "
                 "Call the model once on an input first."
             )
-    try:
-        return record(model, example, "meta")
-    except UncopiedError:  # PackedSequence, say, refuses the meta device
-        pass
-    except ForwardError as error:
-        if any(tensor.is_meta for tensor in model.parameters()):
-            raise CaptureError(
-                f"{error}; the model is on the meta device and its forward looks at values. Build it on a real device."
-            ) from error
-    if before_real is not None:
-        before_real()
-    try:
-        return record(model, example, "real")
-    except ForwardError as error:
-        try:
-            return record(model, example, "real", grad=True)
-        except ForwardError:
-            raise error from error.__cause__
+    chosen = TRACERS.find(tracer or default_tracer())
+    return Capture(type(model).__name__, chosen(model, example, before_real), parameter_info(model), example)
+
+
+def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> Capture:
+    """Return the capture of one forward pass on tensors of the kind that is asked for, "meta" or "real"."""
+    from idfx.capture.recording import one_pass
+
+    return Capture(type(model).__name__, one_pass(model, example, how, grad), parameter_info(model), example)
+
+
+def default_tracer() -> str:
+    """Return the tracer that is used where none is named, and warn if it is not the usual one."""
+    if not missing:
+        return "record"
+    warnings.warn(f"{missing}; models are captured by torch.export, which takes longer and refuses more", stacklevel=3)
+    return "export"
 
 
 def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -174,7 +131,7 @@ def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mappin
     """
     model = unwrap(model)
     named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(_copies(dict(model.named_buffers(remove_duplicate=False))))
+    named.update(copies_of(dict(model.named_buffers(remove_duplicate=False))))
     inputs = iter([tensor.clone() for tensor in tensors_in((tuple(args), dict(kwargs)))])
     device = next((tensor.device for tensor in named.values()), torch.device("cpu"))
 
@@ -183,15 +140,16 @@ def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mappin
             return next(inputs)
         if node.name in found.constants:
             return found.constants[node.name].clone()
-        if node.target not in named:
+        name = node.meta[FACTS].name
+        if name not in named:
             raise CaptureError(
                 f"{found.model}: the forward made {node.name} on meta tensors and outside of torch's operators; "
                 "expected its values. Capture on real tensors."
             )
-        return named[str(node.target)]
+        return named[name]
 
-    values = compute(found.graph.nodes, leaf, device)
-    return list(values[found.graph.output_node()])
+    with torch.no_grad():
+        return list(flat(GraphInterpreter(found.graph, leaf, device).run()))
 
 
 def another(example: Example, whole: bool = True) -> Example | None:

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from idfx.analysis.structure import build_structure
+from idfx.capture.module_path import ModulePath
 from idfx.capture.nested import map_example, tensors_in
-from idfx.capture.running import ModulePath, run, unwrap
+from idfx.capture.running import run
 from idfx.capture.tracing import another, record
+from idfx.capture.wrappers import unwrap
 from idfx.core.errors import CertificateError, ForwardError
 from idfx.core.records import Certificate, End, Example, Join, JoinCheck, Structure
 from idfx.fills.geometry import outputs_first

@@ -14,10 +14,10 @@ import torch
 import torch.fx
 from torch import nn
 
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
 from idfx.certification.certificate import read_again, run_once, shortcut_of
 from idfx.core.errors import CertificateError
-from idfx.core.records import Growth, Join, Structure
+from idfx.core.records import FACTS, Growth, Join, Structure
 from idfx.ops.semantics import operator_name
 from idfx.planning.checkpoints import state_of
 from idfx.planning.scalars import source_of
@@ -121,7 +121,7 @@ def _outside(structure: Structure, joins: Mapping[int, Join]) -> list[str]:
             continue
         seen.add(node)
         if node.op == "get_attr" and node.name not in capture.constants:
-            found.setdefault(capture.parameters.get(node.name, str(node.target)))
+            found.setdefault(node.meta[FACTS].name)
         join = joins.get(capture.steps.get(node.name, -1)) if node.op == "call_function" else None
         kept = _shortcut(node, join) if join is not None else node.all_input_nodes
         stack.extend(kept)

@@ -19,15 +19,17 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from idfx.capture.interpreter import compute
+from idfx.capture.graph import flat
+from idfx.capture.interpreter import GraphInterpreter, Leaf
 from idfx.capture.nested import tensors_in
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
 from idfx.core.errors import AuditError
-from idfx.core.records import Capture, Example
+from idfx.core.records import FACTS, Capture, Example
 from idfx.ops.semantics import operator_name
 
 Before = Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[torch.fx.Node, Any], Any]
+Call = Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 
 _TRAINING = 5  # the argument of aten.batch_norm that says whose statistics are taken
 
@@ -102,15 +104,14 @@ class Replay:
         device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
         with _seeded(self.seed), torch.set_grad_enabled(bool(wanted)):
             try:
-                values = compute(self.capture.graph.nodes, leaf, device, call=call)
+                outputs = _Watched(self.capture.graph, leaf, device, call).run()
             except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise AuditError(
                     f"{self.capture.model}: replaying its graph raised {first}; expected it to run as the model does. "
                     "Leave out the metrics of a batch (--batch none)."
                 ) from error
-        outputs = values[self.capture.graph.output_node()]
-        return [output for output in tensors_in(outputs) if output.is_floating_point()]
+        return [output for output in flat(outputs) if output.is_floating_point()]
 
     def _leaves(self, example: Example, wanted: str, given: Mapping[str, Tensor]) -> Callable[[torch.fx.Node], Any]:
         """What the leaves of the graph are: inputs in their order, parameters, copies of buffers and constants."""
@@ -141,12 +142,13 @@ class Replay:
                 return value.clone() if value.requires_grad else value  # a forward may write to its inputs
             if node.name in self.capture.constants:
                 return self.capture.constants[node.name].to(device, copy=True)
-            if node.target not in named:
+            name = node.meta[FACTS].name
+            if name not in named:
                 raise AuditError(
                     f"{self.capture.model}: the forward made {node.name} out of sight; expected its values. "
                     "Leave out the metrics of a batch (--batch none)."
                 )
-            return named[str(node.target)]
+            return named[name]
 
         return leaf
 
@@ -157,9 +159,20 @@ class Replay:
         self.statistics[variance], self.statistics[mean] = (one.to(value.dtype) for one in found)
 
 
+class _Watched(GraphInterpreter):
+    """Hands each operator call to a function."""
+
+    def __init__(self, graph: torch.fx.Graph, leaf: Leaf, device: torch.device, call: Call) -> None:
+        super().__init__(graph, leaf, device)
+        self._call = call
+
+    def call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._call(node, args, kwargs)
+
+
 def _running(node: torch.fx.Node, calls: Counter[str]) -> tuple[str, str]:
     """The names of the mean and the variance of a batch normalisation, numbered from its second call on."""
-    mean, variance = (str(one.target if isinstance(one, torch.fx.Node) else one) for one in node.args[3:5])
+    mean, variance = (one.meta[FACTS].name if isinstance(one, torch.fx.Node) else str(one) for one in node.args[3:5])
     number = calls[mean]
     calls[mean] += 1
     return (f"{mean}#{number}", f"{variance}#{number}") if number else (mean, variance)

@@ -31,6 +31,13 @@ def native_batch_norm(input: Any, weight: Any, bias: Any, running_mean: Any, run
     return batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
+@operator("aten._native_batch_norm_legit_no_training")
+def batch_norm_of_running_statistics(input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any,
+                                     momentum: Any, eps: float) -> OpSemantics:  # fmt: skip
+    """Batch normalisation in evaluation mode, as torch.export writes it."""
+    return batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps)
+
+
 @operator("aten.instance_norm")
 def instance_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, use_input_stats: bool,
                   momentum: Any, eps: float, cudnn_enabled: bool) -> OpSemantics:  # fmt: skip

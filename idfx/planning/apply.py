@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError
 from idfx.core.records import Plan
 from idfx.fills import check_fill, fill_

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError, UsageError
 from idfx.core.records import Plan, Structure
 

@@ -102,7 +102,7 @@ def save(
         ExportError: an entry of the state dict does not fit the format, or the system refused to write.
             Nothing is left behind, and an old file at this path is as it was.
     """
-    from idfx.capture.running import unwrap
+    from idfx.capture.wrappers import unwrap
 
     check_path(path)
     state: dict[str, Any] = dict(unwrap(model).state_dict())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from idfx.capture.running import unwrap
+from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError
 from idfx.core.records import End, Scalar
 

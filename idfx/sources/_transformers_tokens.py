@@ -163,8 +163,8 @@ def _shapes(model: nn.Module, method: str, inputs: dict[str, Any]) -> list[tuple
     """
     import torch
 
+    from idfx.capture.isolation import undisturbed
     from idfx.capture.nested import tensors_in
-    from idfx.capture.running import undisturbed
     from idfx.capture.tracing import record
 
     class Features(torch.nn.Module):

@@ -306,8 +306,8 @@ def replayed(model: Any, captured: Any) -> str:
     """Say on which input the captured graph gives the model's own output: a fresh one, the example, or none."""
     import torch
 
+    from idfx.capture.isolation import undisturbed
     from idfx.capture.nested import tensors_in
-    from idfx.capture.running import undisturbed
     from idfx.capture.tracing import replay
     from idfx.certification.certificate import another
 
@@ -337,7 +337,7 @@ def meta_forward(model: Any, example: Any) -> None:
     """One forward pass on the meta device, for comparison."""
     import torch
 
-    from idfx.capture.running import undisturbed
+    from idfx.capture.isolation import undisturbed
 
     def meta(tensor: Any) -> Any:
         return torch.empty_like(tensor, device="meta")

@@ -1,0 +1,114 @@
+"""Model → captured graph, by one run of its forward with every operator call written down.
+
+The run takes meta tensors, which cost neither memory nor arithmetic, and falls back to the real ones where the
+model's Python looks at values. The graph follows the path that the example takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+import torch.fx
+from torch import nn
+
+from idfx.capture.graph import assemble, attribute_name
+from idfx.capture.inputs import names_of_tensors
+from idfx.capture.module_path import ModulePath
+from idfx.capture.nested import UncopiedError, copies_of, map_example, tensors_in
+from idfx.capture.recorder import Recorder, on_meta_device
+from idfx.capture.running import run
+from idfx.core.errors import CaptureError, ForwardError
+from idfx.core.records import FACTS, Example, GraphFacts
+from idfx.core.torch_private import is_transformed
+
+
+def trace_calls(
+    model: nn.Module, example: Example, materialize: Callable[[], object] | None = None
+) -> torch.fx.GraphModule:
+    """Return the graph of the operators that the model's forward calls on the example.
+
+    Args:
+        model: without wrappers.
+        example: its inputs.
+        materialize: called before real tensors are used, to give a model its values, say.
+
+    Raises:
+        ForwardError: the forward raised on the example, on meta tensors and on real ones.
+        ResourceError: memory ran out in the forward.
+        CaptureError: the forward returns no tensor, or needs values while the model has none (meta device).
+    """
+    try:
+        return one_pass(model, example, "meta")
+    except UncopiedError:  # PackedSequence, say, refuses the meta device
+        pass
+    except ForwardError as error:
+        if any(tensor.is_meta for tensor in model.parameters()):
+            raise CaptureError(
+                f"{error}; the model is on the meta device and its forward looks at values. Build it on a real device."
+            ) from error
+    if materialize is not None:
+        materialize()
+    try:
+        return one_pass(model, example, "real")
+    except ForwardError as error:
+        try:
+            return one_pass(model, example, "real", grad=True)
+        except ForwardError:
+            raise error from error.__cause__
+
+
+def one_pass(model: nn.Module, example: Example, how: str, grad: bool = False) -> torch.fx.GraphModule:
+    """Return the graph of one forward pass on "meta" or on "real" tensors."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    tensors: dict[str, torch.Tensor] = {**parameters, **buffers}
+    if how == "meta":
+        tensors, given = on_meta_device(tensors), map_example(example, on_meta_device)
+    else:  # a forward may write to its buffers and inputs
+        tensors, given = {**parameters, **copies_of(buffers)}, map_example(example, torch.clone)
+    args, kwargs = given.args, dict(given.kwargs)
+    path = ModulePath(model)
+    names = names_of_tensors(model, args, kwargs)
+    recorder = Recorder(path, _values(buffers, example, names) if how == "meta" else None)
+    for name, tensor in tensors.items():
+        recorder.know(name, tensor, name in parameters)
+    for name, tensor in zip(names, tensors_in((args, kwargs)), strict=True):
+        recorder.placeholder(name, tensor)
+    with recorder.functions:
+        result = run(model, tensors, args, kwargs, recorder.on_call, path, grad)
+    if next(tensors_in(result), None) is None:
+        raise CaptureError(
+            f"{type(model).__name__}: forward returned no tensor ({type(result).__name__}); expected at least one. "
+            "Wrap the model so that its forward returns the tensors that a loss would see."
+        )
+    recorder.output(result)
+    held = {attribute_name(name): tensor for name, tensor in (*parameters.items(), *buffers.items())}
+    _note_zeros(recorder.graph, held | recorder.constants, frozenset(_running_means(model)))
+    facts = GraphFacts(recorder.calls, how, grad, tuple(recorder.hides))
+    return assemble(recorder.graph, held | recorder.constants, type(model).__name__, facts)
+
+
+def _note_zeros(graph: torch.fx.Graph, tensors: Mapping[str, torch.Tensor], means: frozenset[str]) -> None:
+    """Note which buffers and constants are zero throughout; running means without values are as they start out."""
+    for node in graph.nodes:
+        facts = node.meta.get(FACTS)
+        if node.op != "get_attr" or facts.kind == "parameter":
+            continue
+        tensor = tensors[str(node.target)]
+        known = not tensor.is_meta and not is_transformed(tensor)
+        if not tensor.any() if known else facts.name in means:
+            node.meta[FACTS] = facts._replace(zero=True)
+
+
+def _values(buffers: Mapping[str, torch.Tensor], example: Example, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The tensors that have values while a model runs on the meta device, by the targets of their nodes."""
+    inputs = tensors_in((example.args, dict(example.kwargs)))
+    named = {attribute_name(name): buffer for name, buffer in buffers.items()} | dict(zip(names, inputs, strict=True))
+    return {name: tensor for name, tensor in named.items() if not tensor.is_meta}
+
+
+def _running_means(model: nn.Module) -> Iterator[str]:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            yield f"{path}.running_mean".lstrip(".")
