@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -446,7 +447,8 @@ def test_a_recurrent_layer_ends_no_branch_unless_a_linear_follows() -> None:
 
 
 def test_a_function_that_is_not_zero_at_zero_ends_no_branch() -> None:
-    for function in (torch.sigmoid, torch.cos, torch.exp, functional.softplus, lambda x: x.softmax(-1)):
+    in_place = functools.partial(functional.hardsigmoid, inplace=True)
+    for function in (torch.sigmoid, torch.cos, torch.exp, functional.softplus, lambda x: x.softmax(-1), in_place):
         join = only(read(Small(lambda m, x, f=function: x + f(m.a(x)), a=lin())))
         assert not join.zeroable and not join.ends and join.reason
 
@@ -455,7 +457,10 @@ def test_a_function_that_is_not_zero_at_zero_ends_no_branch() -> None:
     "function",
     [torch.tanh, torch.sin, functional.gelu, functional.silu, functional.hardswish, functional.mish, functional.elu,
      functional.leaky_relu, torch.abs, torch.square, functional.softsign, lambda x: x.clamp(0, 6),
-     functional.hardtanh, lambda x: x * torch.sigmoid(1.702 * x), lambda x: x.relu() ** 2],
+     functional.hardtanh, lambda x: x * torch.sigmoid(1.702 * x), lambda x: x.relu() ** 2,
+     *(lambda x, f=f: f(x, inplace=True) for f in (functional.leaky_relu, functional.elu, functional.celu,
+                                                   functional.selu, functional.hardtanh)),
+     lambda x: torch.ldexp(x, torch.tensor(0))],
 )  # fmt: skip
 def test_a_function_that_is_zero_at_zero_passes_the_end_on(function: Any) -> None:
     net = Small(lambda m, x: x + function(m.a(x)), a=lin())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from idfx.ops.kinds import Kind
-from idfx.ops.semantics import OpSemantics, gate, keeps_zero, move, operator, reciprocal, scale
+from idfx.ops.semantics import OpSemantics, gate, keeps_zero, move, operator, product, reciprocal, scale
 
 
 @operator("aten.neg", "aten.neg_", "aten.negative", "aten.negative_")
@@ -38,12 +38,25 @@ def inverted(x: Any) -> OpSemantics:
     return reciprocal(x)
 
 
-@operator("aten.square", "aten.square_", "aten.hardswish", "aten.hardswish_", "aten.fake_quantize_per_tensor_affine",
+@operator("aten.square", "aten.square_", "aten.hardswish", "aten.hardswish_", "aten.leaky_relu", "aten.leaky_relu_",
+          "aten.elu_", "aten.celu_", "aten.selu_", "aten.fake_quantize_per_tensor_affine",
           "aten.fake_quantize_per_channel_affine", "aten.fake_quantize_per_tensor_affine_cachemask",
           "aten.fused_moving_avg_obs_fake_quant")  # fmt: skip
 def entrywise(x: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """A function of each entry with f(0) = 0 that torch does not mark as pointwise."""
+    """A function of each entry with f(0) = 0 that not every torch marks as pointwise."""
     return keeps_zero(x)
+
+
+@operator("aten.hardsigmoid_")
+def squashed(x: Any) -> OpSemantics:
+    """A function of each entry with f(0) ≠ 0 that not every torch marks as pointwise."""
+    return gate(x)
+
+
+@operator("aten.ldexp", "aten.ldexp_")
+def shifted(x: Any, exponent: Any) -> OpSemantics:
+    """x · 2^exponent, a factor that is never zero."""
+    return product(x, gate(exponent))
 
 
 @operator("aten.prelu", "aten._prelu_kernel", "aten.rrelu", "aten.rrelu_")

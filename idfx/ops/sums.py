@@ -38,7 +38,7 @@ def subtracted_from(x: Any, other: Any, alpha: Any = 1) -> OpSemantics:
     return add(other, negative) if is_operand(other) else add(negative, other)
 
 
-@operator("aten.mul", "aten.mul_", "aten.multiply", "aten.multiply_", "aten.__imul__", "aten.ldexp")
+@operator("aten.mul", "aten.mul_", "aten.multiply", "aten.multiply_", "aten.__imul__")
 def multiplied(x: Any, other: Any) -> OpSemantics:
     """X · other."""
     return product(x, other)
