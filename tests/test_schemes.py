@@ -351,6 +351,21 @@ def test_learned_scalars_close_branches_learn_and_fold_away(scheme, model):
     assert torch.allclose(plain(x), wanted, atol=1e-6)
 
 
+def test_learned_scalars_close_branches_where_a_run_takes_another_path_than_on_meta_tensors():
+    net, x = plain_net()
+
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x if x.is_meta else x + 0.0)  # more calls than on the meta device
+
+    certificate = idfx.init_(Looking(), (x,), scheme="rezero").certificate
+    assert certificate is not None and certificate.certified == 3
+
+
 def test_the_multiplier_of_fixup_is_one_and_nothing_else_changes():
     (one, x), (other, _) = plain_net(), plain_net()
     idfx.init_(one, (x,), scheme="fixup", multipliers=True)

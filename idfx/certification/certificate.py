@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from idfx.analysis.role_overrides import override_roles, with_scale_ends
 from idfx.analysis.structure import build_structure
 from idfx.capture.module_path import ModulePath
 from idfx.capture.nested import map_example, tensors_in
@@ -218,15 +219,22 @@ def _observed(
 def read_again(model: nn.Module, structure: Structure) -> Structure:
     """Return the structure read from a capture on real tensors; it must say the same of every join.
 
+    A join may end at weights or at scales, whichever the plan closes it by: it is read in the same way again.
+
     Raises:
         CertificateError: it does not.
     """
-    again = build_structure(record(model, structure.capture.example, "real", structure.capture.grad))
+    capture = record(model, structure.capture.example, "real", structure.capture.grad)
+    again = override_roles(build_structure(capture), structure.role_overrides)
 
-    def claims(found: Structure) -> list[tuple[str, object, bool]]:
-        return [(join.name, join.ends, join.zeroable) for join in found.joins]
+    def claim(join: Join) -> tuple[str, object, bool]:
+        return join.name, join.ends, join.zeroable
 
-    if claims(again) != claims(structure):
+    if len(again.joins) == len(structure.joins):
+        pairs = zip(again.joins, with_scale_ends(again).joins, structure.joins, strict=True)
+        joins = tuple(near if claim(near) == claim(join) else far for far, near, join in pairs)
+        again = replace(again, joins=joins)
+    if [*map(claim, again.joins)] != [*map(claim, structure.joins)]:
         raise CertificateError(
             f"{structure.model}: on its own values the forward takes another path than on meta tensors, with other "
             "joins; expected the same structure. Run analyze again with inputs for which the path is fixed."
