@@ -50,14 +50,14 @@ def declared(model: nn.Module) -> Iterator[tuple[str, str, Tensor, Tensor]]:
     keys = getattr(model, "all_tied_weights_keys", None)
     if isinstance(keys, Mapping):
         pairs.update((str(one), str(other)) for one, other in keys.items())
-    if (both := _embeddings(model, tensors)) is not None and not {both, both[::-1]} & set(pairs.items()):
+    if (both := _embeddings(model)) is not None and not {both, both[::-1]} & set(pairs.items()):
         pairs[both[0]] = both[1]
     for one, other in pairs.items():
         if one in tensors and other in tensors:
             yield one, other, tensors[one], tensors[other]
 
 
-def _embeddings(model: Any, tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+def _embeddings(model: Any) -> tuple[str, str] | None:
     """The names of output and input embeddings, where the configuration says that they are tied."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -67,8 +67,7 @@ def _embeddings(model: Any, tensors: Mapping[str, Tensor]) -> tuple[str, str] | 
         modules = model.get_output_embeddings(), model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         return None
-    weights = [getattr(module, "weight", None) for module in modules]
-    names = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
-    if weights[0] is weights[1] or any(id(weight) not in names for weight in weights):
+    paths = {id(module): path for path, module in model.named_modules()}
+    if modules[0] is modules[1] or any(id(module) not in paths for module in modules):
         return None
-    return names[id(weights[0])], names[id(weights[1])]
+    return f"{paths[id(modules[0])]}.weight", f"{paths[id(modules[1])]}.weight"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -82,6 +83,15 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _written(folder: Path) -> dict[str, Any]:
+    """What the configuration in a folder says, nothing if it cannot be read."""
+    try:
+        found = json.loads((folder / "config.json").read_text("utf-8"))
+    except (ValueError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _config(transformers: Any, name: str, overrides: dict[str, object]) -> Any:
     tiny = bool(overrides.pop("tiny", False))
     folder = Path(name)
@@ -94,7 +104,7 @@ def _config(transformers: Any, name: str, overrides: dict[str, object]) -> Any:
         try:
             config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         except (ValueError, OSError, KeyError) as error:
-            own_code = "custom code" in str(error)
+            own_code = "auto_map" in _written(folder)
             told = "it needs code of its own (trust_remote_code)" if own_code else shortened(error)
             raise SourceError(
                 f"transformers:{name}: {told}; expected the configuration of a type that transformers has."
