@@ -514,7 +514,7 @@ REFUSED = {
     f"{GOOD} --dtype float23": r"--dtype float23: .*Did you mean .*float32",
     f"{GOOD} --device gpu": r"--device gpu: unknown device; expected auto, cpu, cuda or cuda:n",
     f"{GOOD} --device cuda:x": r"--device cuda:x: unknown device",
-    f"{GOOD} --frobnicate": r"No such option '--frobnicate'.*idfx init --help",
+    f"{GOOD} --frobnicate": r"No such option:? '?--frobnicate.*idfx init --help",
     f"{GOOD} more": r"unexpected extra argument",
     "init net.py:make --input-shape 2,4": r"Missing option '-o'",
     "init": r"Missing argument 'SPEC'",

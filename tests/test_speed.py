@@ -244,8 +244,7 @@ def test_errors_are_one_line(run, tmp_path, monkeypatch, words, told):
 
 def test_the_sizes_of_the_models_are_their_sizes():
     for name in list(MODELS)[:2]:
-        with torch.device("meta"):
-            assert sum(parameter.numel() for parameter in timm.create_model(name).parameters()) == MODELS[name]
+        assert sum(parameter.numel() for parameter in timm.create_model(name).parameters()) == MODELS[name]
 
 
 def test_a_table_tells_median_and_range():
