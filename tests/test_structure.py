@@ -867,20 +867,3 @@ def test_a_shortcut_inside_an_operator_is_said_to_be_unseen() -> None:
     assert [check.status for check in certificate.checks] == ["unseen"]
     assert certificate.worst is None and certificate.certified == 0
     assert any(label == "unseen" and "1 join" in text for label, text in _certificate_rows(certificate))
-
-
-def test_dominators_are_those_of_networkx():
-    import networkx as nx
-
-    from idfx.analysis.paths import immediate_dominators
-
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        before = [(0, (-1,))]
-        for node in range(1, 40):
-            drawn = torch.randint(-1, node, (1 + node % 3,), generator=generator).tolist()
-            before.append((node, tuple(dict.fromkeys(drawn))))
-        graph = nx.DiGraph((source, node) for node, sources in before for source in sources)
-        expected = {node: dominator for node, dominator in nx.immediate_dominators(graph, -1).items() if node != -1}
-        found = immediate_dominators(before, -1)
-        assert {node: found[node] for node in expected} == expected and len(found) == len(expected) + 1

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import networkx as nx
 import torch
 
 from idfx.analysis.dataflow import Dataflow, divides
-from idfx.analysis.paths import ROOT, Paths
+from idfx.analysis.graph import ROOT, reached
+from idfx.analysis.paths import Paths
 from idfx.analysis.views import blank, moved, strides_of
 from idfx.ops.kinds import Kind
 
@@ -93,24 +95,11 @@ def _apart(flow: Dataflow, paths: Paths, attention: Attention, products: set[int
     ends = origins(flow, attention.query), origins(flow, attention.key)
     if ends[0] == ends[1]:
         return False
-    common, *others = ends[0] | ends[1]
-    for other in others:
-        while common != other:  # each term stands behind its dominator
-            if common > other:
-                common = paths.dominator[common]
-            else:
-                other = paths.dominator[other]
+    common = paths.common_dominator(ends[0] | ends[1])
     if common == ROOT:
         return True
-    waiting, seen = list(ends[0] | ends[1]), {common}
-    while waiting:
-        position = waiting.pop()
-        if position in products:
-            return True
-        if position not in seen:
-            seen.add(position)
-            waiting.extend(flow.sources[position])
-    return False
+    backwards = nx.subgraph_view(flow.data_graph.reverse(copy=False), filter_node=lambda term: term >= common)
+    return any(term in products for term in reached(backwards, ends[0] | ends[1]))
 
 
 def attention_parts(flow: Dataflow) -> Mapping[int, dict[str, str]]:

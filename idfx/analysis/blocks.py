@@ -14,12 +14,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import networkx as nx
 import torch
 
 from idfx.analysis.dataflow import Dataflow
-from idfx.analysis.paths import NONLINEAR, ROOT, WEIGHT, Paths
+from idfx.analysis.graph import ROOT, reached
+from idfx.analysis.paths import Paths
 from idfx.analysis.rows import Exclusive, Ranges
 from idfx.analysis.zero_sets import ZeroedParameter, ZeroSet, ZeroSetFinder, flatten
+from idfx.ops.kinds import Length
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,13 @@ class Blocks:
     stem: dict[int, int] = field(default_factory=dict)
     shortcut: dict[int, int] = field(default_factory=dict)
 
+    def around(self, term: int) -> Iterator[int]:
+        """Yield the joins in whose branch a term stands, the innermost first."""
+        join = self.stem.get(term)
+        while join is not None:
+            yield join
+            join = self.parent.get(join)
+
 
 class Finder:
     """Looks at every sum in the order of execution, so that inner joins are known before the outer ones.
@@ -59,10 +69,10 @@ class Finder:
     Branches end at weights where they can, or, if `prefer_scale_ends` is set, at scales where they can.
     """
 
-    def __init__(self, flow: Dataflow, paths: Paths, prefer_scale_ends: bool = False) -> None:
+    def __init__(self, flow: Dataflow, paths: Paths, exclusive: Exclusive, prefer_scale_ends: bool = False) -> None:
         self.flow, self.paths, self.blocks = flow, paths, Blocks()
         self.terms = flow.terms
-        self.exclusive = Exclusive(flow, paths)
+        self.exclusive = exclusive
         self._inner: dict[int, tuple[ZeroSet, int]] = {}
         self._first = ZeroSetFinder(flow, paths.length, self._inner, prefer_scales=prefer_scale_ends)
         self._second = ZeroSetFinder(flow, paths.length, self._inner, prefer_scales=not prefer_scale_ends)
@@ -104,8 +114,8 @@ class Finder:
             return "modulation", "the branch carries another value, which the fork only steers"
         if not any(self._mixes(term) for term in side.region if term in branch):
             return "elementwise", "nothing between fork and join mixes entries"
-        if side.length >= WEIGHT:
-            if len(sides) > 1 and side.length // WEIGHT == sides[1].length // WEIGHT:
+        if side.length >= Length.WEIGHT:
+            if len(sides) > 1 and side.length // Length.WEIGHT == sides[1].length // Length.WEIGHT:
                 return "parallel", "its operands cross as many weights and nonlinear operators"
             if any(self._is_stream(other) for other in side.others):
                 return "fusion", "beside a projection stands a stream with residual joins of its own"
@@ -120,23 +130,16 @@ class Finder:
 
     def _continues(self, side: Side) -> bool:
         """Whether the value of the fork reaches the join through the branch, and not as a gate alone."""
-        inside, seen = set(side.region), set(side.others)
-        stack = list(side.others)
-        while stack:
-            position = stack.pop()
-            if position == side.fork:
-                return True
-            for source in self._carried(position) if position in inside else ():
-                if source not in seen:
-                    seen.add(source)
-                    stack.append(source)
-        return False
+        values: nx.DiGraph[int] = nx.DiGraph()
+        values.add_nodes_from((side.fork, *side.others))
+        values.add_edges_from((value, term) for term in side.region for value in self._carried(term))
+        return not nx.descendants(values, side.fork).union((side.fork,)).isdisjoint(side.others)
 
     def _apart(self, position: int, side: Side) -> bool:
         """Whether the branch reads none of the fork's entries that the shortcut does, but some that go nowhere else.
 
         Closing it would silence these: two frames of a film, the steps of a recurrence. The halves of a reversible
-        coupling both go on.
+        coupling both go on. By hand: what is followed are entries, not nodes.
         """
         way, here = [side.operand], side.operand
         while here != side.fork:
@@ -209,23 +212,13 @@ class Finder:
 
     def _continuous(self, side: Side) -> set[int]:
         """The terms of the branch that reach the join otherwise than by indices and counts, the fork included."""
-        inside, seen = set(side.region), set(side.others)
-        stack = list(side.others)
-        while stack:
-            position = stack.pop()
-            if position in inside and self.terms[position].tag != "integer":
-                new = [source for source in self.flow.sources[position] if source not in seen]
-                seen.update(new)
-                stack.extend(new)
-        return seen
+        inside = {side.fork, *(term for term in side.region if self.terms[term].tag != "integer")}
+        backwards = self.flow.data_graph.subgraph(inside).reverse(copy=False)
+        return set(reached(backwards, inside.intersection(side.others)))
 
     def _dependent(self, side: Side) -> set[int]:
         """The terms of the branch that depend on the fork."""
-        found = {side.fork}
-        for position in side.region:
-            if not found.isdisjoint(self.flow.sources[position]):
-                found.add(position)
-        return found
+        return set(reached(self.flow.data_graph.subgraph((side.fork, *side.region)), (side.fork,)))
 
     def _upsampled(self, positions: Iterable[int]) -> bool:
         return any(self.terms[position].tag == "upsample" for position in positions)
@@ -247,13 +240,14 @@ class Finder:
     def _mixes(self, position: int) -> bool:
         term = self.terms[position]
         if term.kind == "product":
-            return term.tag in ("", "attention") and self.paths.step(term.operands[-1], position) == NONLINEAR
+            return term.tag in ("", "attention") and self.paths.step(term.operands[-1], position) == Length.NONLINEAR
         return term.kind.mixes
 
     def _side(self, position: int, operand: int) -> Side | None:
         """Take one operand for the shortcut: its fork is the nearest term on its linear path that the rest needs.
 
-        Going back from the other operands in order of execution, only terms behind the fork are visited.
+        Going back from the other operands in order of execution, only terms behind the fork are visited. By hand:
+        networkx has no search from both operands at once that ends where they first meet.
         """
         others = tuple(other for other in self.flow.addends(position) if other != operand)
         for skip in (True, False):  # first past the inner branches, which costs nothing, then through them
@@ -264,7 +258,7 @@ class Finder:
                 while fork > nearest:
                     fork, further = self._back(fork)
                     length += further
-                if fork == ROOT or length >= NONLINEAR:
+                if fork == ROOT or length >= Length.NONLINEAR:
                     break
                 if fork == nearest:
                     return Side(operand, others, fork, length, tuple(reversed(region)))
@@ -327,14 +321,13 @@ class Finder:
 
     def _between(self, fork: int, operand: int) -> Iterator[int]:
         """The terms on the way from the fork to the shortcut operand, inner branches left out."""
-        stack, seen = [operand], {fork}
-        while stack:
-            position = stack.pop()
-            if position not in seen and position > fork:
-                seen.add(position)
-                yield position
-                inner = self.blocks.sides.get(position)
-                stack.extend(self.flow.sources[position] if inner is None else (inner.operand,))
+
+        def passes(user: int, source: int) -> bool:
+            inner = self.blocks.sides.get(user)
+            return source > fork and (inner is None or inner.operand == source)
+
+        backwards = nx.subgraph_view(self.flow.data_graph.reverse(copy=False), filter_edge=passes)
+        return reached(backwards, (operand,) if operand > fork else ())
 
 
 def _joined(labels: Any) -> torch.Tensor:

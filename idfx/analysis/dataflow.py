@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import networkx as nx
 import torch
 import torch.fx
 
+from idfx.analysis.graph import SINK, data_graph, term_graph
 from idfx.analysis.stacks import stacked
 from idfx.capture.graph import overwritten
 from idfx.core.records import Capture, Layout, Unknown
@@ -83,21 +85,28 @@ class Dataflow:
         return any(map(is_norm, range(len(self.terms))))
 
     @functools.cached_property
-    def users(self) -> Mapping[int, list[int]]:
+    def data_graph(self) -> nx.DiGraph[int]:
+        """The terms that carry data, as a graph (`idfx.analysis.graph`)."""
+        return data_graph(self)
+
+    @functools.cached_property
+    def term_graph(self) -> nx.DiGraph[int]:
+        """All terms, as a graph."""
+        return term_graph(self)
+
+    @functools.cached_property
+    def users(self) -> Mapping[int, tuple[int, ...]]:
         """The terms that read each data term."""
-        found: dict[int, list[int]] = {}
-        for position, sources in enumerate(self.sources):
-            for source in sources:
-                found.setdefault(source, []).append(position)
-        return found
+        graph = self.data_graph
+        return {node: tuple([user for user in graph.successors(node) if user != SINK]) for node in graph}
 
     @functools.cached_property
     def sources(self) -> tuple[tuple[int, ...], ...]:
         """Of each term the operands and gates that carry data, each once."""
-        data = [term.data for term in self.terms]
+        graph = self.data_graph
         return tuple(
-            tuple(dict.fromkeys([p for p in term.operands + term.gates if data[p]])) if term.data else ()
-            for term in self.terms
+            tuple(graph.predecessors(position)) if term.data and term.kind != "input" else ()
+            for position, term in enumerate(self.terms)
         )
 
     def addends(self, term: int) -> tuple[int, ...]:

@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import cast
+
+import networkx as nx
 
 from idfx.analysis.dataflow import Dataflow
-from idfx.ops.kinds import Length
-
-ROOT = -1
-SINK = -2
-
-NONLINEAR, WEIGHT, SCALE, RESAMPLE = Length.NONLINEAR, Length.WEIGHT, Length.SCALE, Length.RESAMPLE
-
-
-def immediate_dominators(before: Iterable[tuple[int, Sequence[int]]], root: int) -> dict[int, int]:
-    """Return the nearest node that every path from the root to a node runs through, for the nodes that it reaches.
-
-    In topological order one pass is enough: the dominator of a node is the nearest common ancestor of its predecessors
-    in the tree of dominators.
-
-    Args:
-        before: each node with its predecessors, in topological order.
-        root: where the paths begin; its own dominator is itself.
-
-    Source: Cooper, Harvey and Kennedy, "A simple, fast dominance algorithm", 2001, figure 3.
-
-    Example:
-        >>> immediate_dominators([(0, (-1,)), (1, (0,)), (2, (0,)), (3, (1, 2))], -1)
-        {-1: -1, 0: -1, 1: 0, 2: 0, 3: 0}
-    """
-    dominator, depth = {root: root}, {root: 0}
-    for node, predecessors in before:
-        common: int | None = None
-        for other in predecessors:
-            if other not in dominator:
-                continue
-            if common is None:
-                common = other
-            while common != other:
-                if depth[common] >= depth[other]:
-                    common = dominator[common]
-                else:
-                    other = dominator[other]
-        if common is not None:
-            dominator[node], depth[node] = common, depth[common] + 1
-    return dominator
+from idfx.analysis.graph import ROOT, SINK, reached
 
 
 class Paths:
-    """Dominators and best paths of one data flow, all computed in one pass each way.
+    """Dominators and best paths of one data flow, each computed once.
 
     `dominator` maps a data term to the nearest term that every path from the inputs to it runs through, `length`
     to the length of its most direct path from the inputs. That path runs through all its dominators, so the
@@ -65,42 +28,38 @@ class Paths:
         self.signal = self._signal()
 
     def _dominators(self) -> dict[int, int]:
-        terms = self.flow.terms
-        sources = ((p, (ROOT,) if term.kind == "input" else self.flow.sources[p]) for p, term in enumerate(terms))
-        return immediate_dominators(sources, ROOT)
+        return {**nx.immediate_dominators(self.flow.data_graph, ROOT), ROOT: ROOT}  # networkx 3.6 leaves ROOT out
 
     def _post_dominators(self) -> dict[int, int]:
-        users, outputs = self.flow.users, {output for output in self.flow.outputs if self.flow.terms[output].data}
-        backwards = range(len(self.flow.terms) - 1, -1, -1)
-        found = ((p, (*users.get(p, ()), SINK) if p in outputs else users.get(p, ())) for p in backwards)
-        return immediate_dominators(found, SINK)
+        return {**nx.immediate_dominators(self.flow.data_graph.reverse(copy=False), SINK), SINK: SINK}
 
     def _lengths(self) -> dict[int, int]:
-        length = {ROOT: 0}
-        for position, (term, sources) in enumerate(zip(self.flow.terms, self.flow.sources, strict=True)):
-            if term.kind == "input":
-                length[position] = 0
-            elif term.data:
-                length[position] = min([length[source] + self.step(source, position) for source in sources])
-        return length
+        found = nx.single_source_dijkstra_path_length(self.flow.data_graph, ROOT, weight="length")
+        return cast("dict[int, int]", found)  # sums of whole numbers, though networkx says float
 
     def step(self, source: int, position: int) -> int:
         """Return the length of the step from a source into a term."""
-        term = self.flow.terms[position]
-        if source not in term.operands:
-            return NONLINEAR
-        if term.kind == "product":
-            return NONLINEAR if len(self.flow.sources[position]) > 1 else SCALE
-        if term.kind == "move":
-            before = self.flow.terms[source].shape
-            if term.shape == before:
-                return 0
-            same = term.shape is None or before is None or math.prod(term.shape) == math.prod(before)
-            return 0 if same else RESAMPLE
-        return term.kind.length
+        return int(self.flow.data_graph.get_edge_data(source, position)["length"])
+
+    def common_dominator(self, positions: Iterable[int]) -> int:
+        """Return the nearest term through which every path to each of some terms runs, ROOT if there is none.
+
+        By hand: networkx looks for the lowest common ancestor in the whole tree, not along the two ways up.
+        """
+        common, *others = positions
+        for other in others:
+            while common != other:  # each term stands behind its dominator
+                if common > other:
+                    common = self.dominator[common]
+                else:
+                    other = self.dominator[other]
+        return common
 
     def only_through(self, position: int, gate: int) -> bool:
-        """Return whether a term reaches the outputs through `gate` alone (or through nothing at all)."""
+        """Return whether a term reaches the outputs through `gate` alone (or through nothing at all).
+
+        By hand: a few steps up the tree of post-dominators, no further than the gate.
+        """
         while position != gate:
             position = self._post_dominator.get(position, SINK)
             if position == SINK or position > gate:
@@ -144,8 +103,9 @@ class Paths:
         """
         terms = self.flow.terms
         continuous = {output for output in self.flow.outputs if terms[output].tag != "integer"}
-        found = set(continuous or self.flow.outputs)
-        for position in range(len(terms) - 1, -1, -1):
-            if position in found and not (continuous and terms[position].tag == "integer"):
-                found.update(self.values(position))
-        return frozenset(found)
+        values: nx.DiGraph[int] = nx.DiGraph()
+        values.add_nodes_from(self.flow.outputs)
+        for position, term in enumerate(terms):
+            if not (continuous and term.tag == "integer"):
+                values.add_edges_from((position, value) for value in self.values(position))
+        return frozenset(reached(values, continuous or self.flow.outputs))

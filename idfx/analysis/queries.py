@@ -12,6 +12,7 @@ from idfx.core.records import Join, Structure, WeightUse
 if TYPE_CHECKING:
     from idfx.analysis.attention import Attention
     from idfx.analysis.dataflow import Dataflow
+    from idfx.analysis.record import Analysis
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -123,26 +124,27 @@ class StructureQueries:
     @functools.cached_property
     def flow(self) -> Dataflow:
         """The data flow of the captured forward pass."""
-        from idfx.analysis.dataflow import read
+        return self._analysis.flow
 
-        return read(self.structure.capture)
+    @functools.cached_property
+    def _analysis(self) -> Analysis:
+        from idfx.analysis.structure import analysis_of
+
+        return analysis_of(self.structure)
 
     @functools.cached_property
     def _attending(self) -> tuple[list[Attention], list[bool], frozenset[int]]:
         """The attentions, which of them cross from other data, and the terms that lead to the keys of those."""
         from idfx.analysis.attention import attentions, crossing, origins
-        from idfx.analysis.paths import Paths
+        from idfx.analysis.graph import before
 
         flow = self.flow
         found = list(attentions(flow))
-        cross = crossing(flow, Paths(flow), found)
+        cross = crossing(flow, self._analysis.paths, found)
         leading: set[int] = set()
         for attention, apart in zip(found, cross, strict=True):
             leading |= origins(flow, attention.key) if apart else set()
-        for position in range(len(flow.terms) - 1, -1, -1):
-            if position in leading:
-                leading.update(flow.sources[position])
-        return found, cross, frozenset(leading)
+        return found, cross, frozenset(leading | before(flow.data_graph, leading))
 
     def encodes(self, parameter: str) -> bool:
         """Return whether a weight stands before the keys of a cross-attention, or there is none at all."""
@@ -158,14 +160,8 @@ class StructureQueries:
     @functools.cached_property
     def attentions(self) -> tuple[AttentionWeights, ...]:
         """The attentions, in the order of execution."""
-        from idfx.analysis.paths import Paths
-        from idfx.analysis.rows import Exclusive
-        from idfx.analysis.sites import find_sites
-
-        flow = self.flow
-        uses = find_sites(flow)
+        flow, uses = self.flow, self._analysis.uses
         found, crossing, leading = self._attending
-        exclusive = Exclusive(flow, Paths(flow))
         weights = []
         for attention, cross in zip(found, crossing, strict=True):
             shape = flow.terms[attention.scores[0]].shape
@@ -174,7 +170,7 @@ class StructureQueries:
             rows: dict[tuple[str, str], Ranges | None] = {}
             for part, sites in parts.items():
                 for site in sites:
-                    arriving = exclusive.arriving(site, operands[part])
+                    arriving = self._analysis.exclusive.arriving(site, operands[part])
                     for own in uses.at.get(site, ()):
                         first, _ = uses.rows(own.parameter, site) or (0, 0)  # where the site's part of the weight lies
                         found_rows = None if arriving is None else tuple((a + first, b + first) for a, b in arriving)

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from idfx.analysis.structure import build_structure
+import networkx as nx
+
+from idfx.analysis.structure import end_at_scales
 from idfx.core.errors import UsageError
 from idfx.core.patterns import matching
 from idfx.core.records import End, Join, Role, Structure
 from idfx.core.registry import did_you_mean
 from idfx.core.roles import GIVEN, RoleName
+
+_TRUNK = ""  # what holds the joins that lie in no branch
 
 
 def read_words(words: Iterable[str]) -> dict[str, str]:
@@ -99,25 +103,19 @@ def _check(before: Role, name: str, role: RoleName) -> None:
 
 
 def _joins(structure: Structure, named: Mapping[str, RoleName]) -> tuple[Join, ...]:
-    parents = {join.name: join.parent for join in structure.joins}
-
-    def depth(join: Join) -> int:
-        found, parent = 0, join.parent
-        while parent is not None:
-            found, parent = found + 1, parents[parent]
-        return found
-
+    around: nx.DiGraph[str] = nx.DiGraph((join.parent or _TRUNK, join.name) for join in structure.joins)
+    depth = nx.single_source_shortest_path_length(around, _TRUNK) if structure.joins else {}
     claimed: dict[str, list[str]] = {}
     for name, role in named.items():
         if role.ends_branch:
             aliases = {name, *structure.parameters[name].aliases}
             mine = [j for j in structure.joins if any(end.parameter in aliases for end in j.ends)]
             if not mine:
-                around = [
+                holding = [
                     j for j in structure.joins if not aliases.isdisjoint((*j.branch, *j.scales, *j.zeroed_biases))
                 ]
-                deepest = max(map(depth, around), default=0)
-                mine = [j for j in around if depth(j) == deepest]
+                deepest = max((depth[join.name] for join in holding), default=0)
+                mine = [join for join in holding if depth[join.name] == deepest]
             if not mine:
                 raise UsageError(
                     f"role {role!r} of {name}: no residual join has it as a weight or scale of its branch; "
@@ -158,4 +156,4 @@ def with_scale_ends(structure: Structure) -> Structure:
     Args:
         structure: as it was read; what a person has said of it stays.
     """
-    return override_roles(build_structure(structure.capture, prefer_scale_ends=True), structure.role_overrides)
+    return override_roles(end_at_scales(structure), structure.role_overrides)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from idfx.analysis.dataflow import Dataflow
+from idfx.analysis.graph import before, behind
 from idfx.analysis.paths import Paths
 from idfx.analysis.role_rules import Case, Parts, role_of
 from idfx.analysis.sites import ParameterUses
@@ -22,27 +23,7 @@ def _first_and_last(flow: Dataflow, paths: Paths) -> tuple[frozenset[int], froze
     """The weight sites with no weight before them, and those with none between them and the outputs."""
     sites = {p for p, term in enumerate(flow.terms) if term.kind == "contract" and term.tag != "table" and term.data}
     reaching = {p for p in sites if paths.reaches_output(p)}
-    return frozenset(sites - _behind(flow, sites)), frozenset(reaching - _before(flow, sites))
-
-
-def _behind(flow: Dataflow, start: set[int]) -> set[int]:
-    """The terms that some of the given ones lead to."""
-    found: set[int] = set()
-    reached = set(start)
-    for position in range(len(flow.terms)):
-        if not reached.isdisjoint(flow.sources[position]):
-            found.add(position)
-            reached.add(position)
-    return found
-
-
-def _before(flow: Dataflow, start: set[int]) -> set[int]:
-    """The terms that lead to some of the given ones."""
-    found: set[int] = set()
-    for position in range(len(flow.terms) - 1, -1, -1):
-        if position in start or position in found:
-            found.update(flow.sources[position])
-    return found
+    return frozenset(sites - behind(flow.data_graph, sites)), frozenset(reaching - before(flow.data_graph, sites))
 
 
 def assign_roles(
@@ -58,7 +39,7 @@ def assign_roles(
         joins: the residual joins, by term.
     """
     first, last = _first_and_last(flow, paths)
-    between = frozenset(_behind(flow, set(joins)) & _before(flow, set(joins)))
+    between = frozenset(behind(flow.data_graph, joins) & before(flow.data_graph, joins))
     traits = read_traits(flow, paths)
     around = Surroundings(flow, stem, shortcut, names, first, last, between, paths.signal, traits)
     parts = Parts.of([join for join in joins.values() if join.zeroable])

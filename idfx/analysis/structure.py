@@ -8,21 +8,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+import networkx as nx
+
 from idfx.analysis.blocks import Blocks, Finder
 from idfx.analysis.dataflow import Dataflow, read
-from idfx.analysis.paths import RESAMPLE, ROOT, SCALE, WEIGHT, Paths
+from idfx.analysis.graph import ROOT, reached
+from idfx.analysis.paths import Paths
+from idfx.analysis.record import Analysis
 from idfx.analysis.roles import assign_roles
-from idfx.analysis.rows import Ranges
+from idfx.analysis.rows import Exclusive, Ranges
 from idfx.analysis.sites import ParameterUses, find_sites
 from idfx.analysis.stacks import stacked
 from idfx.analysis.uses import Use
 from idfx.analysis.zero_sets import ZeroedParameter, flatten
 from idfx.core.records import Capture, End, Join, Structure, not_writable_reason
+from idfx.ops.kinds import Length
 from idfx.ops.semantics import operator_name
 
 
 def _kind(length: int) -> str:
-    for unit, kind in ((WEIGHT, "projection"), (SCALE, "scaled"), (RESAMPLE, "resampled")):
+    for unit, kind in ((Length.WEIGHT, "projection"), (Length.SCALE, "scaled"), (Length.RESAMPLE, "resampled")):
         if length >= unit:
             return kind
     return "identity"
@@ -86,12 +91,9 @@ class _Assembly:
             if join.zeroable
             for leaf in flatten(self.blocks.cuts[position].ends)
         }
-        reached: set[int] = set()
-        for position, term in enumerate(self.flow.terms):
-            through = position not in closed and not reached.isdisjoint(self.flow.sources[position])
-            if term.kind == "input" or through:
-                reached.add(position)
-        return tuple(j if position in reached else replace(j, carries=False) for position, j in positions.items())
+        opened = nx.subgraph_view(self.flow.data_graph, filter_node=lambda term: term not in closed)
+        carried = set(reached(opened, (ROOT,)))
+        return tuple(j if position in carried else replace(j, carries=False) for position, j in positions.items())
 
     def _refused_end(
         self, leaf: ZeroedParameter, acting: Mapping[str, set[int]], closed: Mapping[str, set[int]]
@@ -112,9 +114,7 @@ class _Assembly:
 
     def _within(self, term: int, joins: set[int]) -> bool:
         """Whether a term serves nothing but the branch of one of some joins: zero there, it changes nothing more."""
-        join = self.blocks.stem.get(term)
-        while join is not None and join not in joins:
-            join = self.blocks.parent.get(join)
+        join = next((join for join in self.blocks.around(term) if join in joins), None)
         return join is not None and self.blocks.shortcut.get(term) != join and self.paths.only_through(term, join)
 
     def _apart(self, leaf: ZeroedParameter, use: Use) -> bool:
@@ -136,10 +136,8 @@ class _Assembly:
         """Parameters of the weight sites in each branch, those of inner branches included."""
         own: dict[int, list[str]] = {position: [] for position in self.blocks.sides}
         for position in sorted(self.sites.at):
-            join = self.blocks.stem.get(position)
-            while join is not None:
+            for join in self.blocks.around(position):
                 own[join].extend(site.parameter for site in self.sites.at[position])
-                join = self.blocks.parent.get(join)
         return own
 
     def _argument(self, position: int, operand: int) -> tuple[int, tuple[int, tuple[int, ...]] | None]:
@@ -219,18 +217,40 @@ class _Assembly:
         )
 
 
-def build_structure(capture: Capture, prefer_scale_ends: bool = False) -> Structure:
+def build_structure(capture: Capture) -> Structure:
     """Return the structure of a captured model: its joins, its weight sites and the role of every parameter.
 
     Args:
         capture: the graph of one forward pass.
-        prefer_scale_ends: let branches end at scales near the join, where there are some, rather than at weights.
 
     Raises:
         StructureError: one parameter is asked to be two things.
     """
     with _collector_paused():
-        return _build(capture, prefer_scale_ends)
+        flow = read(capture)
+        paths = Paths(flow)
+        exclusive = Exclusive(flow, paths)
+        blocks = Finder(flow, paths, exclusive).find()
+        return _structure(Analysis(flow, paths, exclusive, find_sites(flow), blocks))
+
+
+def end_at_scales(structure: Structure) -> Structure:
+    """Return a structure anew, with branches that end at scales near the join, where there are some, not at weights.
+
+    Args:
+        structure: of the model; roles that were overridden are those that idfx reads.
+    """
+    with _collector_paused():
+        found = analysis_of(structure)
+        blocks = Finder(found.flow, found.paths, found.exclusive, prefer_scale_ends=True).find()
+        return _structure(replace(found, blocks=blocks))
+
+
+def analysis_of(structure: Structure) -> Analysis:
+    """Return what was read from the capture of a structure; a structure made by other means has it read now."""
+    found = structure.analysis or build_structure(structure.capture).analysis
+    assert isinstance(found, Analysis)
+    return found
 
 
 @contextlib.contextmanager
@@ -245,23 +265,20 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _build(capture: Capture, prefer_scale_ends: bool) -> Structure:
-    flow = read(capture)
-    paths = Paths(flow)
-    finder = Finder(flow, paths, prefer_scale_ends)
-    blocks = finder.find()
-    sites = find_sites(flow)
-    assembly = _Assembly(flow, paths, blocks, sites)
+def _structure(found: Analysis) -> Structure:
+    flow, blocks, sites = found.flow, found.blocks, found.uses
+    assembly = _Assembly(flow, found.paths, blocks, sites)
     joins = assembly.carried(assembly.joins())
     by_term = dict(zip(sorted(blocks.sides), joins, strict=True))
-    roles = assign_roles(flow, paths, sites, blocks.stem, blocks.shortcut, assembly.names, by_term)
+    roles = assign_roles(flow, found.paths, sites, blocks.stem, blocks.shortcut, assembly.names, by_term)
     return Structure(
-        model=capture.model,
-        parameters=capture.info,
+        model=flow.capture.model,
+        parameters=flow.capture.info,
         sites=tuple(site for position in sorted(sites.at) for site in sites.at[position]),
         joins=joins,
         sums=assembly.sums(),
         roles=roles,
         unknown=flow.unknown,
-        capture=capture,
+        capture=flow.capture,
+        analysis=found,
     )

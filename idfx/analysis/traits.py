@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from idfx.analysis.attention import attention_parts, sites_before
 from idfx.analysis.dataflow import Dataflow, divides
-from idfx.analysis.paths import NONLINEAR, Paths
+from idfx.analysis.paths import Paths
 from idfx.core.records import Layout
-from idfx.ops.kinds import Kind
+from idfx.ops.kinds import Kind, Length
 
 Traits = dict[str, str]
 
@@ -107,7 +107,7 @@ def _bent(flow: Dataflow, paths: Paths, position: int) -> bool:
         sources = flow.sources[position]
         if flow.terms[position].kind == "contract" or len(sources) != 1:
             return False
-        if paths.step(sources[0], position) >= NONLINEAR:
+        if paths.step(sources[0], position) >= Length.NONLINEAR:
             return True
         position = sources[0]
     return False

@@ -15,6 +15,7 @@ import torch
 import torch.fx
 
 from idfx.analysis.dataflow import Dataflow, DataflowNode
+from idfx.analysis.graph import before
 from idfx.ops.kinds import Kind, Zero
 
 
@@ -24,10 +25,7 @@ def reaching(flow: Dataflow) -> frozenset[str]:
     Args:
         flow: the data flow of one forward pass.
     """
-    found = set(flow.outputs)
-    for position in range(len(flow.terms) - 1, -1, -1):
-        if position in found:
-            found.update((*flow.terms[position].operands, *flow.terms[position].gates))
+    found = before(flow.term_graph, flow.outputs).union(flow.outputs)
     return frozenset(name for position, name in _leaves(flow) if position in found)
 
 
@@ -76,7 +74,10 @@ def _leaves(flow: Dataflow) -> Iterator[tuple[int, str]]:
 
 
 def _reached(flow: Dataflow, zeros: Collection[int], filled: Collection[int] = ()) -> list[bool]:
-    """Which terms a gradient reaches at one step, given the parameter terms that are zero."""
+    """Which terms a gradient reaches at one step, given the parameter terms that are zero.
+
+    By hand, as is `starved`: which edges a gradient passes depends on values, and these on the last round.
+    """
     zero = _zero_terms(flow, zeros, filled)
     reached = [False] * len(flow.terms)
     for output in flow.outputs:

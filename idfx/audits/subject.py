@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from idfx.analysis.dataflow import Dataflow
+from idfx.analysis.graph import before
 from idfx.analysis.queries import StructureQueries
 from idfx.core.errors import AuditError
 from idfx.core.findings import Finding, Observation
@@ -144,18 +145,11 @@ class AuditContext:
     @functools.cached_property
     def _computed(self) -> frozenset[str]:
         """The parameters that enter an expression which is more than a rearrangement of one of them."""
-        flow, found = self.flow, set[str]()
-        leaves: list[frozenset[str]] = []
-        for term in flow.terms:
-            inside: frozenset[str] = frozenset()
-            if term.kind == "parameter":
-                inside = frozenset({self.first_name(flow.capture.parameters[term.node])})
-            elif term.parametric and not term.data:
-                inside = frozenset().union(*(leaves[operand] for operand in (*term.operands, *term.gates)))
-                if term.kind not in (Kind.MOVE, Kind.CONCAT):
-                    found |= inside
-            leaves.append(inside)
-        return frozenset(found)
+        flow = self.flow
+        plain = (Kind.PARAMETER, Kind.MOVE, Kind.CONCAT)
+        made = (p for p, term in enumerate(flow.terms) if term.parametric and not term.data and term.kind not in plain)
+        inside = (flow.terms[position] for position in before(flow.term_graph, made))
+        return frozenset(self.first_name(flow.capture.parameters[t.node]) for t in inside if t.kind is Kind.PARAMETER)
 
     def first_name(self, name: str) -> str:
         """Return the first name of a parameter that may have several."""
@@ -211,10 +205,10 @@ class AuditContext:
     @functools.cached_property
     def closing(self) -> frozenset[str]:
         """The parameters that stand between the end of a residual branch and its join, or end it themselves."""
-        from idfx.analysis.structure import build_structure
+        from idfx.analysis.structure import end_at_scales
 
         found: set[str] = set()
-        for structure in (self.structure, build_structure(self.structure.capture, prefer_scale_ends=True)):
+        for structure in (self.structure, end_at_scales(self.structure)):
             for join in structure.joins:
                 found.update(map(self.first_name, (*(end.parameter for end in join.ends), *join.scales)))
         return frozenset(found)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import networkx as nx
 import torch
 import torch.fx
 from torch import nn
@@ -112,20 +113,13 @@ def _difference(whole: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -
 def _outside(structure: Structure, joins: Mapping[int, Join]) -> list[str]:
     """The parameters and buffers that reach the outputs although the branches of some joins are left out."""
     capture = structure.capture
-    stack: list[torch.fx.Node] = [capture.graph.output_node()]
-    seen: set[torch.fx.Node] = set()
-    found: dict[str, None] = {}
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "get_attr" and node.name not in capture.constants:
-            found.setdefault(node.meta[FACTS].name)
+    graph: nx.DiGraph[torch.fx.Node] = nx.DiGraph()
+    graph.add_nodes_from(capture.graph.nodes)
+    for node in capture.graph.nodes:
         join = joins.get(capture.steps.get(node.name, -1)) if node.op == "call_function" else None
-        kept = _shortcut(node, join) if join is not None else node.all_input_nodes
-        stack.extend(kept)
-    return sorted(found)
+        graph.add_edges_from((kept, node) for kept in (_shortcut(node, join) if join else node.all_input_nodes))
+    used = (node for node in nx.ancestors(graph, capture.graph.output_node()) if node.op == "get_attr")
+    return sorted({node.meta[FACTS].name for node in used if node.name not in capture.constants})
 
 
 def _shortcut(node: torch.fx.Node, join: Join) -> list[torch.fx.Node]:

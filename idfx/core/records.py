@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from idfx.core.roles import RoleName
 
 if TYPE_CHECKING:
+    import networkx as nx
     import torch
     import torch.fx
 
@@ -338,7 +339,8 @@ class Structure:
     """What the graph of a model says about its parameters.
 
     `joins` are the residual joins, in order of execution; `sums` are the sums of data that are none, each with
-    its reason. `roles` has every parameter; `role_overrides` those that a person has given another role.
+    its reason. `roles` has every parameter; `role_overrides` those that a person has given another role. `analysis`
+    is what the stages after this one ask more of (`idfx.analysis.record`).
     """
 
     model: str
@@ -350,6 +352,16 @@ class Structure:
     unknown: tuple[Unknown, ...]
     capture: Capture = field(repr=False, compare=False)
     role_overrides: Mapping[str, str] = field(default_factory=dict)
+    analysis: Any = field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def graph(self) -> nx.DiGraph[str]:
+        """The data flow as a `networkx.DiGraph` for questions of your own, made when it is first asked for.
+
+        A node for each term and an edge for each operand and gate; docs/structure.md lists the attributes.
+        """
+        graph: nx.DiGraph[str] = self.analysis.graph(self)
+        return graph
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from idfx.analysis.dataflow import Dataflow, read
+from idfx.analysis.dataflow import Dataflow
+from idfx.analysis.structure import analysis_of
 from idfx.core.records import Join, Structure
 
 
@@ -60,7 +61,7 @@ def structure(found: Structure) -> str:
     Args:
         found: with its capture.
     """
-    flow = read(found.capture)
+    flow = analysis_of(found).flow
     names = _interesting(found, flow)
     joins = {join.name: join for join in found.joins}
     arrows, told = _styled(_arrows(flow, names, _shortcut_operands(found, flow)), names, joins)

@@ -22,7 +22,7 @@ def _plain(value: Any) -> Any:
         return {
             field.name: _plain(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.name != "capture"
+            if field.name not in ("capture", "analysis")
         }
     if hasattr(value, "_asdict"):
         return {name: _plain(item) for name, item in value._asdict().items()}

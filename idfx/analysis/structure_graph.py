@@ -1,0 +1,139 @@
+"""Structure → the graph of its data flow as a person reads it: a `networkx.DiGraph` with names and plain attributes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import networkx as nx
+
+from idfx.analysis.dataflow import Dataflow
+from idfx.core.records import Join
+from idfx.ops.kinds import Kind
+from idfx.ops.semantics import operator_name
+
+if TYPE_CHECKING:
+    from idfx.analysis.record import Analysis
+    from idfx.core.records import Structure
+
+Plain = str | int | bool  # what GraphML takes
+
+
+def structure_graph(structure: Structure, analysis: Analysis) -> nx.DiGraph[str]:
+    """Return the graph of a structure; docs/structure.md tells its attributes.
+
+    A node is called as the torch.fx node whose value it is. A term inside an operator is `NODE.KIND`: of a node
+    `linear`, whose value is the sum with the bias, `linear.contract` is the product with the weight.
+
+    Args:
+        structure: of a model.
+        analysis: that it was made of.
+
+    Example:
+        >>> import torch, idfx
+        >>> graph = idfx.analyze(torch.nn.Linear(3, 2), (torch.ones(1, 3),)).graph
+        >>> [(found["kind"], found.get("parameter")) for _, found in graph.nodes(data=True) if found["data"]]
+        [('input', None), ('contract', 'weight'), ('sum', 'bias')]
+    """
+    flow, names = analysis.flow, _names(analysis.flow)
+    graph: nx.DiGraph[str] = nx.DiGraph(name=structure.model)
+    for position, name in enumerate(names):
+        graph.add_node(name, **_term(flow, position))
+    graph.add_edges_from((names[a], names[b], data) for a, b, data in flow.term_graph.edges(data=True))
+    for position, parameters in _parameters(structure, analysis).items():
+        first, how = next(iter(parameters.items()))
+        role = str(structure.roles[first].name.value)
+        graph.add_node(names[position], parameter=", ".join(parameters), use=how, role=role)
+    for found in (_joins(structure, analysis, names), _sums(analysis, names)):
+        for position, attributes in found:
+            graph.add_node(names[position], **attributes)
+    for position, closed in _ends(structure, analysis).items():
+        graph.add_node(names[position], end=", ".join(names[join] for join in closed))
+    return graph
+
+
+def _names(flow: Dataflow) -> list[str]:
+    """The name of each term: its torch.fx node's own if the node's value is it, else with its kind."""
+    names: list[str] = []
+    counts: Counter[str] = Counter()
+    for position, term in enumerate(flow.terms):
+        name = term.node if flow.positions[term.node] == position else f"{term.node}.{term.kind}"
+        counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
+    return names
+
+
+def _term(flow: Dataflow, position: int) -> dict[str, Plain]:
+    """What a term is by itself."""
+    term = flow.terms[position]
+    node, step, module = flow.nodes[term.node], flow.step(position), flow.module(position)
+    found: dict[str, Plain] = {"kind": str(term.kind.value), "position": position, "node": term.node, "data": term.data}
+    if node.op == "call_function":
+        found["operator"] = operator_name(node.target)
+    elif node.op == "get_attr" and term.kind is not Kind.PARAMETER and term.node not in flow.capture.constants:
+        found["buffer"] = str(node.target)
+    if step >= 0:
+        found["step"] = step
+    if module:
+        found["module"] = module
+    if term.shape is not None:
+        found["shape"] = str(list(term.shape))
+    if position in flow.outputs:
+        found["output"] = True
+    return found
+
+
+def _parameters(structure: Structure, analysis: Analysis) -> Mapping[int, dict[str, str]]:
+    """The parameters that a term is or that meet the data there, by first name, each with its use."""
+    flow = analysis.flow
+    first = {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
+    found: dict[int, dict[str, str]] = {}
+    for position, term in enumerate(flow.terms):
+        if term.kind is Kind.PARAMETER:
+            found[position] = {first[flow.capture.parameters[term.node]]: "parameter"}
+    for uses in analysis.uses.uses.values():
+        for use in uses:
+            found.setdefault(use.term, {}).setdefault(first[use.parameter], str(use.how.value))
+    return found
+
+
+def _joins(structure: Structure, analysis: Analysis, names: list[str]) -> Iterator[tuple[int, dict[str, Plain]]]:
+    """What is found of residual joins, and of the terms in their branches and on their shortcuts."""
+    blocks = analysis.blocks
+    for position, join in zip(sorted(blocks.sides), structure.joins, strict=True):
+        side = blocks.sides[position]
+        found: dict[str, Plain] = {"join": join.name, "shortcut_kind": join.kind, "zeroable": join.zeroable}
+        found.update(fork=names[side.fork], shortcut=names[side.operand])
+        if join.reason:
+            found["reason"] = join.reason
+        yield position, found
+    for attribute, inside in (("branch", blocks.stem), ("shortcut_of", blocks.shortcut), ("branch", blocks.parent)):
+        for position, join_ in inside.items():
+            yield position, {attribute: names[join_]}
+
+
+def _sums(analysis: Analysis, names: list[str]) -> Iterator[tuple[int, dict[str, Plain]]]:
+    """What the sums of data are that are no joins, and why."""
+    for position, (kind, reason) in analysis.blocks.refused.items():
+        yield position, {"refused": kind, "reason": reason}
+
+
+def _ends(structure: Structure, analysis: Analysis) -> Mapping[int, list[int]]:
+    """The joins that a term closes when its parameter is zero."""
+    found: dict[int, list[int]] = {}
+    for position, join in zip(sorted(analysis.blocks.sides), structure.joins, strict=True):
+        for term in dict.fromkeys(_ending(structure, analysis, position, join)):
+            found.setdefault(term, []).append(position)
+    return found
+
+
+def _ending(structure: Structure, analysis: Analysis, position: int, join: Join) -> Iterator[int]:
+    """The terms at which the ends of a join act: those that were found, or all in the branch if --role named them."""
+    infos = {alias: info for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
+    for end in join.ends if join.zeroable else ():
+        info = infos[end.parameter]
+        for use in (use for alias in (info.name, *info.aliases) for use in analysis.uses.uses.get(alias, ())):
+            acts = analysis.flow.step(use.term) in join.end_steps
+            if acts or (not join.end_steps and position in analysis.blocks.around(use.term)):
+                yield use.term
