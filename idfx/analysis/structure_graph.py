@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 from idfx.analysis.dataflow import Dataflow
-from idfx.core.records import Join
+from idfx.core.records import FACTS, Join
 from idfx.ops.kinds import Kind
 from idfx.ops.semantics import operator_name
 
@@ -72,7 +72,7 @@ def _term(flow: Dataflow, position: int) -> dict[str, Plain]:
     if node.op == "call_function":
         found["operator"] = operator_name(node.target)
     elif node.op == "get_attr" and term.kind is not Kind.PARAMETER and term.node not in flow.capture.constants:
-        found["buffer"] = str(node.target)
+        found["buffer"] = node.meta[FACTS].name
     if step >= 0:
         found["step"] = step
     if module:
