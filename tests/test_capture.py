@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-import idfx.analysis.zero_sets
+import idfx.analysis.zero_rules
 import idfx.capture.tracing
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.structure import build_structure
@@ -446,7 +446,9 @@ class Visits:
         monkeypatch.setattr(Dataflow, "sources", property(sources))
         monkeypatch.setattr(Dataflow, "addends", self._counting(Dataflow.addends))
         monkeypatch.setattr(
-            idfx.analysis.zero_sets.ZeroSetFinder, "_cut", self._counting(idfx.analysis.zero_sets.ZeroSetFinder._cut)
+            idfx.analysis.zero_rules.ZeroRules,
+            "by_kind",
+            self._counting(idfx.analysis.zero_rules.ZeroRules.by_kind),
         )
 
     def _counting(self, function: Callable[..., Any]) -> Callable[..., Any]:

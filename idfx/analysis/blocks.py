@@ -21,7 +21,8 @@ from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.graph import ROOT, reached
 from idfx.analysis.paths import Paths
 from idfx.analysis.rows import Exclusive, Ranges
-from idfx.analysis.zero_sets import ZeroedParameter, ZeroSet, ZeroSetFinder, flatten
+from idfx.analysis.zero_search import ZeroSetFinder
+from idfx.analysis.zero_sets import ZeroedParameter, ZeroSet
 from idfx.ops.kinds import Length
 
 
@@ -316,8 +317,7 @@ class Finder:
 
     def _rows(self, cut: ZeroSet, cuts: ZeroSetFinder, position: int) -> dict[ZeroedParameter, Ranges | None]:
         """Which rows of each end are the join's own, by the factors that were chosen to silence its products."""
-        leaves = [] if cut.obstacle else flatten(cut.ends)
-        return {leaf: self.exclusive.rows(leaf.term, position, cuts.chosen) for leaf in leaves}
+        return {leaf: self.exclusive.rows(leaf.term, position, cuts.chosen) for leaf in cut.leaves()}
 
     def _between(self, fork: int, operand: int) -> Iterator[int]:
         """The terms on the way from the fork to the shortcut operand, inner branches left out."""
