@@ -384,7 +384,7 @@ def test_analyze_shows_the_structure_and_draws_it(run):
     assert drawn.startswith("digraph structure {") and drawn.count("shape=circle") == 4
     found = json.loads(run("analyze timm:test_resnet --json")[1])
     assert [join["zeroable"] for join in found["joins"]] == [True] * 4
-    assert {"name", "kind", "shortcut", "branch", "ends", "exclusive", "fork"} <= set(found["joins"][0])
+    assert {"name", "kind", "shortcut", "branch", "ends", "zeroable", "fork"} <= set(found["joins"][0])
 
 
 def test_analyze_and_plan_write_no_weights(run):

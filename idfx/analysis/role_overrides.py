@@ -133,12 +133,12 @@ def _join(join: Join, claimed: list[str], named: Mapping[str, RoleName]) -> Join
         ends = tuple(kept.get(name, End(name)) for name in claimed)
         if ends == join.ends and join.zeroable:
             return join
-        return replace(join, ends=ends, end_steps=(), gain=None, exclusive=True, zeroable=True, reason="")
+        return replace(join, ends=ends, end_steps=(), gain=None, zeroable=True, reason="")
     left = tuple(end for end in join.ends if named.get(end.parameter, RoleName.END).ends_branch)
     if left == join.ends:
         return join
     open_ = f"{', '.join(end.parameter for end in join.ends if end not in left)} does not end it, set by --role"
-    return replace(join, ends=(), exclusive=False, zeroable=False, reason=open_)
+    return replace(join, ends=(), zeroable=False, reason=open_)
 
 
 def _demoted(structure: Structure, joins: tuple[Join, ...], named: Mapping[str, RoleName]) -> Iterable[str]:

@@ -21,7 +21,7 @@ from idfx.analysis.sites import ParameterUses, find_sites
 from idfx.analysis.stacks import stacked
 from idfx.analysis.uses import Use
 from idfx.analysis.zero_sets import ZeroedParameter, flatten
-from idfx.core.records import Capture, End, Join, Structure, not_writable_reason
+from idfx.core.records import Capture, End, Join, Structure, Sum, not_writable_reason
 from idfx.ops.kinds import Length
 from idfx.ops.semantics import operator_name
 
@@ -79,7 +79,7 @@ class _Assembly:
             if not refused:
                 return tuple(found.values())
             for position, reason in refused.items():
-                found[position] = replace(found[position], exclusive=False, zeroable=False, reason=reason)
+                found[position] = replace(found[position], zeroable=False, reason=reason)
                 del ends[position]
 
     def carried(self, joins: tuple[Join, ...]) -> tuple[Join, ...]:
@@ -129,7 +129,7 @@ class _Assembly:
             return found or None
         return tuple((own[0] + start, own[0] + stop) for start, stop in found or ((0, own[1] - own[0]),))
 
-    def sums(self) -> tuple[Join, ...]:
+    def sums(self) -> tuple[Sum, ...]:
         return tuple(self._sum(position, *why) for position, why in sorted(self.blocks.refused.items()))
 
     def _branch_sites(self) -> dict[int, list[str]]:
@@ -173,7 +173,6 @@ class _Assembly:
             ends=tuple(dict.fromkeys(End(leaf.parameter, self._rows(leaf, rows[leaf] or ())) for leaf in leaves)),
             scales=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.scales))) if leaves else (),
             zeroed_biases=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.zeroed_biases))) if leaves else (),
-            exclusive=bool(leaves) and not shared,
             zeroable=bool(leaves) and not shared,
             reason=reason,
             step=flow.step(position),
@@ -196,24 +195,15 @@ class _Assembly:
         module = self.flow.module(position)
         return f"{module} ({operator})" if module else operator
 
-    def _sum(self, position: int, kind: str, reason: str) -> Join:
-        flow = self.flow
+    def _sum(self, position: int, kind: str, reason: str) -> Sum:
         fork = self.paths.dominator.get(position, ROOT)
-        return Join(
+        return Sum(
             name=self.names[position],
             kind=kind,
-            module=flow.module(position),
+            module=self.flow.module(position),
             fork=self._place(fork) if fork != ROOT else "",
-            shortcut=(),
-            branch=(),
-            ends=(),
-            scales=(),
-            zeroed_biases=(),
-            exclusive=False,
-            zeroable=False,
             reason=reason,
-            step=flow.step(position),
-            operand=-1,
+            step=self.flow.step(position),
         )
 
 

@@ -135,17 +135,16 @@ class Join:
     """A sum of data, and how its operands relate to the fork that they come from.
 
     `kind` is that of the shortcut: "identity" (nothing but moves), "resampled" (pooled, padded, sliced away),
-    "scaled" (a constant, a scale or a normalisation) or "projection" (a weight). For sums that are no residual
-    joins it says what they are: "parallel", "fusion", "gate", "elementwise". `shortcut` and `branch` name the
+    "scaled" (a constant, a scale or a normalisation) or "projection" (a weight). `shortcut` and `branch` name the
     parameters of the weight sites on either side; `ends` silence the branch, together with `zeroed_biases` (biases
     and shifts behind them, which must be zero too). `scales` are the scale parameters between an end and the
-    join. `exclusive`: the ends reach the outputs through this join alone. `zeroable`: the ends exist and are
-    exclusive. `step` and `operand` say where to look in a run: the sum is call number `step`, its shortcut is
-    that operand; `parent` is the join whose branch this one lies in. `end_steps` are the calls at which the ends act,
-    and `gain` the most that what stands behind them, but for the scales, multiplies by; None where the graph tells no
-    bound. `carries`: the inputs reach it although every branch is closed. `part`, for a sum written as a reduction over
-    values side by side: the axis of the operand, and the indices along it at which the shortcut lies. `fork_node`: the
-    node of the graph whose value the fork is.
+    join. `zeroable`: the ends exist and reach the outputs through this join alone; `reason` says why not. `step`
+    and `operand` say where to look in a run: the sum is call number `step`, its shortcut is that operand; `parent`
+    is the join whose branch this one lies in. `end_steps` are the calls at which the ends act, and `gain` the most
+    that what stands behind them, but for the scales, multiplies by; None where the graph tells no bound. `carries`:
+    the inputs reach it although every branch is closed. `part`, for a sum written as a reduction over values side
+    by side: the axis of the operand, and the indices along it at which the shortcut lies. `fork_node`: the node of
+    the graph whose value the fork is.
     """
 
     name: str
@@ -157,7 +156,6 @@ class Join:
     ends: tuple[End, ...]
     scales: tuple[str, ...]
     zeroed_biases: tuple[str, ...]
-    exclusive: bool
     zeroable: bool
     reason: str
     step: int
@@ -168,6 +166,27 @@ class Join:
     carries: bool = True
     part: tuple[int, tuple[int, ...]] | None = None
     fork_node: str = ""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the ends reach the outputs through this join alone, by which alone they make it zeroable."""
+        return self.zeroable
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of data that is no residual join: what it is instead, and the reason.
+
+    `kind` is "parallel", "fusion", "modulation", "index", "unused", "gate", "elementwise" or "difference"; `fork` is
+    the value that all its operands are made of, "" where there is none.
+    """
+
+    name: str
+    kind: str
+    module: str
+    fork: str
+    reason: str
+    step: int
 
 
 @dataclass(frozen=True)
@@ -347,7 +366,7 @@ class Structure:
     parameters: Mapping[str, ParameterInfo]
     sites: tuple[WeightUse, ...]
     joins: tuple[Join, ...]
-    sums: tuple[Join, ...]
+    sums: tuple[Sum, ...]
     roles: Mapping[str, Role]
     unknown: tuple[Unknown, ...]
     capture: Capture = field(repr=False, compare=False)

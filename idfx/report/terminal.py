@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from idfx.core.records import Certificate, Decision, Growth, Join, Plan, Report, Structure
+from idfx.core.records import Certificate, Decision, Growth, Join, Plan, Report, Structure, Sum
 from idfx.core.roles import Acts
 from idfx.planning.difference import Difference
 from idfx.planning.explain import Explanation
@@ -166,7 +166,7 @@ def _joins_table(joins: Sequence[Join]) -> Table:
     return _table(("join", "fork", "shortcut", "ends", ""), rows)
 
 
-def _sums_table(sums: Sequence[Join]) -> Table:
+def _sums_table(sums: Sequence[Sum]) -> Table:
     groups: dict[tuple[str, str], list[str]] = {}
     for item in sums:
         groups.setdefault((item.kind, item.reason), []).append(item.name)
