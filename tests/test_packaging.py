@@ -1,0 +1,61 @@
+"""What is installed: every file of the tree, dependencies with a lower bound each, an import that loads no torch."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The files in a folder and below it, without what Python caches, by their path."""
+    found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def test_a_wheel_holds_every_file_of_both_packages(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("idfx", "cli"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        source,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+        (entry_points,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
+        assert "idfx = idfx_cli.main:main" in archive.read(entry_points).decode()
+    packages = {"idfx": ROOT / "idfx", "idfx_cli": ROOT / "cli"}
+    assert held == {f"{name}/{path}": text for name, folder in packages.items() for path, text in files(folder).items()}
+
+
+def test_every_dependency_has_a_lower_bound_and_nothing_else() -> None:
+    extras = PROJECT["optional-dependencies"]
+    used = PROJECT["dependencies"] + extras["bench"] + extras["transformers"] + extras["lightning"]
+    assert [name for name in used if not re.fullmatch(r"[\w.-]+>=\d+(\.\d+)+", name)] == []
+
+
+def test_importing_idfx_warns_of_nothing_and_loads_no_torch() -> None:
+    code = "import sys, idfx; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
