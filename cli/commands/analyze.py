@@ -14,9 +14,15 @@ from ..session import Progress, build_and_read
 
 @click.command("analyze")
 @model_options
-@click.option("--dot", default=None, metavar="FILE", help="Also write a picture of the structure for graphviz.")
+@click.option("--dot", default=None, metavar="FILE", help="Also write a picture of weights and joins for graphviz.")
+@click.option(
+    "--graph",
+    default=None,
+    metavar="FILE",
+    help="Also write the data flow and all that is found in it: .graphml, .json or .dot.",
+)
 @output_options
-def command(dot: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def command(dot: str | None, graph: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show stems, residual branches, non-square layers and unknown operators.
 
     \b
@@ -25,8 +31,13 @@ def command(dot: str | None, as_json: bool, quiet: bool, **options: Any) -> None
     """
     from idfx.core.files import check_writable, write_text
 
-    if dot is not None:
-        check_writable(Path(dot))
+    if graph is not None:
+        from idfx.report.graph import writer
+
+        write_graph = writer(Path(graph))
+    for path in (dot, graph):
+        if path is not None:
+            check_writable(Path(path))
     with Progress(quiet).shown() as progress, limited(progress, options):
         _, structure = build_and_read(progress, **options)
     from idfx.report import json as json_report
@@ -36,4 +47,6 @@ def command(dot: str | None, as_json: bool, quiet: bool, **options: Any) -> None
         from idfx.report import dot as dot_report
 
         write_text(dot, dot_report.structure(structure))
+    if graph is not None:
+        write_text(graph, write_graph(structure.graph))
     click.echo(json_report.structure(structure) if as_json else terminal.structure(structure, options["spec"]))

@@ -40,7 +40,7 @@ def stacked(node: torch.fx.Node, shapes: Mapping[str, tuple[int, ...]]) -> Stack
         ...         return torch.cat((x, x.tanh())).view(2, 3).mean(0)
         >>> found = capture(Twice(), Example((torch.ones(3),)))
         >>> stacked(list(found.graph.nodes)[-2], found.shapes)
-        Stack(values=(input_0, tanh_default), axis=0, factor=0.5)
+        Stack(values=(x, tanh_default), axis=0, factor=0.5)
     """
     whole = node.args[0] if node.args else None
     if operator_name(node.target) not in _REDUCED or not isinstance(whole, torch.fx.Node) or whole.name not in shapes:

@@ -85,7 +85,7 @@ def _term(flow: Dataflow, position: int) -> dict[str, Plain]:
 
 
 def _parameters(structure: Structure, analysis: Analysis) -> Mapping[int, dict[str, str]]:
-    """The parameters that a term is or that meet the data there, by first name, each with its use."""
+    """The parameters that a term is or that meet data there, with their use; of weights and others, the weights."""
     flow = analysis.flow
     first = {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
     found: dict[int, dict[str, str]] = {}
@@ -95,6 +95,8 @@ def _parameters(structure: Structure, analysis: Analysis) -> Mapping[int, dict[s
     for uses in analysis.uses.uses.values():
         for use in uses:
             found.setdefault(use.term, {}).setdefault(first[use.parameter], str(use.how.value))
+    for position, sites in analysis.uses.at.items():
+        found[position] = {first[site.parameter]: found[position][first[site.parameter]] for site in sites}
     return found
 
 
