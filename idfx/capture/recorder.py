@@ -55,13 +55,16 @@ class Recorder:
     """Builds the graph call by call. A tensor is known by its place in memory, which two objects may share.
 
     Every tensor is held on to, so that no place is used twice. `values` has the real tensors of inputs and buffers
-    by name where the run has none: a forward may ask for a number that depends on these alone.
+    by name where the run has none: a forward may ask for a number that depends on these alone. `device` is the model's
+    own, which the graph has in place of the meta device.
     """
 
-    def __init__(self, path: ModulePath, values: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self, path: ModulePath, values: Mapping[str, torch.Tensor] | None = None, device: torch.device | None = None
+    ) -> None:
         self.graph = torch.fx.Graph()
         self.path = path
-        self._real = values
+        self._real, self._device = values, device
         self._order: dict[torch.fx.Node, int] = {}
         self._computed: dict[torch.fx.Node, Any] = {}
         self.constants: dict[str, torch.Tensor] = {}
@@ -219,6 +222,8 @@ class Recorder:
             return self._node(value)
         if type(value) in (list, tuple):
             return type(value)(self._nodes(item) for item in value)
+        if isinstance(value, torch.device) and value.type == "meta" and self._device is not None:
+            return self._device
         return value
 
     def _node(self, tensor: torch.Tensor) -> torch.fx.Node:

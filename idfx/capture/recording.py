@@ -70,7 +70,8 @@ def one_pass(model: nn.Module, example: Example, how: str, grad: bool = False) -
     args, kwargs = given.args, dict(given.kwargs)
     path = ModulePath(model)
     names = names_of_tensors(model, args, kwargs)
-    recorder = Recorder(path, _values(buffers, example, names) if how == "meta" else None)
+    device = next((tensor.device for tensor in (*parameters.values(), *buffers.values())), torch.device("cpu"))
+    recorder = Recorder(path, _values(buffers, example, names) if how == "meta" else None, device)
     for name, tensor in tensors.items():
         recorder.know(name, tensor, name in parameters)
     for name, tensor in zip(names, tensors_in((args, kwargs)), strict=True):

@@ -1,14 +1,25 @@
-"""What a model is wrapped in: the module that a user means."""
+"""What a model is given as: wrapped, compiled or exported; what the stages work on is the module that is meant."""
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 from torch import nn
 
 from idfx.core.errors import UsageError
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+def unwrap(model: Any) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel, torch.compile and torch.export.ExportedProgram.
+
+    The module of an exported program shares its parameters with it, so what is written into one is in the other.
+
+    Raises:
+        UsageError: anything else that is no module.
+    """
+    if is_exported(model):
+        return module_of(model)
     if not isinstance(model, nn.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
         raise UsageError(f"model: {kind} was given; expected a torch.nn.Module. Pass the model itself.")
@@ -20,3 +31,18 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.get_submodule("_orig_mod")
         else:
             return model
+
+
+def is_exported(model: object) -> bool:
+    """Return whether a model is a torch.export.ExportedProgram; loads nothing to find out."""
+    exported = sys.modules.get("torch.export.exported_program")
+    return exported is not None and isinstance(model, exported.ExportedProgram)
+
+
+def module_of(program: Any) -> nn.Module:
+    """Return the module of an exported program; releases of torch that check shapes inside of the graph leave it out."""
+    try:
+        module: nn.Module = program.module(check_guards=False)
+    except TypeError:  # before torch 2.9 there is nothing to leave out
+        module = program.module()
+    return module
