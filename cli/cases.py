@@ -113,7 +113,7 @@ def _initialise(model: nn.Module, structure: Structure, scheme: str, seed: int) 
     plan = make_plan(structure, name, seed, **given)
     apply_(model, plan)
     if plan.scalars:  # the model has other parameters now
-        structure = build_structure(capture(model, structure.capture.example))
+        structure = build_structure(capture(model, structure.capture.example, tracer=structure.capture.tracer))
     return structure, set(plan.decisions)
 
 

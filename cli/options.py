@@ -62,6 +62,7 @@ def _model_options(argument: Callable[[F], F]) -> Callable[[F], F]:
             "--role", "roles", multiple=True, metavar="PARAM=ROLE",
             help="What a parameter is, where you know better; a pattern (*) is allowed; repeatable.",
         ),
+        click.option("--tracer", default=None, metavar="record|export", help="How the graph is made."),
         click.option("--strict", is_flag=True, help="Fail if an operator is unknown."),
         click.option("--timeout", type=parse_seconds, metavar="SECONDS", help="Stop a model that takes longer."),
         click.option("--max-memory", type=parse_size, metavar="SIZE", help="Allocate no more, e.g. 4GiB (Linux)."),

@@ -94,7 +94,7 @@ def build_and_read(
         example = Example()
     check(model, example, spec, "shell")
     progress.step(f"capture {spec}")
-    captured = capture(built.model, example, before_real=lambda: built.pending.materialize(built.model))
+    captured = capture(built.model, example, lambda: built.pending.materialize(built.model), options["tracer"])
     progress.step(f"analyze {spec}")
     structure = override_roles(build_structure(captured), words)
     if structure.unknown:

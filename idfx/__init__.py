@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from idfx.planning.checkpoints import read_checkpoint
     from idfx.planning.difference import diff
     from idfx.planning.export import save
+    from idfx.planning.rewrite import rewrite
     from idfx.planning.scalars import fold_
 
 _HOMES = {
@@ -49,6 +50,7 @@ _HOMES = {
     "plan": "idfx.api",
     "read_checkpoint": "idfx.planning.checkpoints",
     "read_plan": "idfx.api",
+    "rewrite": "idfx.planning.rewrite",
     "save": "idfx.planning.export",
 }
 
@@ -75,6 +77,7 @@ __all__ = [
     "plan",
     "read_checkpoint",
     "read_plan",
+    "rewrite",
     "save",
 ]
 

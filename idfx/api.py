@@ -13,7 +13,7 @@ from torch import nn
 from idfx.analysis.analyze import analyze
 from idfx.analysis.structure import build_structure
 from idfx.capture.tracing import capture
-from idfx.capture.wrappers import unwrap
+from idfx.capture.wrappers import is_exported, unwrap
 from idfx.certification.certificate import certify
 from idfx.certification.expected_zero import claims
 from idfx.certification.function_preservation import growth
@@ -93,6 +93,7 @@ def init_(
     only: Sequence[str] = (),
     keep: Sequence[str] = (),
     set: Mapping[str, Word] | None = None,
+    tracer: str | None = None,
     **options: Any,
 ) -> Report:
     """Initialise a model in place and prove it: analyze, plan, apply_ and certify in one.
@@ -101,7 +102,7 @@ def init_(
     settings and random states are as before.
 
     Args:
-        model, example_inputs, example_kwargs, roles: as in `analyze`.
+        model, example_inputs, example_kwargs, roles, tracer: as in `analyze`.
         scheme, seed, only, keep, set, options: as in `plan`; "idinit" and 0 where nothing is given.
         certify: run the initialised model and compare every join with its shortcut.
         plan: apply this plan instead of making one; `only`, `keep` and `set` change it.
@@ -131,7 +132,8 @@ def init_(
             f"init_: {beside[0]} is given together with a plan; expected one of the two. The plan holds the scheme, "
             "its options, the seed and the roles: edit it, or leave it out."
         )
-    structure = analyze(model, example_inputs, example_kwargs, plan.roles if plan is not None else roles)
+    structure = analyze(model, example_inputs, example_kwargs, plan.roles if plan is not None else roles, tracer)
+    model = unwrap(model) if is_exported(model) else model
     made = plan if plan is not None else make_plan(structure, **asked)
     if source is not None:
         made, source = resume(made, structure, source, state_of(model), again=plan is not None)
@@ -151,7 +153,7 @@ def init_(
 def prove(model: nn.Module, structure: Structure, plan: Plan, checkpoint: Checkpoint | None = None) -> Certificate:
     """Return the certificate of a model to which a plan has been applied: it is held to what the plan claims."""
     if plan.scalars:  # the model has other parameters now
-        structure = build_structure(capture(model, structure.capture.example))
+        structure = build_structure(capture(model, structure.capture.example, tracer=structure.capture.tracer))
     claimed = claims(structure, plan, unwrap(model))
     found = certify(model, claimed.structure, eps=claimed.entries)
     if checkpoint is None:

@@ -13,13 +13,16 @@ from idfx.analysis.structure import build_structure
 from idfx.capture.inputs import check as check_inputs
 from idfx.capture.inputs import no_example, takes_nothing
 from idfx.capture.tracing import capture
-from idfx.capture.wrappers import unwrap
+from idfx.capture.wrappers import is_exported, unwrap
 from idfx.core.errors import UsageError
 from idfx.core.records import Example, Structure
 
 
 def _derived_example(model: nn.Module) -> Example:
     """The example that a model itself speaks of: timm's input size, Lightning's or transformers' own."""
+    if is_exported(model) and (own := getattr(model, "example_inputs", None)) is not None:
+        args, kwargs = own
+        return Example(tuple(args), dict(kwargs))
     model = unwrap(model)
     floating = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     device = floating[0].device if floating else torch.device("cpu")
@@ -54,17 +57,21 @@ def analyze(
     example_inputs: Sequence[Any] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     roles: Mapping[str, str] | None = None,
+    tracer: str | None = None,
 ) -> Structure:
     """Return the structure of a model: joins, weight sites, and the role of every parameter.
 
     The model is run once, as a rule on meta tensors, and is left exactly as it was.
 
     Args:
-        model: any module, in any mode, dtype and on any device, wrapped or not.
+        model: any module, in any mode, dtype and on any device, wrapped or not, a torch.fx.GraphModule among them; or a
+            torch.export.ExportedProgram, with its own example inputs.
         example_inputs: positional inputs of its forward; a single tensor stands for itself. Where the model names
             its own (timm's input size, `example_input_array`, `dummy_inputs`) they may be left out.
         example_kwargs: keyword inputs.
         roles: role by parameter name or pattern, for what you know better; "end" closes the block it stands in.
+        tracer: how the graph is made: "record" the operators of one forward pass, or take the graph of torch.export
+            ("export"). By default the first.
 
     Raises:
         UsageError: a role or a parameter that does not exist.
@@ -96,4 +103,4 @@ def analyze(
         given = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs or ())
         example = Example(given, dict(example_kwargs or {}))
     check_inputs(unwrap(model), example, type(unwrap(model)).__name__, "python")
-    return override_roles(build_structure(capture(model, example)), roles or {})
+    return override_roles(build_structure(capture(model, example, tracer=tracer)), roles or {})

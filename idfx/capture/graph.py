@@ -7,6 +7,7 @@ needs is a `NodeFacts` under `meta["idfx"]`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,13 @@ def attribute_name(name: str) -> str:
         >>> attribute_name("fc.weight"), attribute_name("graph.weight")
         ('fc.weight', 'model_graph.weight')
     """
-    return f"model_{name}" if hasattr(torch.fx.GraphModule, name.partition(".")[0]) else name
+    return f"model_{name}" if name.partition(".")[0] in _taken() else name
+
+
+@functools.cache
+def _taken() -> frozenset[str]:
+    """The attributes that every GraphModule has."""
+    return frozenset(dir(torch.fx.GraphModule({}, torch.fx.Graph())))
 
 
 def assemble(

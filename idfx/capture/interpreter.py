@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.fx
 
 Leaf = Callable[[torch.fx.Node], Any]
+OnCall = Callable[[Any, Sequence[Any], dict[str, Any]], Any]
 
 
 class GraphInterpreter(torch.fx.Interpreter):
@@ -44,6 +45,24 @@ class GraphInterpreter(torch.fx.Interpreter):
 
     def _placed(self, value: Any) -> Any:
         return self._device if isinstance(value, torch.device) and value.type == "meta" else value
+
+
+def apply(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Return what an operator gives."""
+    return func(*args, **kwargs)
+
+
+class WatchedInterpreter(GraphInterpreter):
+    """Hands each operator call over, as `idfx.capture.running.run` does of a forward; `getitem` is no operator."""
+
+    def __init__(self, graph: torch.fx.Graph, leaf: Leaf, device: torch.device, on_call: OnCall) -> None:
+        super().__init__(graph, leaf, device)
+        self._on_call = on_call
+
+    def call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not hasattr(node.target, "_schema"):
+            return super().call(node, args, kwargs)
+        return self._on_call(node.target, args, kwargs)
 
 
 def evaluate(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from idfx.capture.dispatch import OperatorCalls
 from idfx.capture.inputs import misfit
 from idfx.capture.isolation import KeptParameters, undisturbed
 from idfx.capture.module_path import ModulePath
@@ -29,13 +28,15 @@ def run(
     Raises:
         ForwardError: the model raised; the message names the module in whose forward it did.
     """
+    from idfx.capture.dispatch import OperatorCalls  # of which not every torch has what it needs
+
     kept = KeptParameters(model)
 
     def watched(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         kept.before(func, args, kwargs)
         return on_call(func, args, kwargs)
 
-    with undisturbed(model, grad), path.follow():
+    with undisturbed(model, grad), path.follow(model):
         try:
             with OperatorCalls(watched):
                 return torch.func.functional_call(model, tensors, tuple(args), kwargs)

@@ -15,7 +15,7 @@ import torch.fx
 from torch import nn
 
 from idfx.capture.graph import flat
-from idfx.capture.interpreter import GraphInterpreter
+from idfx.capture.interpreter import OnCall, WatchedInterpreter, apply
 from idfx.capture.nested import copies_of, map_example, tensors_in
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import CaptureError
@@ -119,12 +119,15 @@ def default_tracer() -> str:
     return "export"
 
 
-def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+def replay(
+    found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], on_call: OnCall = apply
+) -> list[Any]:
     """Return the output tensors that the captured graph computes on inputs of the example's form.
 
     Args:
         found: the capture of `model`.
         args, kwargs: inputs with the shapes of the example.
+        on_call: returns what an operator gives for its arguments.
 
     Raises:
         CaptureError: the graph holds a tensor whose values nobody knows.
@@ -149,7 +152,7 @@ def replay(found: Capture, model: nn.Module, args: Sequence[Any], kwargs: Mappin
         return named[name]
 
     with torch.no_grad():
-        return list(flat(GraphInterpreter(found.graph, leaf, device).run()))
+        return list(flat(WatchedInterpreter(found.graph, leaf, device, on_call).run()))
 
 
 def another(example: Example, whole: bool = True) -> Example | None:

@@ -24,13 +24,14 @@ def unwrap(model: Any) -> nn.Module:
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
         raise UsageError(f"model: {kind} was given; expected a torch.nn.Module. Pass the model itself.")
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    found: nn.Module = model
     while True:
-        if isinstance(model, wrappers):
-            model = model.module
-        elif "_orig_mod" in model._modules and type(model).__name__ == "OptimizedModule":
-            model = model.get_submodule("_orig_mod")
+        if isinstance(found, wrappers):
+            found = found.module
+        elif "_orig_mod" in found._modules and type(found).__name__ == "OptimizedModule":
+            found = found.get_submodule("_orig_mod")
         else:
-            return model
+            return found
 
 
 def is_exported(model: object) -> bool:
@@ -40,9 +41,10 @@ def is_exported(model: object) -> bool:
 
 
 def module_of(program: Any) -> nn.Module:
-    """Return the module of an exported program; releases of torch that check shapes inside of the graph leave it out."""
+    """Return the module of an exported program, without checks of shapes where torch can leave them out."""
     try:
-        module: nn.Module = program.module(check_guards=False)
+        module = program.module(check_guards=False)
     except TypeError:  # before torch 2.9 there is nothing to leave out
         module = program.module()
+    assert isinstance(module, nn.Module)
     return module

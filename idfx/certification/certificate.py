@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,13 +12,14 @@ from torch import nn
 
 from idfx.analysis.role_overrides import override_roles, with_scale_ends
 from idfx.analysis.structure import build_structure
+from idfx.capture.interpreter import OnCall
 from idfx.capture.module_path import ModulePath
 from idfx.capture.nested import map_example, tensors_in
 from idfx.capture.running import run
-from idfx.capture.tracing import another, record
+from idfx.capture.tracing import another, record, replay
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import CertificateError, ForwardError
-from idfx.core.records import Certificate, End, Example, Join, JoinCheck, Structure
+from idfx.core.records import Capture, Certificate, End, Example, Join, JoinCheck, Structure
 from idfx.fills.geometry import outputs_first
 from idfx.ops.semantics import operator_name
 
@@ -124,10 +125,11 @@ def _second(model: nn.Module, structure: Structure) -> tuple[list[torch.Tensor],
     return None
 
 
-def run_once(
-    model: nn.Module, example: Example, on_call: Callable[[Any, Sequence[Any], dict[str, Any]], Any], grad: bool
-) -> list[torch.Tensor]:
-    """Return the floating outputs of one run, on copies of buffers and inputs, with every operator call handed over."""
+def run_once(model: nn.Module, capture: Capture, example: Example, on_call: OnCall) -> list[torch.Tensor]:
+    """Return the floating outputs of one run, on copies of buffers and inputs, with every operator call handed over.
+
+    The model itself is run, but for a graph of torch.export, whose calls are not those of the model: it is run instead.
+    """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     copies: dict[int, torch.Tensor] = {}  # one of each buffer, whatever names it has
     buffers = {
@@ -135,7 +137,10 @@ def run_once(
         for name, buffer in model.named_buffers(remove_duplicate=False)
     }
     given = map_example(example, lambda tensor: tensor.detach().clone().to(device))
-    result = run(model, buffers, given.args, dict(given.kwargs), on_call, ModulePath(model), grad)
+    if capture.tracer == "export":
+        result: Any = replay(capture, model, given.args, given.kwargs, on_call)
+    else:
+        result = run(model, buffers, given.args, dict(given.kwargs), on_call, ModulePath(model), capture.grad)
     return [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
 
 
@@ -210,7 +215,7 @@ def _observed(
     calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
     names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
     observer = _Observer(watched, ends, names, strict)
-    outputs = run_once(model, example or capture.example, observer.on_call, capture.grad)
+    outputs = run_once(model, capture, example or capture.example, observer.on_call)
     if strict and observer.calls != capture.calls:
         raise _OtherPathError
     return outputs, observer

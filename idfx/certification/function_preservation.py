@@ -15,6 +15,7 @@ import torch
 import torch.fx
 from torch import nn
 
+from idfx.capture.interpreter import apply
 from idfx.capture.wrappers import unwrap
 from idfx.certification.certificate import read_again, run_once, shortcut_of
 from idfx.core.errors import CertificateError
@@ -90,10 +91,10 @@ def _compared(model: nn.Module, structure: Structure, joins: Mapping[int, Join])
     calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
     names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
     without = _Without(joins, names)
-    before = run_once(model, capture.example, without.on_call, capture.grad)
+    before = run_once(model, capture, capture.example, without.on_call)
     if without.calls != capture.calls:
         raise _OtherCallError
-    whole = run_once(model, capture.example, lambda func, args, kwargs: func(*args, **kwargs), capture.grad)
+    whole = run_once(model, capture, capture.example, apply)
     return _difference(whole, before)
 
 

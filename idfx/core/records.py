@@ -286,6 +286,11 @@ class Capture:
         return self._whole.how
 
     @property
+    def tracer(self) -> str:
+        """The name of the tracer that made the graph."""
+        return "export" if self.how == "export" else "record"
+
+    @property
     def grad(self) -> bool:
         """Whether gradients were on."""
         return self._whole.grad

@@ -80,6 +80,11 @@ class PreDispatchMode(_PreDispatchBase):  # type: ignore[misc]
         self._python_dispatcher.__exit__(*exception)
 
 
+def is_operator(target: object) -> bool:
+    """Return whether what a node of a graph calls is an operator of torch, and not a function of Python."""
+    return isinstance(target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator))
+
+
 def transforms_active() -> bool:
     """Return whether a transform of torch.func (vmap, grad) is running, inside of which operators are not seen."""
     return _interpreters() is not None

@@ -88,7 +88,7 @@ def on_first(
     """
     for example, source in batches:
         try:
-            whole = build_structure(capture(model, example))
+            whole = build_structure(capture(model, example, tracer=structure.capture.tracer))
         except (ForwardError, CaptureError):  # drawn numbers, or their number, make no sense to this model
             continue
         return BatchRun(described(example, source), whole, structure, seed, seconds)
