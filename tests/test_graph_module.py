@@ -240,9 +240,11 @@ def test_torch_export_s_refusal_is_told() -> None:
 def test_a_torch_without_the_private_interface_falls_back_to_export_and_says_so() -> None:
     """In a process of its own, in which what recording needs is not there."""
     program = (
-        "import sys, warnings, torch, torch._dispatch.python as p\n"
-        "del p.enable_python_dispatcher\n"
-        "import idfx\n"
+        "import warnings, torch, torch.fx.experimental.proxy_tensor, torch.utils._python_dispatch as private\n"
+        "taken = private._disable_current_modes\n"
+        "del private._disable_current_modes\n"
+        "import idfx, idfx.core.torch_private\n"
+        "private._disable_current_modes = taken  # torch.export is to work\n"
         "with warnings.catch_warnings(record=True) as said:\n"
         "    warnings.simplefilter('always')\n"
         "    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))\n"
