@@ -1020,35 +1020,57 @@ MALFORMED = {
     "twice": (lambda: _edit(lambda d: None)[:-1] + ', "seed": 1}', r"the entry 'seed' stands there twice"),
     "sizes": (
         lambda: _edit(lambda d: d["parameters"]["head.bias"].update(shape=["5"])),
-        r"parameter 'head.bias': shape \['5'\]; expected whole numbers",
+        r"plan: parameters → head.bias → shape → 0 is '5'; expected a whole number",
     ),
     "a misspelt word": (
         lambda: _edit(lambda d: d["parameters"]["head.bias"].update(argument={})),
-        r"parameter 'head.bias': unknown word 'argument' beside fill. Did you mean arguments",
+        r"head.bias: unknown key 'argument'; expected shape, fill, arguments, reason, evidence. Did you mean arguments",
     ),
     "no object": (lambda: "[]", r"plan version None; expected 1"),
     "version": (lambda: _edit(lambda d: d.update(idfx_plan=2)), r"plan version 2; expected 1"),
-    "no parameters": (lambda: _edit(lambda d: d.pop("parameters")), r"parameters is nothing; expected a dict"),
-    "seed": (lambda: _edit(lambda d: d.update(seed="0")), r"seed is '0'; expected a int"),
-    "entry": (lambda: _edit(lambda d: d["parameters"].update(x=1)), r"parameter 'x': 1; expected an object"),
+    "no parameters": (lambda: _edit(lambda d: d.pop("parameters")), r"plan: parameters is missing; expected a value"),
+    "seed": (lambda: _edit(lambda d: d.update(seed="0")), r"plan: seed is '0'; expected a whole number"),
+    "entry": (
+        lambda: _edit(lambda d: d["parameters"].update(x=1)),
+        r"parameters → x is 1; expected an object with exactly one of fill, keep and load",
+    ),
     "shape": (
         lambda: _edit(lambda d: d["parameters"]["head.bias"].pop("shape")),
-        r"parameter 'head.bias': shape is nothing; expected a list",
+        r"parameters → head.bias → shape is missing; expected a value",
     ),
     "neither": (
         lambda: _edit(lambda d: d["parameters"]["head.bias"].pop("fill")),
-        r"expected one of fill, keep and load",
+        r"head.bias is an object with shape, arguments, reason, evidence; expected an object with exactly one of",
     ),
     "both": (
         lambda: _edit(lambda d: d["parameters"]["head.bias"].update(keep="")),
-        r"'head.bias': fill, keep; expected one of",
+        r"head.bias is an object with shape, fill, .*keep; expected an object with exactly one of fill, keep and load",
     ),
-    "fill": (lambda: _edit(lambda d: d["parameters"]["head.bias"].update(fill=1)), r"fill is 1; expected a str"),
+    "fill": (
+        lambda: _edit(lambda d: d["parameters"]["head.bias"].update(fill=1)),
+        r"head.bias → fill is 1; expected text",
+    ),
     "arguments": (
         lambda: _edit(lambda d: d["parameters"]["head.bias"].update(arguments=[1])),
-        r"arguments \[1\]; expected an object",
+        r"head.bias → arguments is \[1\]; expected an object",
     ),
-    "notes": (lambda: _edit(lambda d: d.update(notes=3)), r"notes"),
+    "notes": (lambda: _edit(lambda d: d.update(notes=3)), r"plan: notes is 3; expected a list"),
+    "a note": (lambda: _edit(lambda d: d.update(notes=["a", 3])), r"plan: notes → 1 is 3; expected text"),
+    "a misspelt key": (lambda: _edit(lambda d: d.update(role={})), r"plan: unknown key 'role'; .*Did you mean roles"),
+    "a fill that is none": (
+        lambda: _edit(lambda d: d["parameters"]["head.bias"].update(fill="keep")),
+        r"head.bias → fill is 'keep'; expected a fill \(to keep it, write \"keep\"",
+    ),
+    "no ends": (
+        lambda: _edit(lambda d: d.update(scalars=[{"join": "a", "value": 0, "on": []}])),
+        r"scalars → 0 → on is \[\]; expected 1 or more entries",
+    ),
+    "half a range": (
+        lambda: _edit(
+            lambda d: d.update(scalars=[{"join": "a", "value": 0, "on": [{"parameter": "b", "rows": [[1]]}]}])
+        ),
+        r"scalars → 0 → on → 0 → rows → 0 is \[1\]; expected 2 or more entries",
+    ),
 }
 
 

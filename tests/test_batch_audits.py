@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import idfx
 from idfx.audits.metric import METRICS
+from idfx.report import json as report
 
 Run = Callable[[str], tuple[int, str, str]]
 
@@ -250,11 +252,33 @@ def spec(tmp_path: Path) -> str:
 
 
 def schema_holds(text: str) -> dict[str, object]:
-    from idfx.report.json import audit_schema
+    from idfx.report.schema import audit_schema
 
     found: dict[str, object] = json.loads(text)
-    jsonschema.validate(found, json.loads(audit_schema()))
+    jsonschema.validate(found, audit_schema())
     return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(verdict="good"),
+        lambda d: d.update(other=1),
+        lambda d: d.pop("seconds"),
+        lambda d: d["parameters"][0].pop("ratio"),
+        lambda d: d["parameters"][0].update(rms="0"),
+        lambda d: d["profile"][0].update(kind="place"),
+        lambda d: d["batch"]["shapes"].append(3),
+        lambda d: d["spectra"][0]["density"].append([1.0]),
+    ],
+)
+def test_the_schema_of_an_audit_refuses_what_is_none(change: Callable[[Any], object]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    text = report.audit(idfx.audit(model, (torch.randn(8, 4),)))
+    document = schema_holds(text)
+    change(document)
+    with pytest.raises(jsonschema.ValidationError):
+        schema_holds(json.dumps(document))
 
 
 def test_json_is_what_its_schema_says(run: Run, spec: str) -> None:

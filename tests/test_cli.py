@@ -209,7 +209,7 @@ for line in (["--help"], ["init", "--help"], ["--version"]):
         main(line)
     except SystemExit as error:
         assert not error.code
-heavy = {"torch", "timm", "torchvision", "numpy", "networkx", "rich", "safetensors", "transformers"}
+heavy = {"torch", "timm", "torchvision", "numpy", "networkx", "pydantic", "rich", "safetensors", "transformers"}
 sys.exit(", ".join(heavy & {*sys.modules}) or 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

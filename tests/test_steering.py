@@ -16,7 +16,8 @@ from torch import nn
 
 import idfx
 from idfx.core.errors import PlanError, UsageError
-from idfx.planning.file import SCHEMA, to_json
+from idfx.planning.file import from_json, to_json
+from idfx.planning.form import schema
 
 WIDTH = 6
 
@@ -250,9 +251,9 @@ def test_a_word_without_two_sides_is_one_line(run, word):
 
 
 def _schema() -> Any:
-    schema = json.loads(SCHEMA.read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
+    found = schema()
+    jsonschema.Draft202012Validator.check_schema(found)
+    return jsonschema.Draft202012Validator(found)
 
 
 @pytest.mark.parametrize("scheme", ["idinit", "rezero", "eoi", "zero-gamma"])
@@ -273,11 +274,14 @@ def test_plans_have_the_form_of_their_schema(scheme):
         lambda d: d["parameters"]["head.bias"].update(fill="keep"),
         lambda d: d["parameters"]["head.bias"].pop("shape"),
         lambda d: d["parameters"]["head.bias"].update(argument={}),
+        lambda d: d["parameters"]["head.bias"].update(arguments=[1]),
+        lambda d: d.update(roless={}),
+        lambda d: d.update(notes=[3]),
+        lambda d: d.update(scalars=[{"join": "a", "value": 0, "on": []}]),
+        lambda d: d.update(scalars=[{"join": "a", "value": 0, "on": [{"parameter": "b", "rows": [[1]]}]}]),
     ],
 )
 def test_what_the_schema_refuses_is_refused_here_too(change):
-    from idfx.planning.file import from_json
-
     document = json.loads(to_json(planned()))
     change(document)
     assert list(_schema().iter_errors(document))
@@ -285,9 +289,18 @@ def test_what_the_schema_refuses_is_refused_here_too(change):
         from_json(json.dumps(document))
 
 
+def test_fills_under_the_names_that_they_had_before_are_read():
+    document = json.loads(to_json(planned()))
+    old = {"mixed": "idic_idizc", "stepped": "piecewise_constant"}
+    for name, fill in zip(("stem.weight", "head.bias"), old, strict=True):
+        document["parameters"][name] |= {"fill": fill, "arguments": {"rows": [[0, 2]]}}
+    read = from_json(json.dumps(document)).decisions
+    assert [read[name].fill for name in ("stem.weight", "head.bias")] == [*old.values()]
+
+
 def test_the_schema_is_printed(run):
     code, out, _ = run("plan", "--schema")
-    assert code == 0 and json.loads(out) == json.loads(SCHEMA.read_text())
+    assert code == 0 and json.loads(out) == schema()
     assert "--schema" in run("plan", "--help")[1]
 
 
@@ -352,8 +365,6 @@ def test_one_pattern_stands_for_itself_and_a_plan_takes_no_options_beside():
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_and_nothing_is_written(change):
-    from idfx.planning.file import from_json
-
     document = json.loads(to_json(planned(scheme="skipinit")))
     change(document)
     net = Net()

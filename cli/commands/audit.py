@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from ..options import output_options, several_models_options
 from ..session import Progress
 
 if TYPE_CHECKING:
-    from idfx.core.findings import Audit
+    from idfx.core.findings import Audit, Severity
 
 
 @click.command("audit")
@@ -52,7 +53,7 @@ def command(
     also: str,
     html: str | None,
     github: bool,
-    fail_on: str,
+    fail_on: Severity,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -127,7 +128,7 @@ def _write_page(path: str, audits: list[tuple[str, Audit]], quiet: bool) -> None
 
 def _schema(context: click.Context, option: click.Parameter, asked: bool) -> None:
     if asked:
-        from idfx.report.json import audit_schema
+        from idfx.report.schema import audit_schema
 
-        click.echo(audit_schema())
+        click.echo(json.dumps(audit_schema(), indent=2))
         context.exit()

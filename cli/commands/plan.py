@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from ..session import Progress, build_and_read
 
 def _show_schema(ctx: click.Context, option: click.Parameter, value: bool) -> None:
     if value:
-        from idfx.planning.file import SCHEMA
+        from idfx.planning.form import schema
 
-        click.echo(SCHEMA.read_text(encoding="utf-8"), nl=False)
+        click.echo(json.dumps(schema(), indent=2))
         ctx.exit()
 
 

@@ -8,7 +8,7 @@ from idfx.audits.folding import Folding
 from idfx.audits.gradient_flow import starved
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
-from idfx.core.findings import Finding
+from idfx.core.findings import Finding, Severity
 
 _REMEDY = "Make one of the factors in this place other than zero; a zero opens only if what it multiplies is not zero."
 
@@ -72,7 +72,7 @@ def _by_buffers(subject: AuditContext) -> Iterator[Finding]:
         hungry = without - starved(flow, (), frozen, subject.first_name, terms) - frozen
         if hungry:
             message = f"a buffer of zeros multiplies data; {len(hungry)} trainable parameters get no gradient for it"
-            severity = "warning" if name in scaled else "error"
+            severity: Severity = "warning" if name in scaled else "error"
             yield subject.finding(severity, "dead", name, len(hungry), 0, message, _REMEDY)
 
 

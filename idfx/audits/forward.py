@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from idfx.audits.branches import is_closed
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
-from idfx.core.findings import ActivationStats, Finding, Measure
+from idfx.core.findings import ActivationStats, Finding, Measure, Severity
 from idfx.measuring.trend import Trend, trend
 
 GROWTH = 1e6
@@ -80,7 +80,13 @@ def stem(points: Sequence[ActivationStats]) -> list[ActivationStats]:
 
 
 def at(
-    subject: AuditContext, severity: str, point: ActivationStats, value: float, threshold: float, told: str, remedy: str
+    subject: AuditContext,
+    severity: Severity,
+    point: ActivationStats,
+    value: float,
+    threshold: float,
+    told: str,
+    remedy: str,
 ) -> Finding:
     """Return a finding of this metric at a place of the forward pass."""
     site = point.block or point.name or subject.structure.model
@@ -116,7 +122,7 @@ def _asleep(subject: AuditContext, point: ActivationStats) -> Iterator[Finding]:
     if share is None or share < MOSTLY:
         return
     chance = point.units < TOLD and point.mean == point.variance == 0  # as many coins, all tails
-    severity = "error" if share > ALL and not chance else "warning"
+    severity: Severity = "error" if share > ALL and not chance else "warning"
     bound = ALL if share > ALL else MOSTLY
     picks = "softmax" in point.operator or "attention" in point.operator
     what = "puts more than 0.99 on one entry for" if picks else "is flat (derivative below 0.01) for"
@@ -139,7 +145,7 @@ def _same(subject: AuditContext, points: Sequence[ActivationStats], difference: 
     where = f"; the first such place is {_named(lost)}" if lost is not None else ""
     told = f"two independent batches give the same outputs but for {difference:.2g} of their size{where}"
     closed = any(is_closed(subject, join) for join in subject.structure.joins)
-    severity = "info" if closed else "warning"
+    severity: Severity = "info" if closed else "warning"
     told += "; closed branches may be what lies between, as for a class token" if closed else ""
     if lost is None:
         yield Finding(severity, "forward", "", subject.structure.model, difference, DIFFERENT, told, _SAME)

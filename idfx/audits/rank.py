@@ -10,7 +10,7 @@ from torch import Tensor
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, AuditContext
-from idfx.core.findings import Finding, Measure
+from idfx.core.findings import Finding, Measure, Severity
 from idfx.core.roles import RoleName
 
 SMALLEST = 1e-6  # of the largest singular value
@@ -82,7 +82,7 @@ def _told(
     total = min(matrices.shape[1:]) * matrices.shape[0]
     share = lost / total
     if share > thresholds[0]:
-        severity = "error" if share >= thresholds[1] else "warning"
+        severity: Severity = "error" if share >= thresholds[1] else "warning"
         message = f"it loses {lost:,} of the {total:,} directions that were looked at"
         yield subject.finding(severity, "rank", name, share, thresholds[0], message, _REMEDY)
 

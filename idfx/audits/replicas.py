@@ -9,7 +9,7 @@ from torch import Tensor
 
 from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, AuditContext
-from idfx.core.findings import Finding
+from idfx.core.findings import Finding, Severity
 
 NARROW = 4  # columns below which rows of a half-precision matrix may be the same by chance
 DOMINANT = 0.9  # of a row's squared length: one entry that holds this much makes it a row of an identity
@@ -42,7 +42,7 @@ def replicas(subject: AuditContext) -> Iterator[Finding]:
         copies = copied_rows(matrices)
         if copies:
             total = matrices.shape[0] * rows
-            severity = "error" if copies / total >= 0.5 else "warning"
+            severity: Severity = "error" if copies / total >= 0.5 else "warning"
             message = f"{copies:,} of its {total:,} rows are exact copies of another one"
             yield subject.finding(severity, "replicas", info.name, copies / total, 0, message, _REMEDY)
 

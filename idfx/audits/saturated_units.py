@@ -13,7 +13,7 @@ from idfx.audits.metric import metric
 from idfx.audits.preactivation_range import Range, Reach
 from idfx.audits.resting import recurrent_ranges
 from idfx.audits.subject import AuditContext
-from idfx.core.findings import Finding
+from idfx.core.findings import Finding, Severity
 from idfx.ops.semantics import operator_name
 
 DEVIATIONS = 5.0
@@ -67,7 +67,7 @@ def saturated_units(subject: AuditContext) -> Iterator[Finding]:
 def _told(subject: AuditContext, found: Range, share: float, name: str) -> Finding:
     added = sorted(found.added, key=lambda pair: -pair[1])
     parameter = added[0][0] if added else found.weight
-    severity = "error" if share >= 0.5 else "warning"
+    severity: Severity = "error" if share >= 0.5 else "warning"
     message = f"{share:.0%} of the units of the {name} that it acts on are flat for every input of usual size"
     return subject.finding(severity, "saturated_units", parameter, share, 0, message, _REMEDY)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from idfx.audits.likeness import made_from
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext, gain
-from idfx.core.findings import Finding
+from idfx.core.findings import Finding, Severity
 from idfx.core.records import ParameterInfo, Role
 from idfx.schemes.scheme import fans
 
@@ -84,9 +84,14 @@ def _spread(tensor: Tensor) -> float:
     return float(tensor.double().std(correction=0))
 
 
-def _far(rms: float) -> tuple[str, float]:
-    """The severity of a size that nothing divides by, "" for none, and what it is held to."""
-    return ("error", FAR) if rms > FAR else ("warning", FAR / 10) if rms > FAR / 10 else ("", 0)
+def _far(rms: float) -> tuple[Severity | None, float]:
+    """The severity of a size that nothing divides by, None if it is none, and what it is held to."""
+    return ("error", FAR) if rms > FAR else ("warning", FAR / 10) if rms > FAR / 10 else (None, 0)
+
+
+def _large(size: float) -> tuple[Severity, float]:
+    """The severity of a size that is too large, and what it is held to."""
+    return ("error", TOO_LARGE) if size > TOO_LARGE else ("warning", LARGE)
 
 
 def _weight(subject: AuditContext, info: ParameterInfo, role: Role) -> Iterator[Finding]:
@@ -95,11 +100,10 @@ def _weight(subject: AuditContext, info: ParameterInfo, role: Role) -> Iterator[
     told = f"its root mean square {subject.rms(info.name):.3g} is {ratio:.3g} times {asked}"
     other = _fan_out(subject, info, role)
     if other:
-        severity = "warning" if ratio > LARGE else "info"
         message = f"{told}; it is {other}"
-        yield subject.finding(severity, "scale", info.name, ratio, LARGE, message, _FAN)
+        yield subject.finding("warning" if ratio > LARGE else "info", "scale", info.name, ratio, LARGE, message, _FAN)
     elif ratio > LARGE:
-        severity, bound = ("error", TOO_LARGE) if ratio > TOO_LARGE else ("warning", LARGE)
+        severity, bound = _large(ratio)
         yield subject.finding(severity, "scale", info.name, ratio, bound, told, _TOO_LARGE)
     elif 0 < ratio < TOO_SMALL and not closing and "gating" not in role.traits and not subject.biased(info.name):
         yield subject.finding("error", "scale", info.name, ratio, TOO_SMALL, told, _SMALL)
@@ -120,7 +124,7 @@ def _norm(subject: AuditContext, name: str, rms: float) -> Iterator[Finding]:
     """What is to be said of the scale of a normalisation."""
     told, closing = f"a norm scale of root mean square {rms:.3g}", name in subject.closing
     if rms > LARGE:
-        severity, bound = ("error", TOO_LARGE) if rms > TOO_LARGE else ("warning", LARGE)
+        severity, bound = _large(rms)
         yield subject.finding(severity, "scale", name, rms, bound, told, _CUT)
     elif 0 < rms < TOO_SMALL and not closing:
         yield subject.finding("error", "scale", name, rms, TOO_SMALL, told, _CUT)

@@ -11,7 +11,7 @@ from torch import Tensor
 from idfx.audits.folding import Folding
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
-from idfx.core.findings import Finding
+from idfx.core.findings import Finding, Severity
 from idfx.ops.semantics import operator_name
 
 FAR = 1e3
@@ -57,6 +57,6 @@ def _judged(subject: AuditContext, names: list[str], mean: Tensor, variance: Ten
     )
     for name, found, what, always in checks:
         if count := int(torch.as_tensor(found).sum()):
-            severity = "error" if always or 2 * count >= variance.numel() else "warning"
+            severity: Severity = "error" if always or 2 * count >= variance.numel() else "warning"
             message = f"{count:,} of its {variance.numel():,} channels have {what}"
             yield subject.finding(severity, "statistics", name, count, 0, message, _REMEDY)

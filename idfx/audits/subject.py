@@ -14,7 +14,7 @@ from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.graph import before
 from idfx.analysis.queries import StructureQueries
 from idfx.core.errors import AuditError
-from idfx.core.findings import Finding, Observation
+from idfx.core.findings import Finding, Observation, Severity
 from idfx.core.records import End, Layout, ParameterInfo, Role, Structure
 from idfx.fills.geometry import outputs_first
 from idfx.measuring.jacobian import Linearisation
@@ -221,7 +221,7 @@ class AuditContext:
         return role.sites[0] if role is not None and role.sites else name.rpartition(".")[0] or self.structure.model
 
     def finding(
-        self, severity: str, metric: str, name: str, value: float, threshold: float, message: str, remedy: str
+        self, severity: Severity, metric: str, name: str, value: float, threshold: float, message: str, remedy: str
     ) -> Finding:  # fmt: skip
         """Return a finding at a parameter or buffer."""
         return Finding(severity, metric, name, self.place(name), float(value), float(threshold), message, remedy)

@@ -56,7 +56,7 @@ class Study:
         return {
             "suite": self.suite.name,
             "about": self.suite.about,
-            "models": {name: dataclasses.asdict(model) for name, model in self.suite.models.items()},
+            "models": {name: model.model_dump() for name, model in self.suite.models.items()},
             "schemes": list(self.suite.schemes),
             "seeds": self.suite.seeds,
             "selection_seeds": len(self.selection),

@@ -8,8 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-SEVERITIES = ("info", "warning", "error")
+Severity = Literal["info", "warning", "error"]
+PointKind = Literal["weight", "activation", "join"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Finding:
     in.
     """
 
-    severity: str
+    severity: Severity
     metric: str
     parameter: str
     site: str
@@ -59,7 +62,7 @@ class ActivationStats:
     """
 
     name: str
-    kind: str
+    kind: PointKind
     operator: str
     parameter: str
     block: str | None
@@ -247,11 +250,11 @@ class Audit:
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Severity | Literal["clean"]:
         """The worst severity found, "clean" where there are no findings."""
         return self.findings[0].severity if self.findings else "clean"
 
-    def at_least(self, severity: str) -> tuple[Finding, ...]:
+    def at_least(self, severity: Severity) -> tuple[Finding, ...]:
         """Return the findings of a severity, "info", "warning" or "error", and those above it."""
         least = SEVERITIES.index(severity)
         return tuple(found for found in self.findings if SEVERITIES.index(found.severity) >= least)

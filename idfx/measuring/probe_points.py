@@ -9,6 +9,7 @@ import torch
 
 from idfx.analysis.dataflow import Dataflow, DataflowNode
 from idfx.analysis.queries import StructureQueries
+from idfx.core.findings import PointKind
 from idfx.core.records import Structure
 from idfx.ops.semantics import operator_name
 
@@ -24,7 +25,7 @@ class Place:
     """
 
     name: str
-    kind: str
+    kind: PointKind
     operator: str
     parameter: str
     block: str | None

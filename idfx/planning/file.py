@@ -1,24 +1,24 @@
 """Plan ⇄ JSON text: one entry per parameter, to be read, compared and edited by hand.
 
-`plan.schema.json` beside this file describes the form; here it is read with errors that name the entry.
+`form.py` describes it; here it is written, read and made a plan.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from idfx.core.errors import PlanError
 from idfx.core.records import Decision, End, Plan, Scalar
-from idfx.core.registry import did_you_mean
 from idfx.core.version import __version__
 
+if TYPE_CHECKING:
+    from idfx.planning.form import Filled, LearnedScalar
+
 FORMAT = 1
-SCHEMA = Path(__file__).with_name("plan.schema.json")
-_ENTRY = ("fill", "keep", "load")
+_RENAMED = {"mixed": "idic_idizc", "stepped": "piecewise_constant"}  # fills in plans from before 0.2
 
 
 def to_json(plan: Plan) -> str:
@@ -53,6 +53,11 @@ def _entry(plan: Plan, name: str) -> dict[str, Any]:
     return {**filled, "reason": decision.reason, "evidence": decision.evidence}
 
 
+def _scalar_entry(scalar: Scalar) -> dict[str, Any]:
+    on = [{"parameter": end.parameter, **({"rows": end.rows} if end.rows else {})} for end in scalar.on]
+    return {"join": scalar.join, "value": scalar.value, "on": on}
+
+
 def from_json(text: str, subject: str = "plan") -> Plan:
     """Return the plan that a JSON text holds.
 
@@ -64,32 +69,33 @@ def from_json(text: str, subject: str = "plan") -> Plan:
         PlanError: no JSON, another version, or an entry that is malformed; the message names it.
     """
     document = _document(text, subject)
-    _require(subject, document, {"parameters": dict, "seed": int, "options": dict, "scheme": str, "model": str})
-    optional: dict[str, Any] = {"notes": [], "roles": {}, "scalars": []}
-    _require(subject, {**optional, **document}, {"notes": list, "roles": dict, "scalars": list})
-    shapes: dict[str, tuple[int, ...]] = {}
-    found: dict[str, dict[str, Any]] = {"fill": {}, "keep": {}, "load": {}}
-    for name, entry in document["parameters"].items():
-        where = f"{subject}: parameter {name!r}"
-        if not isinstance(entry, dict):
-            raise PlanError(f"{where}: {entry!r}; expected an object. Give it a shape and a fill, keep or load.")
-        shapes[name] = _shape(where, entry)
-        kind, value = _read_entry(where, name, entry)
-        found[kind][name] = value
-    scalars = enumerate(document.get("scalars", ()))
+    from idfx.core.forms import read
+    from idfx.planning.form import Filled, Kept, Loaded, PlanFile
+
+    found = read(PlanFile, document, subject, PlanError)
+    entries = found.parameters.items()
     return Plan(
-        model=document["model"],
-        scheme=document["scheme"],
-        seed=document["seed"],
-        options=document["options"],
-        shapes=shapes,
-        decisions=found["fill"],
-        kept=found["keep"],
-        notes=tuple(str(note) for note in document.get("notes", ())),
-        roles={str(name): str(role) for name, role in document.get("roles", {}).items()},
-        scalars=tuple(_scalar(f"{subject}: scalar {number}", entry) for number, entry in scalars),
-        loaded=found["load"],
+        model=found.model,
+        scheme=found.scheme,
+        seed=found.seed,
+        options=found.options,
+        shapes={name: tuple(entry.shape) for name, entry in entries},
+        decisions={name: _decision(name, entry) for name, entry in entries if isinstance(entry, Filled)},
+        kept={name: entry.keep for name, entry in entries if isinstance(entry, Kept)},
+        notes=tuple(found.notes),
+        roles=found.roles,
+        scalars=tuple(_scalar(entry) for entry in found.scalars),
+        loaded={name: entry.load for name, entry in entries if isinstance(entry, Loaded)},
     )
+
+
+def _decision(name: str, entry: Filled) -> Decision:
+    return Decision(name, _RENAMED.get(entry.fill, entry.fill), entry.arguments, entry.reason, entry.evidence)
+
+
+def _scalar(entry: LearnedScalar) -> Scalar:
+    ends = (End(end.parameter, tuple((start, stop) for start, stop in end.rows or ()) or None) for end in entry.on)
+    return Scalar(entry.join, entry.value, tuple(ends))
 
 
 def _document(text: str, subject: str) -> dict[str, Any]:
@@ -128,74 +134,3 @@ def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield from _numbers(item, f"{path} → {key}" if path else str(key))
-
-
-def _shape(where: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
-    _require(where, entry, {"shape": list})
-    shape = entry["shape"]
-    if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in shape):
-        raise PlanError(f"{where}: shape {shape!r}; expected whole numbers from 0. Write the parameter's own shape.")
-    return tuple(shape)
-
-
-def _read_entry(where: str, name: str, entry: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return whether a parameter is filled, kept or loaded, and how."""
-    kinds = [kind for kind in _ENTRY if kind in entry]
-    if len(kinds) != 1:
-        found = ", ".join(kinds) or f"only {', '.join(entry)}"
-        near = "" if kinds else did_you_mean(next((key for key in entry if key != "shape"), ""), _ENTRY)
-        raise PlanError(f"{where}: {found}; expected one of fill, keep and load.{near} Write exactly one of them.")
-    known = {"fill": ("arguments", "reason", "evidence")}.get(kinds[0], ())
-    for key in entry:
-        if key not in ("shape", *kinds, *known):
-            near = did_you_mean(key, ("shape", *kinds, *known))
-            raise PlanError(f"{where}: unknown word {key!r} beside {kinds[0]}.{near} Correct it or leave it out.")
-    _require(where, entry, {kinds[0]: str})
-    if kinds[0] != "fill":
-        return kinds[0], entry[kinds[0]]
-    if entry["fill"] == "keep":
-        raise PlanError(
-            f'{where}: fill "keep"; expected a fill. To keep it write "keep": "your reason" instead of fill.'
-        )
-    arguments = entry.get("arguments", {})
-    if not isinstance(arguments, dict):
-        raise PlanError(f"{where}: arguments {arguments!r}; expected an object. Write {{}} for none.")
-    reason, evidence = str(entry.get("reason", "by hand")), str(entry.get("evidence", ""))
-    return "fill", Decision(name, entry["fill"], arguments, reason, evidence)
-
-
-def _scalar_entry(scalar: Scalar) -> dict[str, Any]:
-    on = [{"parameter": end.parameter, **({"rows": end.rows} if end.rows else {})} for end in scalar.on]
-    return {"join": scalar.join, "value": scalar.value, "on": on}
-
-
-def _scalar(where: str, entry: Any) -> Scalar:
-    """Read a learned scalar of a plan."""
-    if not isinstance(entry, dict):
-        raise PlanError(f"{where}: {entry!r}; expected an object. Give it a join, a value and on.")
-    value = entry.get("value")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PlanError(f"{where}: value is {value!r}; expected a number. Write 0.0.")
-    _require(where, entry, {"join": str, "on": list})
-    ends = []
-    for end in entry["on"]:
-        if not isinstance(end, dict) or not isinstance(end.get("parameter"), str):
-            raise PlanError(f"{where}: on holds {end!r}; expected objects with a parameter. Correct the entry.")
-        rows = end.get("rows")
-        pairs = isinstance(rows, list) and all(
-            isinstance(span, list) and len(span) == 2 and all(isinstance(edge, int) for edge in span) for span in rows
-        )
-        if rows is not None and not pairs:
-            raise PlanError(f"{where}: rows {rows!r}; expected [[start, stop], ...]. Correct them or leave them out.")
-        ends.append(End(end["parameter"], tuple((span[0], span[1]) for span in rows) if rows else None))
-    if not ends:
-        raise PlanError(f"{where}: on is empty; expected what the scalar multiplies. Name a parameter.")
-    return Scalar(entry["join"], float(value), tuple(ends))
-
-
-def _require(where: str, entry: Mapping[str, Any], fields: Mapping[str, type]) -> None:
-    for name, kind in fields.items():
-        if not isinstance(entry.get(name), kind) or isinstance(entry.get(name), bool):
-            found = repr(entry[name]) if name in entry else "nothing"
-            near = "" if name in entry else did_you_mean(name, entry)
-            raise PlanError(f"{where}: {name} is {found}; expected a {kind.__name__}.{near} Correct the entry.")

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from idfx.core.findings import Audit
@@ -87,18 +86,13 @@ def explanation(found: Explanation) -> str:
 
 
 def audit(found: Audit) -> str:
-    """Return an audit as JSON, as `audit.schema.json` describes it."""
+    """Return an audit as JSON, as `idfx audit --schema` describes it."""
     return _text(_audit(found))
 
 
 def audits(found: Sequence[tuple[str, Audit]]) -> str:
     """Return several audits as JSON, each with its label."""
     return _text({"audits": [{"label": label, **_audit(one)} for label, one in found]})
-
-
-def audit_schema() -> str:
-    """Return the JSON Schema of what `audit` and `audits` return."""
-    return (resources.files("idfx.report") / "audit.schema.json").read_text(encoding="utf-8").rstrip()
 
 
 def _audit(found: Audit) -> dict[str, Any]:

@@ -138,9 +138,7 @@ def _said(suite: Suite, options: Mapping[str, Any], old: Mapping[str, Any] | Non
     given = {"lr": options["lr_grid"], "weight_decay": options["wd_grid"], "epochs": options["epochs"]}
     changed = {key: value for key, value in given.items() if value is not None}
     if changed:
-        models = {
-            name: settings({**dataclasses.asdict(model), **changed}, f"model {name}") for name, model in models.items()
-        }
+        models = {name: settings({**model.model_dump(), **changed}, f"model {name}") for name, model in models.items()}
     schemes = tuple(dict.fromkeys(split_calls(options["schemes"]))) if options["schemes"] is not None else suite.schemes
     if not schemes or "" in schemes:
         raise UsageError(f"--schemes {options['schemes']!r}: expected names with commas between. Write kaiming,idinit.")

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from idfx.core.errors import UsageError
+from idfx.core.forms import Form, Number, Text, Whole, read
 from idfx.core.registry import did_you_mean
 
-OPTIMISERS = ("sgd", "adam", "adamw")
 SCHEMES = (
     *("default", "kaiming", "xavier", "orthogonal", "zero-gamma"),
     *("fixup", "skipinit", "rezero", "zero", "idinit", "idfx"),
 )
 
 
-@dataclass(frozen=True)
-class Settings:
+def _listed(value: Any) -> Any:
+    """A number stands for a list of one."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _different(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    if len({*numbers}) < len(numbers):
+        raise PydanticCustomError("twice", "different numbers")
+    return numbers
+
+
+Count = Annotated[Whole, Field(ge=1)]
+Share = Annotated[Number, Field(gt=0, lt=1)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Rates = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_listed), AfterValidator(_different)]
+Decays = Annotated[tuple[NotNegative, ...], Field(min_length=1), BeforeValidator(_listed), AfterValidator(_different)]
+
+
+class Settings(Form):
     """How one model of a suite is trained; the same for every scheme.
 
     `lr` × `weight_decay` is the grid. `warmup`: epochs over which the rate rises; then it falls as a cosine to 0.
@@ -29,22 +48,33 @@ class Settings:
     training samples that is held out, where the data has no validation part of its own.
     """
 
-    build: str
-    data: str
-    epochs: int = 15
-    batch: int = 64
-    optimiser: str = "sgd"
-    lr: tuple[float, ...] = (0.1,)
-    weight_decay: tuple[float, ...] = (0.0,)
-    momentum: float = 0.9
-    warmup: float = 0.0
-    clip: float = 0.0
-    validation: float = 0.15
+    build: Text
+    data: Text
+    epochs: Count = 15
+    batch: Count = 64
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Rates = (0.1,)
+    weight_decay: Decays = (0.0,)
+    momentum: NotNegative = 0.9
+    warmup: NotNegative = 0.0
+    clip: NotNegative = 0.0
+    validation: Share = 0.15
 
     @property
     def grid(self) -> list[tuple[float, float]]:
         """The pairs of learning rate and weight decay."""
         return [(lr, decay) for lr in self.lr for decay in self.weight_decay]
+
+
+class SuiteFile(Form):
+    """A TOML file of models; what else stands in it holds for every model that does not say otherwise."""
+
+    model_config = ConfigDict(extra="allow")
+
+    about: Text = ""
+    schemes: list[Text] = Field([*SCHEMES], min_length=1)
+    seeds: Count = 5
+    models: dict[str, dict[str, Any]] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -97,18 +127,10 @@ def read_suite(name: str) -> Suite:
 
 def _suite(name: str, given: dict[str, Any]) -> Suite:
     where = f"suite {name}"
-    tables = given.pop("models", None)
-    if not isinstance(tables, dict) or not tables or not all(isinstance(table, dict) for table in tables.values()):
-        raise UsageError(f"{where}: no models; expected [models.NAME] with build = ... . Write one.")
-    about = given.pop("about", "")
-    schemes = given.pop("schemes", list(SCHEMES))
-    seeds = given.pop("seeds", 5)
-    if not isinstance(seeds, int) or seeds < 1:
-        raise UsageError(f"{where}: seeds {seeds!r}; expected a number of seeds from 1. Write 5.")
-    if not isinstance(schemes, list) or not all(isinstance(scheme, str) for scheme in schemes):
-        raise UsageError(f"{where}: schemes {schemes!r}; expected a list of names. See `idfx list schemes`.")
-    models = {key: settings({**given, **table}, f"{where}, model {key}") for key, table in tables.items()}
-    return Suite(name, str(about), models, tuple(schemes), seeds)
+    file = read(SuiteFile, given, where)
+    shared = file.model_extra or {}
+    models = {key: settings({**shared, **table}, f"{where}: models → {key}") for key, table in file.models.items()}
+    return Suite(name, file.about, models, tuple(file.schemes), file.seeds)
 
 
 def settings(given: Mapping[str, Any], where: str) -> Settings:
@@ -125,37 +147,4 @@ def settings(given: Mapping[str, Any], where: str) -> Settings:
         >>> settings({"build": "mlp", "data": "digits", "lr": [0.1, 0.01]}, "here").grid
         [(0.1, 0.0), (0.01, 0.0)]
     """
-    fields = {field.name: field for field in dataclasses.fields(Settings)}
-    values: dict[str, Any] = {}
-    for key, value in given.items():
-        if key not in fields:
-            raise UsageError(
-                f"{where}: unknown setting {key!r}; expected {', '.join(fields)}.{did_you_mean(key, fields)}"
-            )
-        values[key] = _read(key, value, str(fields[key].type), where)
-    for key in ("build", "data"):
-        if key not in values:
-            raise UsageError(f'{where}: no {key}; expected one. Write {key} = "...".')
-    made = Settings(**values)
-    if made.optimiser not in OPTIMISERS:
-        raise UsageError(f"{where}: optimiser {made.optimiser!r}; expected {', '.join(OPTIMISERS)}. Write one of them.")
-    if made.epochs < 1 or made.batch < 1 or not 0 < made.validation < 1:
-        raise UsageError(f"{where}: epochs and batch are from 1, validation is between 0 and 1. Correct them.")
-    return made
-
-
-def _read(key: str, value: Any, kind: str, where: str) -> Any:
-    """Return a setting as the type of its field says."""
-    if kind.startswith("tuple"):
-        listed = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        numbers = tuple(_read(key, entry, "float", where) for entry in listed)
-        least = 0.0 if key == "weight_decay" else 5e-324
-        if not numbers or min(numbers) < least or len({*numbers}) < len(numbers):
-            raise UsageError(f"{where}: {key} {value!r}; expected different numbers above 0. Write [0.1, 0.01], say.")
-        return numbers
-    good = isinstance(value, str) if kind == "str" else isinstance(value, int) and not isinstance(value, bool)
-    if kind == "float":
-        good = (good or isinstance(value, float)) and 0 <= value < math.inf
-    if not good:
-        raise UsageError(f"{where}: {key} {value!r}; expected {kind}. Correct it.")
-    return float(value) if kind == "float" else value
+    return read(Settings, given, where)
