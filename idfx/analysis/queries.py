@@ -59,17 +59,12 @@ class StructureQueries:
         return self._layers.get(join.name, 0)
 
     @functools.cached_property
-    def _canonical(self) -> Mapping[str, str]:
-        infos = self.structure.parameters.values()
-        return {alias: info.name for info in infos for alias in (info.name, *info.aliases)}
-
-    @functools.cached_property
     def _around(self) -> Mapping[str, Join]:
         found: dict[str, Join] = {}
         for join in self.structure.joins:  # inner ones come first
             ends = (end.parameter for end in join.ends)
             for name in (*join.branch, *ends, *join.scales, *join.zeroed_biases):
-                found.setdefault(self._canonical[name], join)
+                found.setdefault(self.structure.first_names[name], join)
         return found
 
     @functools.cached_property
@@ -119,7 +114,7 @@ class StructureQueries:
 
     def _parameters(self, steps: Iterable[int]) -> tuple[str, ...]:
         sites = (site for step in steps for site in self._sites.get(step, ()))
-        return tuple(dict.fromkeys(self._canonical[site.parameter] for site in sites))
+        return tuple(dict.fromkeys(self.structure.first_names[site.parameter] for site in sites))
 
     @functools.cached_property
     def flow(self) -> Dataflow:
@@ -174,7 +169,7 @@ class StructureQueries:
                     for own in uses.at.get(site, ()):
                         first, _ = uses.rows(own.parameter, site) or (0, 0)  # where the site's part of the weight lies
                         found_rows = None if arriving is None else tuple((a + first, b + first) for a, b in arriving)
-                        rows[part, self._canonical[own.parameter]] = found_rows
+                        rows[part, self.structure.first_names[own.parameter]] = found_rows
             weights.append(
                 AttentionWeights(
                     name=attention.where,

@@ -143,8 +143,7 @@ def _join(join: Join, claimed: list[str], named: Mapping[str, RoleName]) -> Join
 
 def _demoted(structure: Structure, joins: tuple[Join, ...], named: Mapping[str, RoleName]) -> Iterable[str]:
     """The parameters that were ends and are none any more, without having been given a role."""
-    canonical = {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
-    ends = {canonical[end.parameter] for join in joins if join.zeroable for end in join.ends}
+    ends = {structure.first_names[end.parameter] for join in joins if join.zeroable for end in join.ends}
     for name, role in structure.roles.items():
         if role.name.ends_branch and name not in ends and name not in named:
             yield name

@@ -21,7 +21,7 @@ from idfx.analysis.sites import ParameterUses, find_sites
 from idfx.analysis.stacks import stacked
 from idfx.analysis.uses import Use
 from idfx.analysis.zero_sets import ZeroedParameter, flatten
-from idfx.core.records import Capture, End, Join, Structure, Sum, not_writable_reason
+from idfx.core.records import Capture, End, Join, Structure, Sum, first_names, not_writable_reason
 from idfx.ops.kinds import Length
 from idfx.ops.semantics import operator_name
 
@@ -52,9 +52,7 @@ class _Assembly:
     def __init__(self, flow: Dataflow, paths: Paths, blocks: Blocks, sites: ParameterUses) -> None:
         self.flow, self.paths, self.blocks, self.sites = flow, paths, blocks, sites
         self.names = _names(flow, sorted((*blocks.sides, *blocks.refused)))
-        self._canonical = {
-            alias: info.name for info in flow.capture.info.values() for alias in (info.name, *info.aliases)
-        }
+        self._first_names = first_names(flow.capture.info)
         self._branches = self._branch_sites()
         self._shortcuts: dict[int, list[str]] = {}
         for term, join in blocks.shortcut.items():
@@ -100,7 +98,7 @@ class _Assembly:
     ) -> str:
         """Why a parameter cannot be zeroed although it ends a branch, if so."""
         capture = self.flow.capture
-        name = self._canonical.get(leaf.parameter, leaf.parameter)
+        name = self._first_names.get(leaf.parameter, leaf.parameter)
         info = capture.info[name]
         if not_writable_reason(info):
             return f"its end {name} cannot be written: {not_writable_reason(info)}"

@@ -87,7 +87,7 @@ def _term(flow: Dataflow, position: int) -> dict[str, Plain]:
 def _parameters(structure: Structure, analysis: Analysis) -> Mapping[int, dict[str, str]]:
     """The parameters that a term is or that meet data there, with their use; of weights and others, the weights."""
     flow = analysis.flow
-    first = {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
+    first = structure.first_names
     found: dict[int, dict[str, str]] = {}
     for position, term in enumerate(flow.terms):
         if term.kind is Kind.PARAMETER:
@@ -132,9 +132,8 @@ def _ends(structure: Structure, analysis: Analysis) -> Mapping[int, list[int]]:
 
 def _ending(structure: Structure, analysis: Analysis, position: int, join: Join) -> Iterator[int]:
     """The terms at which the ends of a join act: those that were found, or all in the branch if --role named them."""
-    infos = {alias: info for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
     for end in join.ends if join.zeroable else ():
-        info = infos[end.parameter]
+        info = structure.parameters[structure.first_names[end.parameter]]
         for use in (use for alias in (info.name, *info.aliases) for use in analysis.uses.uses.get(alias, ())):
             acts = analysis.flow.step(use.term) in join.end_steps
             if acts or (not join.end_steps and position in analysis.blocks.around(use.term)):

@@ -153,16 +153,11 @@ class AuditContext:
 
     def first_name(self, name: str) -> str:
         """Return the first name of a parameter that may have several."""
-        return self._first[name]
+        return self.structure.first_names[name]
 
     def alias(self, name: str) -> str:
         """Return the first name of a parameter, "" for anything that is none."""
-        return self._first.get(name, "")
-
-    @functools.cached_property
-    def _first(self) -> Mapping[str, str]:
-        infos = self.structure.parameters.values()
-        return {alias: info.name for info in infos for alias in (info.name, *info.aliases)}
+        return self.structure.first_names.get(name, "")
 
     def ratio(self, info: ParameterInfo, role: Role) -> float:
         """Return the root mean square of a weight, times √fan-in, over the gain of the function that follows.

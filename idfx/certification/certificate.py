@@ -254,7 +254,7 @@ class _Verdict:
         self, model: nn.Module, structure: Structure, seen: _Observer, eps: float | Mapping[str, float]
     ) -> None:
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._canonical = {a: info.name for info in structure.parameters.values() for a in (info.name, *info.aliases)}
+        self._first_names = structure.first_names
         self._roles = structure.roles
         self._joins = {join.name: join for join in structure.joins}
         self._seen, self._inputs, self._eps = seen.deviations, seen.inputs, eps
@@ -280,7 +280,7 @@ class _Verdict:
 
     def _claimed(self, end: End) -> float | None:
         """The size of the entries that an end is claimed to have."""
-        return self._eps.get(self._canonical[end.parameter]) if isinstance(self._eps, Mapping) else self._eps
+        return self._eps.get(self._first_names[end.parameter]) if isinstance(self._eps, Mapping) else self._eps
 
     def _bound(self, join: Join, eps: float, size: float) -> float:
         """The most that a branch with such ends can be, relative to the shortcut; infinite where that is not told."""

@@ -50,13 +50,13 @@ def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> 
         >>> claims(structure, idfx.plan(structure)).entries
         {'fc.weight': 1e-06}
     """
-    names = _canonical(structure)
+    names = structure.first_names
     added = _added(structure, plan, model)
-    entries = _open(structure, added, names, _entries(structure, plan))
+    entries = _open(structure, added, _entries(structure, plan))
     if all(_claimed(join, names, entries) for join in structure.joins if join.zeroable):
         return Claims(structure, entries)
     other = with_scale_ends(structure)
-    closer = _open(other, added, names, _entries(other, plan))
+    closer = _open(other, added, _entries(other, plan))
     joins = tuple(
         near if not _claimed(join, names, entries) and near.zeroable and _claimed(near, names, closer) else join
         for join, near in zip(structure.joins, other.joins, strict=True)
@@ -67,33 +67,30 @@ def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> 
 def _added(structure: Structure, plan: Plan, model: nn.Module | None) -> set[str]:
     """What was loaded and is added behind an end, and is not 0."""
     values = dict(model.named_parameters()) if model is not None else {}
-    canonical = _canonical(structure)
+    names = structure.first_names
     behind = {name for join in structure.joins for name in join.zeroed_biases}
-    loaded = {name: values[canonical[name]] for name in behind if canonical[name] in plan.loaded and values}
+    loaded = {name: values[names[name]] for name in behind if names[name] in plan.loaded and values}
     return {name for name, value in loaded.items() if bool(value.detach().any())}
 
 
-def _open(
-    structure: Structure, added: Collection[str], canonical: Mapping[str, str], entries: Mapping[str, float]
-) -> dict[str, float]:
+def _open(structure: Structure, added: Collection[str], entries: Mapping[str, float]) -> dict[str, float]:
     """Leave out the ends behind which something is added."""
     reached = {
-        canonical[end.parameter] for join in structure.joins for end in join.ends if {*join.zeroed_biases} & {*added}
+        structure.first_names[end.parameter]
+        for join in structure.joins
+        for end in join.ends
+        if {*join.zeroed_biases} & {*added}
     }
     return {name: entry for name, entry in entries.items() if name not in reached}
 
 
-def _canonical(structure: Structure) -> dict[str, str]:
-    return {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
-
-
-def _claimed(join: Join, canonical: Mapping[str, str], entries: Mapping[str, float]) -> bool:
-    return bool(join.ends) and all(canonical[end.parameter] in entries for end in join.ends)
+def _claimed(join: Join, names: Mapping[str, str], entries: Mapping[str, float]) -> bool:
+    return bool(join.ends) and all(names[end.parameter] in entries for end in join.ends)
 
 
 def _entries(structure: Structure, plan: Plan) -> dict[str, float]:
-    canonical, scalars = _canonical(structure), scalar_values(plan.scalars)
-    ends = dict.fromkeys(canonical[end.parameter] for join in structure.joins for end in join.ends)
+    names, scalars = structure.first_names, scalar_values(plan.scalars)
+    ends = dict.fromkeys(names[end.parameter] for join in structure.joins for end in join.ends)
     found = {name: _entry(name, structure, plan, scalars) for name in ends}
     return {name: entry for name, entry in found.items() if entry is not None}
 

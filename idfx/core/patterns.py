@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 
 from idfx.core.errors import UsageError
-from idfx.core.records import ParameterInfo, Role
+from idfx.core.records import ParameterInfo, Role, first_names
 from idfx.core.registry import did_you_mean
 
 
@@ -32,7 +32,7 @@ def matching(
         >>> matching("role:head", info, {"head.weight": Role("head", "it is the last weight")}, "--keep")
         ('head.weight',)
     """
-    every = {alias: info.name for info in parameters.values() for alias in (info.name, *info.aliases)}
+    every = first_names(parameters)
     if pattern in every:
         return (every[pattern],)
     kind, colon, word = pattern.partition(":")

@@ -32,6 +32,16 @@ class ParameterInfo:
     aliases: tuple[str, ...] = ()
 
 
+def first_names(parameters: Mapping[str, ParameterInfo]) -> dict[str, str]:
+    """Return the first name of each parameter, by every name that it has.
+
+    Example:
+        >>> first_names({"embed.weight": ParameterInfo("embed.weight", (2, 2), "float32", aliases=("head.weight",))})
+        {'embed.weight': 'embed.weight', 'head.weight': 'embed.weight'}
+    """
+    return {name: info.name for info in parameters.values() for name in (info.name, *info.aliases)}
+
+
 def not_writable_reason(info: ParameterInfo) -> str:
     """Return why a parameter is never written, "" if it may be.
 
@@ -377,6 +387,11 @@ class Structure:
     capture: Capture = field(repr=False, compare=False)
     role_overrides: Mapping[str, str] = field(default_factory=dict)
     analysis: Any = field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def first_names(self) -> Mapping[str, str]:
+        """The first name of each parameter, by every name that it has."""
+        return first_names(self.parameters)
 
     @functools.cached_property
     def graph(self) -> nx.DiGraph[str]:

@@ -39,13 +39,12 @@ def explain(structure: Structure, plan: Plan, name: str) -> Explanation:
     Raises:
         UsageError: the model has no such parameter.
     """
-    aliases = {alias: info.name for info in structure.parameters.values() for alias in (info.name, *info.aliases)}
-    if name not in aliases:
+    if name not in structure.first_names:
         raise UsageError(
             f"{name}: {structure.model} has no such parameter; expected one of its "
-            f"{len(structure.parameters)}.{did_you_mean(name, aliases)} `idfx plan` lists them all."
+            f"{len(structure.parameters)}.{did_you_mean(name, structure.first_names)} `idfx plan` lists them all."
         )
-    info = structure.parameters[aliases[name]]
+    info = structure.parameters[structure.first_names[name]]
     decision = plan.decisions.get(info.name)
     names = {info.name, *info.aliases}
     size, matrix = _corner(info, decision, plan.seed) if decision is not None else ((), ())
