@@ -14,8 +14,14 @@ nox.options.error_on_missing_interpreters = False  # such a session is skipped, 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 TOOLS = {"test", "release"}  # extras of what tests idfx, and not of what it uses
-FAST = ("tests/test_capture.py", "tests/test_structure.py", "tests/test_hard_cases.py", "tests/test_fills.py",
-        "tests/test_schemes.py")  # fmt: skip
+FAST = (
+    "tests/test_capture.py",
+    "tests/test_graph_module.py",
+    "tests/test_structure.py",
+    "tests/test_hard_cases.py",
+    "tests/test_fills.py",
+    "tests/test_schemes.py",
+)
 PLAIN = "not browser and not slow and not cuda"
 
 

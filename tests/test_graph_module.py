@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import os
@@ -137,6 +138,10 @@ def test_nodes_have_what_torch_fx_people_look_for(case) -> None:
             assert stack and stack[0] == ("", modules[""])
             assert all(modules[path] == kind for path, kind in stack)
     graph_module.graph.lint()
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        graph_module.graph.print_tabular()
+    assert len(table.getvalue().splitlines()) > len(graph_module.graph.nodes)
 
 
 def test_parameters_and_buffers_are_the_model_s_own(case) -> None:
