@@ -48,11 +48,11 @@ class Form(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
+        known = cls.model_fields
         for key in value if isinstance(value, Mapping) and cls.model_config["extra"] == "forbid" else ():
-            if key not in cls.model_fields:
-                near = did_you_mean(str(key), cls.model_fields)
-                known = ", ".join(cls.model_fields)
-                raise PydanticCustomError("unknown_key", "{told}", {"told": f"{key!r}; expected {known}.{near}"})
+            if key not in known:
+                told = f"{key!r}; expected {', '.join(known)}.{did_you_mean(str(key), known)}"
+                raise PydanticCustomError("unknown_key", "{told}", {"told": told})
         return value
 
 
