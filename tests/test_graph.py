@@ -19,7 +19,7 @@ from idfx.analysis.graph import before, behind, reached
 from idfx.analysis.structure import build_structure
 from idfx.building.build import build
 from idfx.capture.tracing import capture
-from idfx.core.errors import UsageError
+from idfx.core.errors import ExportError, UsageError
 from idfx.core.records import Structure
 
 SPECS = (
@@ -29,6 +29,8 @@ SPECS = (
     "torchvision:retinanet_resnet50_fpn",
 )
 NONLINEAR = 2**60  # docs/structure.md, "The graph"
+OLD = tuple(map(int, nx.__version__.split(".")[:2])) < (3, 4)
+EDGES = "link" if OLD else "edges"
 SMALL = "docs/examples/small.py:Small"
 
 
@@ -160,9 +162,11 @@ def plain(graph: nx.DiGraph) -> tuple[Any, ...]:
 def test_a_file_read_by_networkx_is_the_graph(suffix: str, tmp_path) -> None:
     path = tmp_path / f"small{suffix}"
     run = CliRunner().invoke(cli, ["analyze", SMALL, "--graph", str(path), "-q"])
+    if OLD and isinstance(run.exception, ExportError):
+        pytest.skip(str(run.exception))
     assert run.exit_code == 0, run.output
     if suffix == ".json":
-        again = nx.node_link_graph(json.loads(path.read_text()), edges="edges")
+        again = nx.node_link_graph(json.loads(path.read_text()), **{EDGES: "edges"})
     else:
         again = nx.read_graphml(path)
     whole = read(SMALL).graph
@@ -210,7 +214,7 @@ def test_one_initialisation_reads_the_flow_and_its_paths_once(monkeypatch) -> No
     assert counts == {"read": 1, "Paths": 1, "find_sites": 1, "find": counts["find"]}
     assert 1 <= counts["find"] <= 3  # anew where branches are to end at scales
     counts.clear()
-    idfx.audit(Net(), (torch.ones(2, 4),), batch=None)
+    idfx.audit(Net(), (torch.ones(2, 4),), batch=False)
     assert counts["read"] == counts["Paths"] == counts["find_sites"] == 1
 
 

@@ -256,7 +256,10 @@ def test_the_drawing_has_branches_in_branches_and_shortcuts_apart() -> None:
         ParameterState("a.short.1.weight", (4,), "norm scale", "a.short.1", None, 1.0),
         ParameterState("head.weight", (4, 4), "output", "head", None, 1.0),
     ]
-    blocks = (Block("b", "identity", "a#1", True, ()), Block("a#1", "projection", None, False, ()))
+    blocks = (
+        Block("b", "identity", "a#1", True, ()),
+        Block("a#1", "projection", None, False, (), ("a.short.0.weight", "a.short.1.weight")),
+    )
     places = Places(Audit("m", (), {}, (), parameters=tuple(parameters), blocks=blocks))
     inner = {"block": 0, "branch": [5], "over": []}
     assert places.tree() == [0, {"block": 1, "branch": [1, 3, inner], "over": [6, 7]}, 8]

@@ -10,6 +10,8 @@ import abc
 import math
 from dataclasses import replace
 
+import networkx as nx
+
 from idfx.analysis.dataflow import Dataflow, DataflowNode
 from idfx.analysis.zero_sets import ZeroedParameter, ZeroSet, flatten, union
 from idfx.ops.kinds import Kind, Zero
@@ -140,11 +142,5 @@ class Expressions(ZeroRules):
 
     def _parameters(self, position: int) -> set[str]:
         """The parameters that a term is made of."""
-        found: set[str] = set()
-        stack = [position]
-        while stack:
-            term = self.terms[stack.pop()]
-            if term.kind is Kind.PARAMETER:
-                found.add(self.flow.capture.parameters[term.node])
-            stack.extend((*term.operands, *term.gates))
-        return found
+        inside = (self.terms[term] for term in nx.ancestors(self.flow.term_graph, position) | {position})
+        return {self.flow.capture.parameters[term.node] for term in inside if term.kind is Kind.PARAMETER}

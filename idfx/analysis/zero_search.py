@@ -1,6 +1,7 @@
 """What silences a branch: the zero set of what joins it, followed back to the parameters and no further than the fork.
 
-Each term of a region is looked at once, so that the cost is at most that of the region.
+Each term of a region is looked at once, so that the cost is at most that of the region. By hand: networkx knows whether
+a term is reached, not what of its operands must be zero for it to be.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from idfx.analysis.dataflow import Dataflow, DataflowNode
+from idfx.analysis.graph import reached
 from idfx.analysis.zero_rules import Expressions, ZeroRules, behind, gain_behind
 from idfx.analysis.zero_sets import ZeroSet, both, flatten, union
 from idfx.ops.kinds import Kind, Zero
@@ -177,11 +179,7 @@ class _Region(ZeroRules):
     @functools.cached_property
     def _forked(self) -> set[int]:
         """The terms of the region that depend on the fork."""
-        found = {self._fork}
-        for position in self._region:
-            if not found.isdisjoint(self.flow.sources[position]):
-                found.add(position)
-        return found
+        return set(reached(self.flow.data_graph.subgraph((self._fork, *self._region)), (self._fork,)))
 
     def _fewest(self, wanted: Sequence[int], found: ZeroSet) -> ZeroSet:
         """Leave out the ends, the last ones first, that only see what the others have made zero."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 
-from idfx.analysis.dataflow import Dataflow
+import networkx as nx
+
 from idfx.audits.branches import is_closed
 from idfx.audits.subject import AuditContext
 from idfx.core.findings import Block, ParameterState, WeightFingerprint
-from idfx.core.records import Join
 
 
 def parameters(
@@ -33,61 +33,30 @@ def parameters(
 
 def blocks(subject: AuditContext) -> tuple[Block, ...]:
     """Return the residual blocks in the order of execution, inner ones before those around them."""
+    beside = _beside(subject.structure.graph, "shortcut_of")
     return tuple(
-        Block(join.name, join.kind, join.parent, is_closed(subject, join), join.branch)
+        Block(join.name, join.kind, join.parent, is_closed(subject, join), join.branch, beside.get(join.name, ()))
         for join in subject.structure.joins
     )
 
 
 def _homes(subject: AuditContext) -> dict[str, str]:
     """The innermost block in whose branch each parameter acts: its weights, and all else between fork and join."""
-    flow, found = subject.flow, dict[str, str]()
-    sums = {flow.step(n): n for n, term in enumerate(flow.terms) if term.data and term.kind == "sum" and not term.tag}
+    found: dict[str, str] = {}
+    inside = _beside(subject.structure.graph, "branch")
     for join in subject.structure.joins:  # inner ones come first
-        position = sums.get(join.step)
-        for term in _branch(flow, join, position) if position is not None else ():
-            for name in _read(flow, term):
-                found.setdefault(subject.first_name(name), join.name)
+        found.update((name, join.name) for name in inside.get(join.name, ()) if name not in found)
     around = ((name, subject.network.around(name)) for name in subject.structure.parameters)
     return {**{name: join.name for name, join in around if join is not None}, **found}
 
 
-def _branch(flow: Dataflow, join: Join, position: int) -> Iterator[int]:
-    """Yield the terms between the fork and the join that the shortcut does not pass, the last first."""
-    term = flow.terms[position]
-    if join.part is not None:
-        shortcut = term.operands[join.part[1][0]]
-    elif join.operand >= 0:
-        shortcut = flow.positions.get(getattr(flow.nodes[term.node].args[join.operand], "name", ""), -1)
-    else:
-        shortcut = -1
-    if shortcut < 0:
-        return
-    direct, reached = {shortcut}, set(flow.sources[position]) - {shortcut}
-    heap = [-one for one in direct | reached]
-    heapq.heapify(heap)
-    while heap and reached:
-        here = -heapq.heappop(heap)
-        if here in direct and here in reached:  # the fork
-            return
-        side = direct if here in direct else reached
-        if side is reached:
-            yield here
-        for source in flow.sources[here]:
-            if source not in direct and source not in reached:
-                heapq.heappush(heap, -source)
-            side.add(source)
-
-
-def _read(flow: Dataflow, position: int) -> Iterator[str]:
-    """Yield the parameters that a term reads, as they are or in an expression of fixed values."""
-    term = flow.terms[position]
-    stack = [one for one in (*term.operands, *term.gates) if not flow.terms[one].data]
-    seen = set(stack)
-    while stack:
-        here = flow.terms[stack.pop()]
-        if here.kind == "parameter":
-            yield flow.capture.parameters[here.node]
-        fresh = {*here.operands, *here.gates} - seen
-        seen |= fresh
-        stack += fresh
+def _beside(graph: nx.DiGraph[str], attribute: str) -> Mapping[str, tuple[str, ...]]:
+    """By join, the parameters that act in its branch ("branch") or on its shortcut ("shortcut_of")."""
+    backwards, found = graph.reverse(copy=False), dict[str, dict[str, None]]()
+    for node, join in graph.nodes(data=attribute):
+        if join is not None:
+            fixed = [source for source in graph.predecessors(node) if not graph.nodes[source]["data"]]
+            made_of = (graph.nodes[one] for one in chain.from_iterable(nx.bfs_layers(backwards, fixed)))
+            names = (one["parameter"] for one in made_of if one["kind"] == "parameter")
+            found.setdefault(graph.nodes[join]["join"], {}).update(dict.fromkeys(names))
+    return {join: tuple(names) for join, names in found.items()}

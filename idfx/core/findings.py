@@ -187,13 +187,17 @@ class Eigenvalue:
 
 @dataclass(frozen=True)
 class Block:
-    """One residual block as it is drawn: its join, its kind, the block around it, and the weights of its branch."""
+    """One residual block as it is drawn: its join, its kind, the block around it, and the weights of its branch.
+
+    `shortcut` are all parameters that act on its shortcut.
+    """
 
     name: str
     kind: str
     parent: str | None
     closed: bool
     branch: tuple[str, ...]
+    shortcut: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

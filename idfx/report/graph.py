@@ -10,7 +10,7 @@ from typing import Any
 
 import networkx as nx
 
-from idfx.core.errors import UsageError
+from idfx.core.errors import ExportError, UsageError
 
 
 def writer(path: Path) -> Callable[[nx.DiGraph[str]], str]:
@@ -34,8 +34,18 @@ def writer(path: Path) -> Callable[[nx.DiGraph[str]], str]:
 
 
 def graphml(graph: nx.DiGraph[str]) -> str:
-    """Return a graph as GraphML, which `networkx.read_graphml`, Gephi and yEd read."""
-    return "\n".join(nx.generate_graphml(graph, named_key_ids=True)) + "\n"
+    """Return a graph as GraphML, which `networkx.read_graphml`, Gephi and yEd read.
+
+    Raises:
+        ExportError: networkx before 3.3, which cannot write GraphML where NumPy 2 is installed.
+    """
+    try:
+        return "\n".join(nx.generate_graphml(graph, named_key_ids=True)) + "\n"
+    except AttributeError as error:  # it asks NumPy for types that are no longer there
+        found = f"networkx {nx.__version__} does not write it beside this NumPy"
+        raise ExportError(
+            f"GraphML: {found}; networkx 3.3 or later was expected. Install it, or write a .json file."
+        ) from error
 
 
 def node_link(graph: nx.DiGraph[str]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import networkx as nx
+
 from idfx.core.findings import Audit, Finding, ParameterState
 
-_SHORTCUT = "projection shortcut"
+_STEM = -1  # around the blocks that lie in no branch
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,10 @@ class Places:
     @cached_property
     def parents(self) -> tuple[int | None, ...]:
         """The block around each block; None for those of the main stem, and where blocks go round in a circle."""
-        known = [self.blocks.get(one.parent or "") for one in self.audit.blocks]
-        return tuple(None if self._circles(number, known) else above for number, above in enumerate(known))
-
-    @staticmethod
-    def _circles(number: int, known: Sequence[int | None]) -> bool:
-        above, steps = known[number], 0
-        while above is not None and above != number and steps < len(known):
-            above, steps = known[above], steps + 1
-        return above is not None
+        known = [self.blocks.get(one.parent or "", _STEM) for one in self.audit.blocks]
+        around: nx.DiGraph[int] = nx.DiGraph((above, number) for number, above in enumerate(known))
+        nested = nx.descendants(around, _STEM) if _STEM in around else set()
+        return tuple(above if number in nested and above != _STEM else None for number, above in enumerate(known))
 
     @cached_property
     def home(self) -> tuple[int | None, ...]:
@@ -58,30 +55,19 @@ class Places:
 
     @cached_property
     def _outer_first(self) -> list[int]:
-        def depth(number: int | None) -> int:
-            return 0 if number is None else 1 + depth(self.parents[number])
-
-        return sorted(range(len(self.audit.blocks)), key=depth)
+        above = (_STEM if parent is None else parent for parent in self.parents)
+        around: nx.DiGraph[int] = nx.DiGraph((parent, number) for number, parent in enumerate(above))
+        depth = nx.single_source_shortest_path_length(around, _STEM) if self.audit.blocks else {}
+        return sorted(range(len(self.audit.blocks)), key=depth.__getitem__)
 
     @cached_property
     def over(self) -> Mapping[int, int]:
-        """The block on whose shortcut a parameter stands, for projections and what stands beside them in a module."""
-        modules = {one.name.partition("#")[0]: number for number, one in enumerate(self.audit.blocks)}
-        outside = [n for n, home in enumerate(self.home) if home is None]
+        """The block on whose shortcut a parameter stands, the innermost if there are several."""
         found: dict[int, int] = {}
-        beside: dict[str, int] = {}
-        for number in outside:
-            path = self.audit.parameters[number].name.split(".")
-            prefixes = (".".join(path[:length]) for length in range(len(path) - 1, 0, -1))
-            prefix = next((prefix for prefix in prefixes if prefix in modules), None)
-            if prefix is not None and self.audit.parameters[number].role == _SHORTCUT:
-                found[number] = modules[prefix]
-                if len(path) - 2 > len(prefix.split(".")):
-                    beside[".".join(path[:-2])] = modules[prefix]
-        for number in outside:
-            module = self.audit.parameters[number].name.rpartition(".")[0].rpartition(".")[0]
-            if module in beside:
-                found.setdefault(number, beside[module])
+        for block, one in enumerate(self.audit.blocks):  # inner ones come first
+            for name in one.shortcut:
+                if name in self.parameters and self.home[self.parameters[name]] != block:
+                    found.setdefault(self.parameters[name], block)
         return found
 
     @cached_property
