@@ -53,10 +53,10 @@ def _homes(subject: AuditContext) -> dict[str, str]:
 def _beside(graph: nx.DiGraph[str], attribute: str) -> Mapping[str, tuple[str, ...]]:
     """By join, the parameters that act in its branch ("branch") or on its shortcut ("shortcut_of")."""
     backwards, found = graph.reverse(copy=False), dict[str, dict[str, None]]()
-    for node, join in graph.nodes(data=attribute):
-        if join is not None:
+    for node, known in graph.nodes(data=True):
+        if attribute in known:
             fixed = [source for source in graph.predecessors(node) if not graph.nodes[source]["data"]]
             made_of = (graph.nodes[one] for one in chain.from_iterable(nx.bfs_layers(backwards, fixed)))
             names = (one["parameter"] for one in made_of if one["kind"] == "parameter")
-            found.setdefault(graph.nodes[join]["join"], {}).update(dict.fromkeys(names))
+            found.setdefault(graph.nodes[known[attribute]]["join"], {}).update(dict.fromkeys(names))
     return {join: tuple(names) for join, names in found.items()}
