@@ -1,1 +1,1 @@
-"""The command line of idfx: one file per command, each of which parses, calls idfx and renders."""
+"""The command line of idfx: one file per command, which parses options, calls idfx and renders the result."""

@@ -1,4 +1,4 @@
-"""What `idfx audit` sets side by side: a model as it is built, with weights from a file, or under a scheme."""
+"""The cases that `idfx audit` compares: a model as built, with weights from a file, or under a scheme."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of each case: metrics, what is run, for how long, and the weights that are looked at."""
+    """The settings of each case: metrics, batch, time budget, and weights."""
 
     only: tuple[str, ...]
     also: tuple[str, ...]
@@ -34,7 +34,7 @@ class Question:
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
-        """The weights, read once."""
+        """The weights, read only once."""
         from idfx.planning.checkpoints import read_checkpoint
 
         return read_checkpoint(self.weights) if self.weights is not None else None
@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Case:
-    """One model in one state; `judged`: its findings count for the exit code."""
+    """One model in one state; if `judged`, its findings affect the exit code."""
 
     spec: str
     scheme: str
@@ -50,7 +50,7 @@ class Case:
     judged: bool = True
 
     def audit(self, progress: Progress, question: Question, options: dict[str, Any]) -> Audit:
-        """Build the model, bring it into its state, and audit it."""
+        """Build the model, put it into its state, and audit it."""
         from idfx.audits.run import examine
         from idfx.building.unwritten import filled, unwritten
 
@@ -72,10 +72,10 @@ class Case:
 
 
 def cases_of(specs: tuple[str, ...], schemes: tuple[str, ...], against: str | None, question: Question) -> list[Case]:
-    """Return the cases that are meant, the models in their order, each in all its states.
+    """Return the requested cases: the models in order, each in all its states.
 
     Raises:
-        UsageError: two ways to say schemes, weights for several models, or weights that a scheme would overwrite.
+        UsageError: both --scheme and --against, weights for several models, or weights that a scheme would overwrite.
     """
     from idfx.core.literals import parse_call
     from idfx.schemes.scheme import SCHEMES
@@ -85,7 +85,7 @@ def cases_of(specs: tuple[str, ...], schemes: tuple[str, ...], against: str | No
     if question.weights is not None and len(specs) > 1:
         raise click.UsageError(f"--weights: {len(specs)} models are given; expected one. Audit them one by one.")
     if question.weights is not None and schemes:
-        raise click.UsageError("--weights and --scheme: a scheme writes over the weights. Use --against.")
+        raise click.UsageError("--weights and --scheme: a scheme overwrites the weights. Use --against.")
     for option, scheme in [*(("--scheme", one) for one in schemes), *([("--against", against)] if against else [])]:
         name, given = parse_call(scheme or "", option)
         SCHEMES.find(name).read_options(given)
@@ -102,7 +102,7 @@ def cases_of(specs: tuple[str, ...], schemes: tuple[str, ...], against: str | No
 
 
 def _initialise(model: nn.Module, structure: Structure, scheme: str, seed: int) -> tuple[Structure, set[str]]:
-    """Write what a scheme plans; return the structure that the model has then, and what was written."""
+    """Apply the plan of a scheme; return the resulting structure of the model, and what was written."""
     from idfx.analysis.structure import build_structure
     from idfx.capture.tracing import capture
     from idfx.core.literals import parse_call
@@ -120,7 +120,7 @@ def _initialise(model: nn.Module, structure: Structure, scheme: str, seed: int) 
 def _trial(
     progress: Progress, built: Built, structure: Structure, question: Question, options: dict[str, Any]
 ) -> BatchRun | None:
-    """The batch that is run, None if nothing is."""
+    """Return the batch to run, or None."""
     from idfx.measuring.batches import described, enlarged, sizes
     from idfx.measuring.trial import BatchRun, on_first
 
@@ -134,12 +134,12 @@ def _trial(
         return BatchRun(described(example), structure, structure, seed, question.seconds)
     trial = on_first(built.model, structure, enlarged(example, samples, seed), seed, question.seconds)
     if question.samples is not None and trial.batch.samples != samples:
-        progress.remark(f"the model does not take {samples} samples of the example; it is run as it is")
+        progress.remark(f"the model does not accept {samples} samples of the example, so the example is run instead")
     return trial
 
 
 def _images(model: nn.Module, structure: Structure, question: Question, samples: int, seed: int) -> BatchRun:
-    """Images of a person, derivatives at the first of them."""
+    """Return a batch of the user's images, with derivatives at the first one."""
     from pathlib import Path
 
     from idfx.measuring.images import images
@@ -154,14 +154,14 @@ def _images(model: nn.Module, structure: Structure, question: Question, samples:
 
 
 def _drawn(options: dict[str, Any]) -> nn.Module:
-    """The model built another time, its values drawn."""
+    """Return a second build of the model, with its random values."""
     again = build_only(**options)
     again.pending.materialize(again.model)
     return again.model
 
 
 def _load(progress: Progress, model: nn.Module, structure: Structure, checkpoint: Checkpoint) -> set[str]:
-    """Load what fits into the model; return the names of the parameters and buffers that it has values for."""
+    """Load matching tensors into the model; return the names of the parameters and buffers that have values."""
     from idfx.capture.wrappers import unwrap
     from idfx.planning.checkpoints import load_, matched, state_of
 
@@ -171,6 +171,6 @@ def _load(progress: Progress, model: nn.Module, structure: Structure, checkpoint
         progress.remark(note)
     if missing := [name for name in structure.parameters if name not in loaded]:
         shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        progress.remark(f"{checkpoint.name} has no values for {len(missing)} parameters, audited as built: {shown}")
+        progress.remark(f"{checkpoint.name} has no values for {len(missing)} parameters; audited as built: {shown}")
     buffers = unwrap(model).named_buffers()
     return {*loaded, *(name for name, own in buffers if checkpoint.lookup((name,), own) is not None)}

@@ -1,4 +1,4 @@
-"""Commands are found, not listed: the modules of a package."""
+"""Discovers commands: the modules of a package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 class Commands(click.Group):
     """A group whose commands are the modules of a package, each with a click command named `command`.
 
-    A trailing underscore keeps a module from the name of a builtin: `list_` is the command `list`.
+    A trailing underscore avoids the name of a builtin: the module `list_` is the command `list`.
 
     Args:
         package: full name of the package.

@@ -1,9 +1,9 @@
-"""Bounds on a command: `--timeout` on how long it works, `--max-memory` on what it may allocate.
+"""Limits of a command: `--timeout` on its duration, `--max-memory` on what it may allocate.
 
-Time is up in two steps. A signal raises in the main thread, in whatever Python it runs, an exception that
-`except Exception` does not catch. Where that does not end the work, in a call into C that does not come back or a
-model that catches everything, a thread prints the same error and leaves without cleaning up. Files need none: see
-`idfx.core.files`, and the clock stops before one is written.
+A timeout acts in two steps. A signal raises an exception in the main thread that `except Exception` does not catch. If
+that does not end the work, because a C call does not return or the model catches everything, a thread prints the same
+error and exits without cleaning up. Files need no clean-up: see `idfx.core.files`; the clock stops before a file is
+written.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ import click
 if TYPE_CHECKING:
     from .session import Progress
 
-GRACE = 3.0  # seconds between the two steps, and between the second and the last resort of the interpreter
-LONGEST = 1e8  # seconds; what the clocks of every platform can wait for
+GRACE = 3.0  # seconds between the two steps, and from the second step to faulthandler's exit
+LONGEST = 1e8  # seconds; the clocks of every platform can wait this long
 _SIGNAL = getattr(signal, "SIGALRM", signal.SIGINT)
 _UNIT = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNIT |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 class Size(NamedTuple):
-    """A number of bytes, and how it was written."""
+    """A number of bytes, and its text on the command line."""
 
     text: str
     bytes: int
@@ -46,7 +46,7 @@ def parse_size(text: str) -> Size:
     """Read a size such as 4GiB or 500MB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip().lower())
     if found is None or found[2] not in _UNIT or not float(found[1]):
-        raise click.BadParameter(f"{text!r} is no size; expected a number above 0 with kB, MB, GB, KiB, MiB or GiB.")
+        raise click.BadParameter(f"{text!r} is not a size; expected a number above 0 with kB, MB, GB, KiB, MiB or GiB.")
     return Size(text.strip(), int(float(found[1]) * _UNIT[found[2]]))
 
 
@@ -57,7 +57,7 @@ def parse_seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= LONGEST:
-        raise click.BadParameter(f"{text!r} is no time; expected a number of seconds above 0, at most {LONGEST:g}.")
+        raise click.BadParameter(f"{text!r} is not a time; expected a number of seconds above 0, at most {LONGEST:g}.")
     return seconds
 
 
@@ -66,7 +66,7 @@ class _ExpiredError(BaseException):
 
 
 class Clock:
-    """Ends the work of a block when its time is up; without a time it does nothing."""
+    """Stops a block when its time is up; without a time limit it does nothing."""
 
     def __init__(self, progress: Progress, spec: str, seconds: float | None, debug: bool) -> None:
         self._progress, self._spec, self._seconds, self._debug = progress, spec, seconds, debug
@@ -82,7 +82,7 @@ class Clock:
         self._signals = threading.current_thread() is threading.main_thread()
         if self._signals:
             self._previous = signal.signal(_SIGNAL, self._interrupt)
-        # What holds the interpreter's lock for ever stops even the thread; this does not need it.
+        # Code that holds the interpreter lock for ever blocks the thread as well; faulthandler does not need the lock.
         faulthandler.dump_traceback_later(self._seconds + 2 * GRACE, exit=True, file=2)
         self._thread.start()
         return self
@@ -118,9 +118,9 @@ class Clock:
         if self._done.wait(self._seconds):
             return
         self._expired = self._message()
-        if signal.getsignal(_SIGNAL) == self._interrupt:  # a model may have put its own in this place
+        if signal.getsignal(_SIGNAL) == self._interrupt:  # a model may have installed its own handler
             if hasattr(signal, "pthread_kill") and self._main is not None:
-                signal.pthread_kill(self._main, _SIGNAL)  # wakes a system call too
+                signal.pthread_kill(self._main, _SIGNAL)  # also interrupts a system call
             else:
                 import _thread
 
@@ -142,12 +142,12 @@ class Clock:
         stage = _stage(self._progress, self._spec)
         return (
             f"{self._spec}: stopped after {time.monotonic() - self._started:.1f} s in the stage {stage!r}{where};"
-            f" expected an end within --timeout {self._seconds:g}. Raise it, or see with --debug where the time goes;"
-            " nothing was written."
+            f" expected to finish within --timeout {self._seconds:g}. Raise it, or use --debug to see where time is"
+            " spent; nothing was written."
         )
 
     def _leave(self) -> None:
-        """Print the error and end the process, whatever the main thread is doing."""
+        """Print the error and exit, regardless of what the main thread is doing."""
         from idfx.core.errors import ResourceError
 
         with contextlib.suppress(Exception):
@@ -160,10 +160,10 @@ class Clock:
 
 @contextlib.contextmanager
 def limited(progress: Progress, options: dict[str, Any]) -> Iterator[Clock]:
-    """Hold a block to `timeout` and `max_memory` of the options, which are taken out of them.
+    """Apply `timeout` and `max_memory` to a block; both are removed from the options.
 
     Raises:
-        UsageError: this platform cannot bound memory, or what the libraries take exceeds the bound.
+        UsageError: this platform cannot limit memory, or the libraries alone exceed the limit.
         ResourceError: time or memory ran out.
     """
     seconds, size, spec = options.pop("timeout"), options.pop("max_memory"), options["spec"]
@@ -177,17 +177,17 @@ def limited(progress: Progress, options: dict[str, Any]) -> Iterator[Clock]:
 
 @contextlib.contextmanager
 def _bounded(progress: Progress, spec: str, size: Size) -> Iterator[None]:
-    """Let the kernel refuse memory beyond a size; libraries are loaded first, not all of them take a refusal well.
+    """Make the kernel refuse memory beyond a size; libraries are loaded first, because some handle a refusal badly.
 
-    RLIMIT_DATA counts private memory that can be written to, once it is asked for. RLIMIT_AS would count what
-    libraries map as well, 3.1 GiB for torch before any tensor and far more with a CUDA context.
+    RLIMIT_DATA counts private writable memory as soon as it is requested. RLIMIT_AS would also count the mappings of
+    libraries: 3.1 GiB for torch before any tensor, and far more with a CUDA context.
     """
     from idfx.core.errors import ResourceError, UsageError
 
     if not sys.platform.startswith("linux"):
         raise UsageError(
-            f"--max-memory {size.text}: {sys.platform} does not let a program bound its memory; expected Linux."
-            " Leave it out, or bound the memory of a container."
+            f"--max-memory {size.text}: {sys.platform} does not let a program limit its memory; expected Linux."
+            " Leave it out, or limit the memory of a container."
         )
     import resource
 
@@ -197,7 +197,7 @@ def _bounded(progress: Progress, spec: str, size: Size) -> Iterator[None]:
     if taken >= size.bytes:
         raise UsageError(
             f"--max-memory {size.text}: the libraries alone take {_readable(taken)}; expected more than that."
-            " Raise it: it bounds the whole program."
+            " Raise it: the limit applies to the whole program."
         )
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     known = [limit for limit in (size.bytes, soft, hard) if limit != resource.RLIM_INFINITY]
@@ -205,12 +205,12 @@ def _bounded(progress: Progress, spec: str, size: Size) -> Iterator[None]:
     try:
         if not _refuses(size.bytes):
             raise UsageError(
-                f"--max-memory {size.text}: this kernel gives more all the same; expected one that keeps RLIMIT_DATA."
-                " Leave it out, or bound the memory of a container."
+                f"--max-memory {size.text}: this kernel allows more; expected one that enforces RLIMIT_DATA."
+                " Leave it out, or limit the memory of a container."
             )
         yield
     except BaseException as error:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))  # there has to be room for what is said
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))  # leaves room for the error message
         if (told := _refusal(error)) is None:
             raise
         raise ResourceError(
@@ -223,7 +223,7 @@ def _bounded(progress: Progress, spec: str, size: Size) -> Iterator[None]:
 
 
 def _load(spec: str) -> None:
-    """Load what the command and the source of a model need, and start torch's threads."""
+    """Load the libraries of the command and of the model's source, and start torch's threads."""
     import importlib
 
     import torch
@@ -231,7 +231,7 @@ def _load(spec: str) -> None:
     import idfx.api
     import idfx.building.build  # noqa: F401
 
-    with contextlib.suppress(Exception):  # what is not installed is for the source to say
+    with contextlib.suppress(Exception):  # the source reports missing packages
         library = spec.partition(":")[0]
         if library in ("timm", "torchvision", "transformers"):
             importlib.import_module(library)
@@ -239,7 +239,7 @@ def _load(spec: str) -> None:
 
 
 def _data() -> int:
-    """Bytes that RLIMIT_DATA counts now; 0 where the kernel does not say."""
+    """Return the bytes that RLIMIT_DATA counts now; 0 if the kernel does not report them."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -258,7 +258,7 @@ def _refuses(size: int) -> bool:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error and what it came from, outermost first."""
+    """Return an error and its causes, outermost first."""
     found = [error]
     while (cause := found[-1].__cause__ or found[-1].__context__) is not None and cause not in found:
         found.append(cause)
@@ -266,16 +266,16 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _refusal(error: BaseException) -> str | None:
-    """What is said of memory that the kernel refused, None if an error is of another kind."""
+    """Return the message for memory that the kernel refused, or None for any other error."""
     from idfx.core.errors import ResourceError, out_of_memory, shortened
 
     def refused(cause: BaseException) -> bool:
         odd = ("failed to map segment", "can't start new thread")
-        # A SystemError is what becomes of a MemoryError that a library has lost.
+        # A library that loses a MemoryError raises a SystemError.
         return out_of_memory(cause) or isinstance(cause, SystemError) or any(words in str(cause) for words in odd)
 
     causes = _causes(error)
-    if any(type(cause).__name__ == "OutOfMemoryError" for cause in causes):  # memory of a device, which has no bound
+    if any(type(cause).__name__ == "OutOfMemoryError" for cause in causes):  # device memory, which is not limited
         return None
     if isinstance(error, ResourceError):
         return str(error).partition("; expected")[0]

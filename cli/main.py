@@ -1,4 +1,4 @@
-"""The program `idfx`: finds the commands, and turns every error into one line and an exit code."""
+"""The program `idfx`: discovers the commands, and turns every error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _INTERRUPTED = "interrupted; nothing was written"
 )
 @click.version_option(__version__, prog_name="idfx")
 def cli() -> None:
-    """Initialise any PyTorch model as identities: IDInit, found out by reading the model's graph.
+    """Initialise PyTorch models as identities (IDInit), using the structure found in the model's graph.
 
     \b
     Example:
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail_of(error: Exception, state: dict[str, Any]) -> None:
-    """Say what an error is, or that the work was interrupted: an import that is cut off may raise anything."""
+    """Report an error, or an interruption: an interrupted import may raise anything."""
     if state.get("interrupted"):
         _fail(_INTERRUPTED, 130, state["debug"])
     if isinstance(error, IdfxError):
@@ -72,20 +72,20 @@ def _fail_of(error: Exception, state: dict[str, Any]) -> None:
     from idfx.core.errors import out_of_memory, shortened
 
     if out_of_memory(error):
-        text = f"out of memory ({shortened(error)}); expected room for the weights."
+        text = f"out of memory ({shortened(error)}); expected enough memory for the weights."
         _fail(f"{text} Try a smaller --dtype or another --device.", 2, state["debug"])
-    told = f"{type(error).__name__}: {error}; this is a defect of idfx. Run again with --debug and report it."
+    told = f"{type(error).__name__}: {error}; this is a bug in idfx. Run again with --debug and report it."
     _fail(told, 70, state["debug"])
 
 
 def _note_interrupts(state: dict[str, Any]) -> None:
-    """Keep in mind that Ctrl-C was pressed, whatever becomes of the exception that it raises."""
+    """Record that Ctrl-C was pressed, even if the exception that it raises is lost."""
 
     def note(number: int, frame: FrameType | None) -> None:
         state["interrupted"] = True
         signal.default_int_handler(number, frame)
 
-    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set what signals do
+    in_main = threading.current_thread() is threading.main_thread()  # only the main thread may set signal handlers
     if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, note)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from idfx.planning.checkpoints import Checkpoint
     from idfx.planning.overrides import Overrides
 
-SEED = click.IntRange(-(2**63), 2**64 - 1)  # what torch takes
+SEED = click.IntRange(-(2**63), 2**64 - 1)  # the range that torch accepts
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,13 +34,13 @@ def output_options(function: F) -> F:
     """--json, --quiet and --debug, which every command has."""
     return _chain(
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-        click.option("-q", "--quiet", is_flag=True, help="Show no progress and no remarks."),
+        click.option("-q", "--quiet", is_flag=True, help="Show no progress and no notes."),
         click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
     )(function)
 
 
 def _model_options(argument: Callable[[F], F]) -> Callable[[F], F]:
-    """SPEC and what belongs to building a model."""
+    """SPEC and the options for building a model."""
     return _chain(
         argument,
         click.option(
@@ -60,12 +60,12 @@ def _model_options(argument: Callable[[F], F]) -> Callable[[F], F]:
         click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of every random number."),
         click.option(
             "--role", "roles", multiple=True, metavar="PARAM=ROLE",
-            help="What a parameter is, where you know better; a pattern (*) is allowed; repeatable.",
+            help="Override the role of a parameter; patterns (*) are allowed; repeatable.",
         ),
         click.option("--tracer", default=None, metavar="record|export", help="How the graph is made."),
         click.option("--strict", is_flag=True, help="Fail if an operator is unknown."),
-        click.option("--timeout", type=parse_seconds, metavar="SECONDS", help="Stop a model that takes longer."),
-        click.option("--max-memory", type=parse_size, metavar="SIZE", help="Allocate no more, e.g. 4GiB (Linux)."),
+        click.option("--timeout", type=parse_seconds, metavar="SECONDS", help="Stop if the command takes longer."),
+        click.option("--max-memory", type=parse_size, metavar="SIZE", help="Limit on memory, e.g. 4GiB (Linux only)."),
     )  # fmt: skip
 
 
@@ -75,43 +75,43 @@ several_models_options = _model_options(click.argument("specs", nargs=-1, requir
 
 
 def scheme_options(function: F) -> F:
-    """The scheme and its options; an option that is not given is left to the scheme."""
+    """The scheme and its options; the scheme sets options that are not given."""
     return _chain(
         click.option(
             "--scheme", default="idinit", show_default=True, metavar="NAME[(KEY=VALUE,...)]",
             help="See `idfx list schemes`; options in brackets, as in 'eoi(density=0.2)'.",
         ),
-        click.option("--tau", default=None, metavar="NUMBER|gain", help="Entry of the identity [1]."),
-        click.option("--eps", default=None, type=float, help="Entry at the end of a branch [1e-6]; 0 for zeros."),
-        click.option("--loosen", default=None, metavar="diagonal|dense|none", help="Where the noise goes [diagonal]."),
+        click.option("--tau", default=None, metavar="NUMBER|gain", help="Diagonal entry of the identity [1]."),
+        click.option("--eps", default=None, type=float, help="Entries at the end of a branch [1e-6]; 0 for zeros."),
+        click.option("--loosen", default=None, metavar="diagonal|dense|none", help="Where noise is added [diagonal]."),
         click.option(
-            "--conv-order", default=None, metavar="auto|channel|tap|centre", help="How a kernel is read [auto]."
+            "--conv-order", default=None, metavar="auto|channel|tap|centre", help="Order of kernel columns [auto]."
         ),
     )(function)  # fmt: skip
 
 
 def override_options(function: F) -> F:
-    """What a person says about single parameters, and the checkpoint to begin with."""
+    """Overrides for single parameters, and the checkpoint to start from."""
     return _chain(
         click.option(
             "--set", "sets", multiple=True, metavar="PATTERN=FILL(...)|FILE.toml",
-            help="What parameters get instead: 'head.weight=idiz(eps=1e-4)', 'blocks.*.attn.qkv=keep'; repeatable, the "
-            "last one counts; or a file of such words.",
+            help="Override the scheme: 'head.weight=idiz(eps=1e-4)', 'blocks.*.attn.qkv=keep'; repeatable, the last "
+            "match wins; or a file of overrides.",
         ),
-        click.option("--only", multiple=True, metavar="PATTERN", help="Write nothing else; repeatable."),
-        click.option("--keep", multiple=True, metavar="PATTERN", help="Leave these as they are; repeatable."),
+        click.option("--only", multiple=True, metavar="PATTERN", help="Write only these parameters; repeatable."),
+        click.option("--keep", multiple=True, metavar="PATTERN", help="Leave these parameters unchanged; repeatable."),
         click.option(
             "--from", "checkpoints", multiple=True, metavar="CHECKPOINT",
-            help="Load what fits from this file, and initialise only the rest.",
+            help="Load matching tensors from this file, and initialise only the rest.",
         ),
     )(function)  # fmt: skip
 
 
 def given_overrides(options: dict[str, Any]) -> PlanEdits:
-    """Return what was said about single parameters; the options are taken out, roles in files join the others.
+    """Return the overrides; they are removed from the options, and roles in files are added to `roles`.
 
     Raises:
-        UsageError: a word or a file that cannot be read.
+        UsageError: an override or a file that cannot be read.
     """
     from idfx.planning.overrides import read_overrides
 
@@ -130,7 +130,7 @@ def given_overrides(options: dict[str, Any]) -> PlanEdits:
 
 
 class PlanEdits(NamedTuple):
-    """What a person says about a plan."""
+    """The user's changes to a plan: overrides and a checkpoint."""
 
     steering: Overrides
     checkpoint: Checkpoint | None
@@ -138,7 +138,7 @@ class PlanEdits(NamedTuple):
     def on(
         self, plan: Plan, structure: Structure, model: nn.Module, again: bool = False
     ) -> tuple[Plan, Checkpoint | None]:
-        """Return the plan as it is meant, and the checkpoint under the model's names."""
+        """Return the plan with these changes, and the checkpoint under the model's names."""
         from idfx.planning.overrides import steer
 
         checkpoint = self.checkpoint
@@ -150,12 +150,12 @@ class PlanEdits(NamedTuple):
 
 
 def given_scheme(scheme: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name of the scheme and the options that were given, in brackets or by their own flags.
+    """Return the name of the scheme and its options, given in brackets or as flags.
 
-    The flags are taken out of the command's options.
+    The flags are removed from the command's options.
 
     Raises:
-        UsageError: brackets that cannot be read, an option that is given twice, or one that the scheme has not.
+        UsageError: invalid brackets, an option given twice, or one that the scheme does not have.
     """
     from idfx.core.literals import parse_call
     from idfx.schemes.scheme import SCHEMES

@@ -1,4 +1,4 @@
-"""What the commands have in common once they are parsed: progress, building a model and reading its structure."""
+"""Shared by the commands after parsing: progress, building a model, and analysing its structure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Says on the terminal's stderr what is being done; silent elsewhere."""
+    """Shows the current step on stderr if that is a terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -36,24 +36,24 @@ class Progress:
         self._status = None
 
     def step(self, what: str) -> None:
-        """Name the step that begins."""
+        """Start a step."""
         self.current = what
         if self._status is not None:
             self._status.update(what)
 
     @property
     def unhide(self) -> str:
-        """What clears the line and shows the cursor, for a program that leaves inside the block."""
+        """The control sequence that clears the line and shows the cursor, for a program that exits inside the block."""
         return "\r\x1b[2K\x1b[?25h" if self._status is not None else ""
 
     def remark(self, text: str) -> None:
-        """Print a remark on stderr."""
+        """Print a note on stderr."""
         if not self.quiet:
             click.echo(f"note: {text}", err=True)
 
 
 def build_only(**options: Any) -> Built:
-    """Return the model of a SPEC, its random initialisation pending."""
+    """Return the model of a SPEC, with its random initialisation pending."""
     from idfx.building.build import build
     from idfx.building.parsing import parse_arguments
 
@@ -71,7 +71,7 @@ def build_only(**options: Any) -> Built:
 def build_and_read(
     progress: Progress, building: AbstractContextManager[Any] | None = None, **options: Any
 ) -> tuple[Built, Structure]:
-    """Return the model of a SPEC, its random initialisation pending, and its structure; built inside of `building`."""
+    """Return the model of a SPEC, built inside `building` with its random initialisation pending, and its structure."""
     progress.step("load libraries")
     from idfx.analysis.role_overrides import override_roles, read_words
     from idfx.analysis.structure import build_structure
@@ -99,8 +99,8 @@ def build_and_read(
     structure = override_roles(build_structure(captured), words)
     if structure.unknown:
         names = ", ".join(f"{u.operator} in {u.sites[0]}" for u in structure.unknown)
-        text = f"{len(structure.unknown)} unknown operator(s): {names}; conclusions that would cross them are not drawn"
+        text = f"{len(structure.unknown)} unknown operator(s): {names}; idfx draws no conclusions across them"
         if options["strict"]:
-            raise StructureError(f"{spec}: {text}. Leave out --strict, or teach idfx the operator (docs/adding.md).")
+            raise StructureError(f"{spec}: {text}. Leave out --strict, or define the operator (docs/adding.md).")
         progress.remark(text)
     return built, structure

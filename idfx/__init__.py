@@ -1,4 +1,4 @@
-"""Identity initialisation for any PyTorch model; `init_` and `analyze` are the ways in.
+"""Identity initialisation for any PyTorch model; start with `init_` or `analyze`.
 
 Names are imported on first use, so that `import idfx` loads neither torch nor anything else that is heavy.
 """

@@ -1,4 +1,4 @@
-"""The stages strung together: what `import idfx` offers."""
+"""The public functions of `import idfx`, which combine the stages."""
 
 from __future__ import annotations
 
@@ -36,21 +36,20 @@ def plan(
     set: Mapping[str, Word] | None = None,
     **options: Any,
 ) -> Plan:
-    """Return what a scheme writes into each parameter and why; touches no tensor.
+    """Return what a scheme writes into each parameter, and why; touches no tensor.
 
     Args:
-        structure: what `analyze` returned.
+        structure: from `analyze`.
         scheme: a name from `idfx list schemes`.
         seed: of every random number; any integer.
         only: patterns of parameters or modules; nothing else is written.
-        keep: patterns of what is left as it is.
-        set: by pattern what is written instead: "keep", a fill as in "idiz(eps=1e-4)", or a number; it has the last
-            word.
-        options: the scheme's own, for idinit `tau`, `eps`, `loosen`, `eps_tau`, `conv_order` and `depthwise`.
+        keep: patterns of parameters or modules to leave unchanged.
+        set: what to write instead, by pattern: "keep", a fill such as "idiz(eps=1e-4)", or a number; applied last.
+        options: of the scheme; for idinit `tau`, `eps`, `loosen`, `eps_tau`, `conv_order` and `depthwise`.
 
     Raises:
-        UsageError: an unknown scheme, option or fill, a value out of range, or a pattern that means nothing.
-        PlanError: a fill that a parameter does not take.
+        UsageError: an unknown scheme, option or fill, a value out of range, or a pattern that matches nothing.
+        PlanError: a fill that does not fit a parameter.
 
     Example:
         >>> import torch
@@ -67,10 +66,10 @@ def read_plan(path: str | Path) -> Plan:
     """Return the plan in a JSON file.
 
     Args:
-        path: a file that `idfx plan -o` wrote, perhaps edited.
+        path: a file from `idfx plan -o`, possibly edited.
 
     Raises:
-        PlanError: it cannot be read or is no plan.
+        PlanError: the file cannot be read or is not a plan.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -96,25 +95,25 @@ def init_(
     tracer: str | None = None,
     **options: Any,
 ) -> Report:
-    """Initialise a model in place and prove it: analyze, plan, apply_ and certify in one.
+    """Initialise a model in place and certify it: analyze, plan, apply_ and certify in one call.
 
-    The model keeps its device, dtypes, requires_grad, gradients, training mode, hooks, buffers and ties; the global
-    settings and random states are as before.
+    The model keeps its device, dtypes, requires_grad, gradients, training mode, hooks, buffers and ties; global
+    settings and random states do not change.
 
     Args:
         model, example_inputs, example_kwargs, roles, tracer: as in `analyze`.
         scheme, seed, only, keep, set, options: as in `plan`; "idinit" and 0 where nothing is given.
         certify: run the initialised model and compare every join with its shortcut.
         plan: apply this plan instead of making one; `only`, `keep` and `set` change it.
-        checkpoint: a file or a state dict. What fits is loaded from it, and only the rest is initialised; the
-            certificate's `growth` says how much the branches that were added change the outputs.
+        checkpoint: a file or a state dict. Matching tensors are loaded, and only the rest is initialised; the
+            certificate's `growth` reports by how much the added branches change the outputs.
 
     Returns:
         The structure, the plan and the certificate.
 
     Raises:
-        CertificateError: the model was written but does not start as it should; `error.report` holds the details.
-        IdfxError: any other; the model is as it was.
+        CertificateError: the model was written but does not start as planned; `error.report` has the details.
+        IdfxError: any other error; the model is unchanged.
 
     Example:
         >>> import torch
@@ -151,7 +150,7 @@ def init_(
 
 
 def prove(model: nn.Module, structure: Structure, plan: Plan, checkpoint: Checkpoint | None = None) -> Certificate:
-    """Return the certificate of a model to which a plan has been applied: it is held to what the plan claims."""
+    """Return the certificate of a model to which a plan was applied, checked against the claims of the plan."""
     if plan.scalars:  # the model has other parameters now
         structure = build_structure(capture(model, structure.capture.example, tracer=structure.capture.tracer))
     claimed = claims(structure, plan, unwrap(model))
@@ -168,7 +167,7 @@ def prove(model: nn.Module, structure: Structure, plan: Plan, checkpoint: Checkp
 
 
 def masks(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
-    """Return where the weights that a plan makes sparse are not zero, as bool tensors by parameter.
+    """Return the non-zero positions of weights that a plan makes sparse, as bool tensors by parameter.
 
     Args:
         model: to which the plan was applied.
@@ -191,7 +190,7 @@ def failure_text(certificate: Certificate, model: str) -> str:
     more = len(certificate.failures) - 3
     found = f"{model}: {shown}{f' and {more} more' if more > 0 else ''}"
     if not certificate.finite:
-        return f"{found}; expected finite numbers. Check that the model gives them as its author initialises it."
+        return f"{found}; expected finite numbers. Check that the model gives them with its own initialisation."
     if any(check.status == "deviates" for check in certificate.checks):
         return f"{found}; expected every block to start as its shortcut."
-    return f"{found}; expected different ones. Try --conv-order centre, which keeps images in place, or keep a layer."
+    return f"{found}; expected different ones. Try --conv-order centre, which does not shift images, or keep a layer."

@@ -1017,7 +1017,7 @@ MALFORMED = {
         ),
         r"parameters → head.bias → arguments → value is inf",
     ),
-    "twice": (lambda: _edit(lambda d: None)[:-1] + ', "seed": 1}', r"the entry 'seed' stands there twice"),
+    "twice": (lambda: _edit(lambda d: None)[:-1] + ', "seed": 1}', r"the entry 'seed' occurs twice"),
     "sizes": (
         lambda: _edit(lambda d: d["parameters"]["head.bias"].update(shape=["5"])),
         r"plan: parameters → head.bias → shape → 0 is '5'; expected a whole number",
@@ -1113,10 +1113,10 @@ def _reshape(document: dict[str, Any]) -> None:
 # All of these are about the last parameter, or show on it last: what came before must not be written.
 INAPPLICABLE = {
     "another model": (_rename, r"not in the model: tail.bias; not in the plan: head.bias"),
-    "another shape": (_reshape, r"of another shape: head.bias is \[5\] in the model and \[6\] in the plan"),
+    "another shape": (_reshape, r"with different shapes: head.bias is \[5\] in the model and \[6\] in the plan"),
     "fill": (_decide("head.bias", "constnat", value=0), r"fill 'constnat': unknown.*Did you mean constant"),
     "argument": (_decide("head.bias", "constant", valeu=0), r"valeu.*value"),
-    "missing argument": (_decide("head.bias", "constant"), r"head.bias: no value; expected by fill 'constant'"),
+    "missing argument": (_decide("head.bias", "constant"), r"head.bias: no value; fill 'constant' requires it"),
     "no number": (_decide("head.bias", "constant", value="x"), r"head.bias"),
     "too large": (_decide("head.bias", "constant", value=1e300), r"head.bias"),
     "eps": (_decide("head.weight", "idiz", eps="small"), r"head.weight"),

@@ -535,7 +535,7 @@ def test_the_bottleneck_of_the_main_stem_is_told_with_its_place():
     measures = audited(model, (torch.ones(1, 32),), only=["rank"]).measures["rank"]
     rank = int(np.linalg.matrix_rank(model[2].weight.detach().numpy()))
     assert measures["bottleneck of the main stem"] == f"{rank} at 2.weight" and rank == 5
-    assert measures["of them not square"] == measures["weights looked at"]
+    assert measures["not square"] == measures["weights examined"]
 
 
 def test_where_values_come_out_of_sight_no_parameter_is_called_unused():

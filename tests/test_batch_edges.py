@@ -203,7 +203,7 @@ def test_a_batch_of_one_number_throughout_finds_no_fault_in_a_sound_model(number
     model = nn.Sequential(*(Block() for _ in range(5)), nn.Linear(32, 4))
     audit = idfx.audit(model, (torch.full((8, 32), number),), only=BATCH)
     assert not warned(audit)
-    assert str(audit.measures["forward"]["inputs"]).startswith("one number throughout")
+    assert str(audit.measures["forward"]["inputs"]).startswith("constant")
     nn.init.constant_(model[2].fc.weight, math.inf)
     assert idfx.audit(model, (torch.full((8, 32), number),), only=BATCH).verdict == "error"
 

@@ -123,7 +123,7 @@ def test_ctrl_c_leaves_whole_lines_and_says_how_to_go_on(tiny):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     last = err.decode().splitlines()[-1]
-    assert last.startswith("idfx: interrupted; ") and last.endswith("Go on with `idfx bench train -o out`.")
+    assert last.startswith("idfx: interrupted; ") and last.endswith("Resume with `idfx bench train -o out`.")
     lines = Path("out/runs.jsonl").read_text().splitlines()
     assert len(lines) >= 2 and all(isinstance(json.loads(line), dict) for line in lines)
 
@@ -229,17 +229,17 @@ def test_a_budget_begins_no_run_that_would_not_end_in_time(run, tiny):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("-o out", "-o out: no study was begun here; expected --suite beside it. See docs/bench.md."),
+        ("-o out", "-o out: there is no study here to resume; expected --suite. See docs/bench.md."),
         ("-o out --suite digit", "--suite digit: unknown; expected"),
         ("-o out --suite no.toml", "--suite no.toml: No such file or directory; expected a TOML file."),
         ("-o out --suite tiny.toml --schemes idinti", "scheme 'idinti': unknown; expected"),
         ("-o out --suite tiny.toml --schemes idinit(epps=1)", "unknown option 'epps'"),
-        ("-o out --suite tiny.toml --schemes default,,zero", "expected names with commas between"),
+        ("-o out --suite tiny.toml --schemes default,,zero", "expected comma-separated names"),
         (
             "-o out --suite tiny.toml --models ml",
             "--models ml: unknown; expected some of mlp, resmlp. Did you mean mlp",
         ),
-        ("-o out --suite tiny.toml --lr-grid 0.1,x", "expected numbers with commas between them"),
+        ("-o out --suite tiny.toml --lr-grid 0.1,x", "expected comma-separated numbers"),
         ("-o out --suite tiny.toml --lr-grid 0.1,0.1", "expected different numbers"),
         ("-o out --suite tiny.toml --seeds 0", "0 is not in the range x>=1"),
         ("-o tiny.toml --suite tiny.toml", "-o tiny.toml: this is no folder"),

@@ -137,7 +137,8 @@ def test_a_widened_branch_starts_anew_behind_the_loaded_bias():
         "blocks.0.fc1.weight", "blocks.0.fc1.bias", "blocks.0.fc2.weight"
     }  # fmt: skip
     assert {check.status for check in report.certificate.checks} == {"unclaimed"}  # fc2.bias is loaded and not 0
-    assert any("blocks.0.fc1.weight is [32, 8] in the model and [16, 8] there" in n for n in report.plan.notes)
+    told = "blocks.0.fc1.weight is [32, 8] in the model and [16, 8] in the checkpoint"
+    assert any(told in note for note in report.plan.notes)
 
 
 def test_frozen_parameters_are_loaded_and_other_dtypes_converted():
@@ -366,7 +367,7 @@ def test_outputs_that_are_no_numbers_prove_nothing():
 )
 def test_tensors_that_cannot_be_copied_are_refused(change):
     state = {**trained().state_dict(), "head.weight": change(torch.ones(3, WIDTH))}
-    with pytest.raises(UsageError, match=r"head.weight is a \w+( or nested)? tensor; expected plain ones"):
+    with pytest.raises(UsageError, match=r"head.weight is a \w+( or nested)? tensor; expected plain tensors"):
         idfx.init_(Net(), (rows(),), checkpoint=state)
 
 

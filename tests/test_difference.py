@@ -80,7 +80,7 @@ def test_two_checkpoints_with_other_names_and_shapes():
         ("n", "only left", None),
         ("m", "only right", None),
     ]
-    with pytest.raises(UsageError, match=r"no name is on both sides \(a and z\)"):
+    with pytest.raises(UsageError, match=r"the sides share no name \(a and z\)"):
         idfx.diff(idfx.read_checkpoint(one), idfx.read_checkpoint({"z": torch.ones(1)}))
 
 

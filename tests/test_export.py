@@ -238,30 +238,30 @@ def test_digest_reads_the_content_alone():
     [
         (
             "w.ptth",
-            "w.ptth: the suffix is '.ptth'; .pt, .pth or .safetensors was expected. Did you mean w.pth?",
+            "w.ptth: the suffix is '.ptth'; expected .pt, .pth or .safetensors. Did you mean w.pth?",
         ),
-        ("w.bin", "w.bin: the suffix is '.bin'; .pt, .pth or .safetensors was expected. Did you mean w.pt?"),
-        ("w.PT", "w.PT: the suffix is '.PT'; .pt, .pth or .safetensors was expected. Did you mean w.pt?"),
-        ("w", "w: there is no suffix; .pt, .pth or .safetensors was expected. Did you mean w.pt?"),
-        ("d.pt", "d.pt: this is a folder; the path of a file was expected. Choose another name"),
-        ("pipe.pt", "pipe.pt: this is no regular file; the path of a file was expected. Choose another name"),
+        ("w.bin", "w.bin: the suffix is '.bin'; expected .pt, .pth or .safetensors. Did you mean w.pt?"),
+        ("w.PT", "w.PT: the suffix is '.PT'; expected .pt, .pth or .safetensors. Did you mean w.pt?"),
+        ("w", "w: there is no suffix; expected .pt, .pth or .safetensors. Did you mean w.pt?"),
+        ("d.pt", "d.pt: this is a folder; expected the path of a file. Choose another name"),
+        ("pipe.pt", "pipe.pt: this is not a regular file; expected the path of a file. Choose another name"),
         (
             "no/w.pt",
-            "no/w.pt: no does not exist; an existing folder was expected. Create it (mkdir -p 'no') or choose another",
+            "no/w.pt: no does not exist; expected an existing folder. Create it (mkdir -p 'no') or choose another",
         ),
         (
             "file/w.pt",
-            "file/w.pt: file is no folder; an existing folder was expected. "
+            "file/w.pt: file is not a folder; expected an existing folder. "
             "Create it (mkdir -p 'file') or choose another",
         ),
         (
             f"{'n' * 300}.pt",
-            f"{'n' * 300}.pt: File name too long; a folder to write to was expected. "
+            f"{'n' * 300}.pt: File name too long; expected a writable folder. "
             "Choose another folder or change its permissions",
         ),
         (
             "/proc/w.pt",
-            "/proc/w.pt: No such file or directory; a folder to write to was expected. "
+            "/proc/w.pt: No such file or directory; expected a writable folder. "
             "Choose another folder or change its permissions",
         ),
     ],
@@ -289,7 +289,7 @@ def test_folder_without_permission_is_refused(tmp_path):
     if user == 0:
         os.seteuid(65534)  # root may write anywhere
     try:
-        with pytest.raises(UsageError, match=r"w\.pt: Permission denied; a folder to write to was expected"):
+        with pytest.raises(UsageError, match=r"w\.pt: Permission denied; expected a writable folder"):
             export.check_path(tmp_path / "w.pt")
     finally:
         os.seteuid(user)
@@ -409,7 +409,7 @@ def test_no_room_for_the_file(tmp_path):
             [sys.executable, "-c", FULL, tmp_path / "w", unnamed], capture_output=True, text=True, check=True
         )
         assert run.stdout.splitlines() == [
-            f"{tmp_path}/w{suffix}: File too large; the whole file had to be written. Nothing was written. "
+            f"{tmp_path}/w{suffix}: File too large; expected to write the whole file. Nothing was written. "
             "Free some space, check quota and permissions, or choose another path"
             for suffix in SUFFIXES
         ]
@@ -423,7 +423,7 @@ def test_full_disk(tmp_path):
         pytest.skip("this process may not mount a small disk")
     try:
         for suffix in SUFFIXES:
-            with pytest.raises(ExportError, match=r"No space left on device; the whole file"):
+            with pytest.raises(ExportError, match=r"No space left on device; expected to write the whole file"):
                 export.save(nn.Linear(1024, 1024), tmp_path / f"w{suffix}")
             assert not names(tmp_path)
     finally:

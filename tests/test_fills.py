@@ -431,15 +431,15 @@ ONES = "expected counts from 1. Write 1 for none."
 ERRORS = [
     ("idi", {"tua": 1}, (2, 2),
      "w: argument 'tua'; expected one of tau, loosen, eps_tau, layout. Did you mean tau?"),
-    ("constant", {}, (2,), "w: no value; expected by fill 'constant'. Add it to the arguments."),
+    ("constant", {}, (2,), "w: no value; fill 'constant' requires it. Add it to the arguments."),
     ("idi", {"tau": float("nan")}, (2, 2), "w: tau nan; expected a finite number. Write one such as 1.0."),
     ("idiz", {"eps": "1"}, (2, 2), "w: eps '1'; expected a finite number. Write one such as 1.0."),
     ("idiz", {"eps": True}, (2, 2), "w: eps True; expected a finite number. Write one such as 1.0."),
     ("idiz", {"eps": 1e-60}, (2, 2),
      "w: eps 1e-60 rounds to 0.0 in torch.float32; "
-     "expected a number that it can hold. Choose another eps or dtype."),
+     "expected a number that the dtype can represent. Choose another eps or dtype."),
     ("constant", {"value": 1e60}, (2, 2),
-     "w: value 1e+60 rounds to inf in torch.float32; expected a number that it can hold. "
+     "w: value 1e+60 rounds to inf in torch.float32; expected a number that the dtype can represent. "
      "Choose another value or dtype."),
     ("idi", {"eps_tau": -1}, (2, 2), "w: eps_tau -1; expected a finite standard deviation. Write 1e-6 or 0."),
     ("idi", {"loosen": "diag"}, (2, 2),
@@ -448,7 +448,7 @@ ERRORS = [
      "w: order 'x'; expected one of centre, channel, tap. Write one of them."),
     ("idi", {}, (2, 2, 3),
      "w: taps along axes (2,) of (2, 2, 3); expected none. "
-     "Use the fill that ends in c, which says in which order to read them."),
+     "Use the corresponding fill that ends in c, which has an order of taps."),
     ("idi", {}, (2,), "w: layout: none, for shape (2,); expected one below two axes. Give its axes."),
     ("idi", {"layout": 3}, (2, 2), "w: layout: 3; expected a Layout or its fields. Write {} for (out, in)."),
     ("idi", {"layout": {"group": 2}}, (2, 2),
@@ -502,7 +502,7 @@ def test_rows_that_are_none(rows):
 def test_calls_that_cannot_be_followed():
     with pytest.raises(UsageError, match=r"fill 'idis': unknown; .* Did you mean idi"):
         fill_(torch.empty(2, 2), "idis", parameter="w", seed=0)
-    with pytest.raises(UsageError, match=r"w: dtype torch.int8; expected a real floating point\. Leave it out"):
+    with pytest.raises(UsageError, match=r"w: dtype torch.int8; expected a real floating-point dtype\. Leave it out"):
         fill_(torch.zeros(2, 2, dtype=torch.int8), "idi", parameter="w", seed=0)
     with pytest.raises(UsageError, match=r"w: on the meta device; expected memory to write to\. Call to_empty"):
         fill_(torch.empty(2, 2, device="meta"), "idi", parameter="w", seed=0)

@@ -235,7 +235,7 @@ def test_what_holds_the_lock_of_the_interpreter_is_ended_by_the_last_resort():
 def test_times_that_are_none(run, text):
     code, out, err = run(f"analyze net.py:Block --timeout={text}")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"'--timeout': {text!r} is no time; expected a number of seconds above 0" in err
+    assert f"'--timeout': {text!r} is not a time; expected a number of seconds above 0" in err
 
 
 # Memory
@@ -305,7 +305,7 @@ def test_a_kernel_that_does_not_keep_the_bound_is_told(run, monkeypatch):
 
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     code, out, err = run("analyze net.py:Block --input-shape 2,4 --max-memory 8GiB")
-    assert (code, out, err.count("\n")) == (2, "", 1) and "this kernel gives more all the same" in err
+    assert (code, out, err.count("\n")) == (2, "", 1) and "this kernel allows more" in err
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
@@ -314,7 +314,7 @@ def test_where_memory_cannot_be_bounded_the_option_is_refused(run, monkeypatch, 
     code, out, err = run("analyze net.py:Block --input-shape 2,4 --max-memory 8GiB")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(
-        f"idfx: --max-memory 8GiB: {platform} does not let a program bound its memory; expected Linux."
+        f"idfx: --max-memory 8GiB: {platform} does not let a program limit its memory; expected Linux."
     )
 
 
@@ -322,7 +322,7 @@ def test_sizes():
     known = {"1B": 1, "2kB": 2000, "3 MiB": 3 * 2**20, "1.5GiB": 3 * 2**29, "500MB": 5 * 10**8, "1tib": 2**40}
     assert {text: limits.parse_size(text).bytes for text in known} == known
     for text in ("", "5", "GiB", "0GiB", "4G", "-1GiB", "4 GiB GiB", "1e9B", "nanGB"):
-        with pytest.raises(click.BadParameter, match="is no size; expected a number above 0 with"):
+        with pytest.raises(click.BadParameter, match="is not a size; expected a number above 0 with"):
             limits.parse_size(text)
 
 

@@ -283,7 +283,7 @@ def test_what_is_not_one_whole_place_is_kept(case: str) -> None:
     body, parts, kept = KEPT[case]
     plan = idfx.plan(idfx.analyze(Small(body, **parts), (values(2, 4).float(),)))
     assert set(plan.kept) == kept
-    assert all("the author's values stay" in reason for reason in plan.kept.values())
+    assert all("its own values are kept" in reason for reason in plan.kept.values())
 
 
 def test_a_weight_that_lies_transposed_is_filled_transposed() -> None:

@@ -570,7 +570,7 @@ class Mimicked(nn.Module):
 OF_ATTENTION = ("query.weight", "key.weight", "value.weight", "out.weight")
 NOT_SQUARE = "its 1 part(s) of ({}, 16) are not square"
 REFUSED: dict[str, dict[str, str]] = {
-    "cross": dict.fromkeys(OF_ATTENTION, "attention Mimicked looks at other data than its queries come from"),
+    "cross": dict.fromkeys(OF_ATTENTION, "attention Mimicked attends to other data than its queries come from"),
     "shared": dict.fromkeys(OF_ATTENTION, "several attentions share it"),
     "narrow": {**dict.fromkeys(OF_ATTENTION[:3], NOT_SQUARE.format(8)), "out.weight": "of (16, 8) are not square"},
     "wider heads": dict.fromkeys(OF_ATTENTION, NOT_SQUARE.format(16)),
@@ -580,18 +580,18 @@ REFUSED: dict[str, dict[str, str]] = {
         "out.weight": "value.weight, the other weight of its product, is kept: " + NOT_SQUARE.format(8),
     },
     "unread": {
-        "experts": "its matrix is not read",
-        "key.weight": "experts, the other weight of its product, is kept: its matrix is not read",
+        "experts": "idfx cannot read its matrix",
+        "key.weight": "experts, the other weight of its product, is kept: idfx cannot read its matrix",
     },
     "interleaved": {
-        "fused.weight": "which of its rows make queries, keys and values is not seen",
-        "out.weight": "fused.weight, the other weight of its product, is kept: which of its rows",
+        "fused.weight": "its rows of queries, keys and values are not known",
+        "out.weight": "fused.weight, the other weight of its product, is kept: its rows of queries",
     },
     "frozen": {
         "out.weight": "it is frozen",
         "value.weight": "out.weight, the other weight of its product, is kept: it is frozen",
     },
-    "no output": {"value.weight": "attention Mimicked has no output weight to make a product with"},
+    "no output": {"value.weight": "attention Mimicked has no output weight for its product"},
 }
 # The product that the oddity leaves whole.
 WRITTEN = {
@@ -627,7 +627,7 @@ def test_mimetic_keeps_what_is_no_weight_of_attention(model):
     before = {name: value.clone() for name, value in net.named_parameters()}
     plan = idfx.init_(net, (x,), scheme="mimetic").plan
     others = {name for name in before if not name.endswith(("in_proj_weight", "out_proj.weight"))}
-    assert {name for name, reason in plan.kept.items() if "it is no weight of attention" in reason} == others
+    assert {name for name, reason in plan.kept.items() if "it is not an attention weight" in reason} == others
     assert all(torch.equal(value, before[name]) for name, value in net.named_parameters() if name in others)
 
 

@@ -225,12 +225,12 @@ def test_what_was_measured_stands_in_the_files_when_a_later_section_fails(run, t
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--only fill --max-parameters 1M", "--max-parameters 1000000: no model is so small; expected 5,717,416"),
+        ("--only fill --max-parameters 1M", "there is no such model; expected at least 5,717,416"),
         (
             "--only reed",
             "--only reed: unknown; expected some of process, stages, fill, whole, read, depth, parameters. Did",
         ),
-        ("--max-parameters many", "no number of parameters; expected one such as 100M or 1e9"),
+        ("--max-parameters many", "not a number of parameters; expected one such as 100M or 1e9"),
         ("--device gpu", "--device gpu: unknown device"),
         ("-o file --only depth", "-o file: File exists; expected a folder."),
     ],

@@ -1,1 +1,1 @@
-"""The commands of the program: each module has a click command named `command`, each folder a group of them."""
+"""The commands of the program: each module has a click command named `command`; each folder is a group of commands."""

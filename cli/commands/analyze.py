@@ -1,4 +1,4 @@
-"""`idfx analyze`: what the graph of a model says."""
+"""`idfx analyze`: the structure of a model, from its graph."""
 
 from __future__ import annotations
 

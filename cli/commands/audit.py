@@ -1,4 +1,4 @@
-"""`idfx audit`: what the initialisation of a model is worth, and what is wrong with it."""
+"""`idfx audit`: measures the initialisation of a model and reports defects."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 @several_models_options
 @click.option("--weights", default=None, metavar="FILE", help="Audit these weights: a state dict, never unpickled.")
 @click.option("--scheme", "schemes", multiple=True, metavar="NAME[(KEY=VALUE,...)]",
-              help="Initialise by this scheme first; several stand side by side.")  # fmt: skip
-@click.option("--against", default=None, metavar="SCHEME", help="Set the model beside itself under this scheme.")
+              help="Initialise with this scheme first; repeat to compare several.")  # fmt: skip
+@click.option("--against", default=None, metavar="SCHEME", help="Compare the model with itself under this scheme.")
 @click.option("--batch", default="normal", show_default=True, metavar="normal|none|IMAGE|FOLDER",
-              help="What is run, unless --input or --input-shape give it; none: weights alone.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), default=None, metavar="N", help="Samples of it [4 to 64].")
+              help="The batch to run, unless set by --input or --input-shape; none: weights only.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=None, metavar="N", help="Size of the batch [4 to 64].")
 @click.option("--budget", type=parse_seconds, default=60.0, show_default=True, metavar="SECONDS",
-              help="Time for what is run.")  # fmt: skip
-@click.option("--only", default="", metavar="METRIC,...", help="Apply these metrics alone (see `idfx list audits`).")
-@click.option("--with", "also", default="", metavar="METRIC,...", help="Apply these too, which are not by default.")
-@click.option("--html", default=None, metavar="FILE", help="Also write a page with drawing, plots and tables.")
-@click.option("--github", is_flag=True, help="Print findings as annotations of GitHub Actions.")
+              help="Time limit for running the batch.")  # fmt: skip
+@click.option("--only", default="", metavar="METRIC,...", help="Apply only these metrics (see `idfx list audits`).")
+@click.option("--with", "also", default="", metavar="METRIC,...", help="Also apply these optional metrics.")
+@click.option("--html", default=None, metavar="FILE", help="Also write an HTML page with a drawing, plots and tables.")
+@click.option("--github", is_flag=True, help="Print findings as GitHub Actions annotations.")
 @click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=lambda *given: _schema(*given),
               help="Print the JSON Schema of --json and exit.")  # fmt: skip
 @click.option(
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=click.Choice(["warning", "error"]),
     default="error",
     show_default=True,
-    help="The least severity of a finding that makes the exit code 1.",
+    help="Lowest severity of a finding that sets exit code 1.",
 )
 @output_options
 def command(
@@ -58,9 +58,9 @@ def command(
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Look for what is wrong with the initialisation of a model: its weights, its structure, and what a batch shows.
+    """Audit the initialisation of a model: its weights, its structure, and the values of a batch.
 
-    Several models, or one under several schemes, stand side by side.
+    Give several models, or one with several schemes, to compare them.
 
     \b
     Example:
@@ -91,7 +91,7 @@ def command(
 
 
 def _says_size(options: Mapping[str, Any]) -> str:
-    """The option that leaves no say to --batch-size, "" if none does."""
+    """Return the option that conflicts with --batch-size, or ""."""
     if options["batch"] == "none":
         return "--batch none"
     given = [name for name in ("input_shapes", "inputs") if options[name]] if options["batch"] == "normal" else []
@@ -116,7 +116,7 @@ def _text(audits: list[tuple[str, Audit]], as_json: bool, github: bool) -> str:
 
 
 def _write_page(path: str, audits: list[tuple[str, Audit]], quiet: bool) -> None:
-    """Write the audits as a page, and say on stderr where it lies."""
+    """Write the audits as an HTML page, and report its path on stderr."""
     from idfx.core.files import write_text
     from idfx.report.html import page
 

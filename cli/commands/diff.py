@@ -1,4 +1,4 @@
-"""`idfx diff`: what two plans, schemes or checkpoints do differently."""
+"""`idfx diff`: compares two plans, schemes or checkpoints."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @click.argument("left", metavar="A")
 @click.argument("right", metavar="B")
 @optional_model_options
-@click.option("--all", "every", is_flag=True, help="Show what is the same, too.")
-@click.option("--exit-code", is_flag=True, help="Exit with 1 if anything differs, or is on one side only.")
+@click.option("--all", "every", is_flag=True, help="Also show equal parameters.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 if anything differs or exists on one side only.")
 @output_options
 def command(
     left: str, right: str, every: bool, exit_code: bool, as_json: bool, quiet: bool, **options: Any
@@ -39,8 +39,8 @@ def command(
     schemes = [side for side in (left, right) if not is_file_name(side)]
     if schemes and options["spec"] is None:
         raise UsageError(
-            f"{schemes[0]}: no .json, .pt, .pth or .safetensors file, so it is read as a scheme; expected a model to "
-            "plan it for. Name one: idfx diff A B SPEC."
+            f"{schemes[0]}: not a .json, .pt, .pth or .safetensors file, so it must be a scheme; expected a model for "
+            "it. Name one: idfx diff A B SPEC."
         )
     structure = None
     options["spec"] = options["spec"] or ""

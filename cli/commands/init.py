@@ -1,4 +1,4 @@
-"""`idfx init`: the main job."""
+"""`idfx init`: initialises a model, certifies it, and writes its state dict."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def command(
     ctx: click.Context, /, output: str, scheme: str, plan_file: str | None, no_certify: bool, keep_going: bool,
     as_json: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
-    """Write the initialised state dict of a model, and prove that its blocks start as identities.
+    """Initialise a model, check that its blocks start as identities, and write its state dict.
 
-    SPEC is timm:NAME, torchvision:NAME, path/to/file.py:factory or package.module:factory.
+    SPEC is timm:NAME, torchvision:NAME, transformers:TYPE, path/to/file.py:factory or package.module:factory.
 
     \b
     Example:

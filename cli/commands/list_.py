@@ -1,4 +1,4 @@
-"""`idfx list`: what idfx knows."""
+"""`idfx list`: lists registered schemes, fills, sources, operators and metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..options import output_options
 @click.argument("what", type=click.Choice(["schemes", "fills", "sources", "operators", "audits"]))
 @output_options
 def command(what: str, as_json: bool, quiet: bool) -> None:
-    """List schemes, fills that a plan may name, sources of models, operators that idfx can read, metrics of audits.
+    """List schemes, fills for plans, sources of models, operators known to idfx, or metrics of audits.
 
     \b
     Example:

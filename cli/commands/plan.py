@@ -1,4 +1,4 @@
-"""`idfx plan`: what would be written and why."""
+"""`idfx plan`: shows what would be written, and why."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _show_schema(ctx: click.Context, option: click.Parameter, value: bool) -> No
 @model_options
 @scheme_options
 @override_options
-@click.option("-o", "--output", default=None, metavar="FILE", help="Write the plan as JSON, to be edited.")
+@click.option("-o", "--output", default=None, metavar="FILE", help="Write the plan as editable JSON.")
 @click.option(
     "--schema",
     is_flag=True,
@@ -43,7 +43,7 @@ def _show_schema(ctx: click.Context, option: click.Parameter, value: bool) -> No
 )
 @output_options
 def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Show what would be written into each parameter and why; no weight is touched.
+    """Show what would be written into each parameter, and why; no weight is touched.
 
     \b
     Example:

@@ -1,1 +1,1 @@
-"""What is measured of an initialised model, one small file per metric."""
+"""Audits of an initialised model: one small file per metric."""

@@ -1,4 +1,4 @@
-"""What one gradient does on its way back."""
+"""The gradients of one batch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from idfx.measuring.trend import trend
 
 GROWTH = 1e4
 
-_FINITE = "Look at the values of the forward pass first; then at roots, norms and divisions near zero."
-_SILENT = "Look for units that are off for all inputs, experts that none is sent to, or a detach on the way."
+_FINITE = "Check the values of the forward pass first, then roots, norms and divisions near zero."
+_SILENT = "Look for units that are off for all inputs, experts that receive no sample, or a detach."
 _TREND = "Close the branches (idinit, fixup, skipinit, zero-gamma), normalise, or draw with gain / √fan-in."
 
 
 @metric("backward", batch=True)
 def backward(subject: AuditContext) -> Iterator[Finding | Measure]:
-    """Gradients of one batch: vanishing or exploding over depth, not finite, none at all; gradient over weight.
+    """Gradients of one batch: vanishing or exploding over depth, non-finite, or missing; gradient over weight.
 
-    Definition: a random gradient of norm 1 goes back from the outputs (normal, over all of them together), so that
-    norms are amplifications. For each parameter the norm of its gradient and, where it is not 0, that over the norm of
-    the parameter. The trend is a least-squares line through log10 of the norm of the gradient that arrives at the ends
-    of the residual blocks that lie in no other (or the weights of the main stem, if there are fewer than four), from
-    the outputs to the inputs.
+    Definition: a random gradient of norm 1 is propagated back from the outputs (normal, over all of them together), so
+    norms are amplifications. For each parameter: the norm of its gradient and, if the parameter is not 0, its ratio to
+    the norm of the parameter. The trend is a least-squares fit to log10 of the norm of the gradient that arrives at the
+    ends of the outermost residual blocks (or at the weights of the main stem, if there are fewer than four blocks),
+    from the outputs to the inputs.
 
-    Unit: norms; ratios. Thresholds: NaN or Inf (error). A trend by a factor beyond 1e4 over depth, more than three
-    standard errors from none (warning). A weight whose gradient is exactly 0, although no zero of the weights keeps it
-    away (warning; not of a batch that is one number throughout, of which a normalisation makes zeros).
+    Unit: norms; ratios. Thresholds: NaN or Inf (error). A trend by a factor of more than 1e4 over depth, with a slope
+    more than three standard errors from 0 (warning). A weight whose gradient is exactly 0 although no zero weight
+    explains it (warning; not for a constant batch, which a normalisation turns into zeros).
 
     Source: Glorot and Bengio, AISTATS 2010; Hanin, "Which neural net architectures give rise to exploding and
     vanishing gradients?", NeurIPS 2018; the gradient-to-weight ratio: You, Gitman and Ginsburg, "Large batch training
@@ -61,19 +61,19 @@ def _ratios(subject: AuditContext) -> Iterator[float]:
 def _not_finite(subject: AuditContext) -> Iterator[Finding]:
     broken = [name for name, norm in subject.observation.gradients.items() if not math.isfinite(norm)]
     if broken and subject.observation.finite:
-        name = broken[-1]  # the last one that the forward meets is the first on the way back
-        told = f"its gradient holds NaN or Inf, and those of {len(broken) - 1} other parameters"
+        name = broken[-1]  # the last one in the forward pass is the first in the backward pass
+        told = f"its gradient contains NaN or Inf, as do those of {len(broken) - 1} other parameters"
         yield subject.finding("error", "backward", name, len(broken), 0, told, _FINITE)
 
 
 def _silent(subject: AuditContext) -> Iterator[Finding]:
-    if subject.trial is not None and subject.trial.uniform:  # a normalisation makes zeros of it
+    if subject.trial is not None and subject.trial.uniform:  # a normalisation turns it into zeros
         return
     zeros = [name for name in subject.structure.parameters if subject.is_zero(name)]
     reached = fed(subject.flow, zeros, subject.first_name)
     for name, norm in subject.observation.gradients.items():
         if not norm and name in reached and subject.structure.roles[name].layout is not None:
-            told = "this batch sends it no gradient, though no zero among the weights keeps it away"
+            told = "it gets no gradient from this batch, although no zero weight explains it"
             yield subject.finding("warning", "backward", name, 0, 0, told, _SILENT)
 
 
@@ -87,7 +87,7 @@ def _trend(subject: AuditContext, points: Sequence[ActivationStats]) -> Iterator
     if line.sure and not 1 / GROWTH < line.total < GROWTH:
         verb = "explodes" if line.total > 1 else "vanishes"
         told = f"the gradient {verb} {line.total:.3g}-fold on its way back through {line.steps} blocks or layers, by"
-        told += f" {line.slope:.3g} ± {line.error:.2g} in log10 at each"
+        told += f" {line.slope:.3g} ± {line.error:.2g} in log10 per step"
         last, bound = arriving[-1], GROWTH if line.total > 1 else 1 / GROWTH
         site = last.block or last.name
         yield Finding("warning", "backward", last.parameter, site, line.total, bound, told, _TREND)

@@ -11,22 +11,22 @@ from idfx.core.records import Join
 
 DOUBLINGS = 10
 
-_KEEP = "Nothing, if they are meant to start open; to start closed: idinit, zero-gamma, fixup, skipinit or rezero."
+_KEEP = "None if they should start open; to start closed, use idinit, zero-gamma, fixup, skipinit or rezero."
 _EXPLODES = "Close them (fixup, skipinit, rezero, idinit), or normalise each branch."
 
 
 @metric("branches")
 def branches(subject: AuditContext) -> Iterator[Finding | Measure]:
-    """Residual branches that do not start near zero, and how the variance grows with them.
+    """Residual branches that do not start near zero, and the resulting growth of the variance.
 
-    Definition: a branch is closed if each of its ends, or one of the scales behind them, lets a factor of 0.01 at most
-    through (1e-4 of the variance); for a weight that factor is rms · √fan-in. Open ones are counted, and those among
-    them that lie in no other branch: L. Where the model normalises, each of these is taken to add the variance of a
-    fresh signal, so that it grows to 1 + L; where it normalises nowhere, each to double it, 2^L. This is a prediction
-    from the graph: nothing is run, and what a normalisation of the stem itself takes back is not deducted.
+    Definition: a branch is closed if each of its ends, or one of the scales after them, lets through at most a factor
+    of 0.01 (1e-4 of the variance); for a weight this factor is rms · √fan-in. The metric counts open branches, and
+    those L among them that are in no other branch. In a model that normalises, each of the L is assumed to add the
+    variance of a fresh signal, which gives 1 + L; without any normalisation, each is assumed to double it, which gives
+    2^L. This is a prediction from the graph: nothing is run, and a normalisation of the stem itself is not deducted.
 
-    Unit: branches. Threshold: none for models that normalise (info); L ≥ 10 for one that does not (warning): variance
-    then grows a thousandfold.
+    Unit: branches. Threshold: none for models that normalise (info); L ≥ 10 for others (warning), where the variance
+    grows a thousandfold.
 
     Source: De and Smith, "Batch normalization biases residual blocks towards the identity function in deep networks",
     NeurIPS 2020; Zhang, Dauphin and Ma, "Fixup initialization", ICLR 2019, section 2.
@@ -45,8 +45,8 @@ def branches(subject: AuditContext) -> Iterator[Finding | Measure]:
     first = (stem or open_)[0]
     name = first.ends[0].parameter if first.ends else (*first.branch, "")[0]
     explodes = plain and len(stem) >= DOUBLINGS
-    told = f"{len(open_)} of {len(joins)} residual branches start open, {len(stem)} of them in the main stem; there the"
-    told += f" variance is predicted to grow {growth:.3g}-fold" + (", without a normalisation" if plain else "")
+    told = f"{len(open_)} of {len(joins)} residual branches start open, {len(stem)} of them in the main stem; the"
+    told += f" predicted growth of the variance is {growth:.3g}-fold" + (", without normalisation" if plain else "")
     yield Finding(
         "warning" if explodes else "info", "branches", name, first.name, len(stem), DOUBLINGS if plain else 0, told,
         _EXPLODES if explodes else _KEEP,

@@ -19,12 +19,13 @@ PRODUCTS = 40
 def curvature(subject: AuditContext) -> Iterator[Measure]:
     """Largest eigenvalue of the Hessian of a loss, and the largest stable step of gradient descent; on request.
 
-    Definition: the loss of the batch, with respect to all trainable parameters: cross-entropy against random classes
-    where the first output is (samples, classes), else the mean squared error against standard normal targets. The
-    suggested step is 2 / λ, beyond which plain gradient descent on the quadratic model of the loss grows; a step for
-    training is a part of it, and an optimiser that scales gradients has another. By Lanczos on Hessian-vector products.
+    Definition: the Hessian of the loss of the batch with respect to all trainable parameters. The loss is cross-entropy
+    with random classes if the first output has the shape (samples, classes), otherwise the mean squared error to
+    standard normal targets. The largest stable step is 2 / λ, above which plain gradient descent diverges on the
+    quadratic model of the loss; a step for training is a fraction of it, and an optimiser that rescales gradients has a
+    different limit. Method: Lanczos on Hessian-vector products.
 
-    Unit: loss over squared parameter. Threshold: none, it is not judged.
+    Unit: loss over squared parameter. Threshold: none.
 
     Source: LeCun, Simard and Pearlmutter, "Automatic learning rate maximization by on-line estimation of the Hessian's
     eigenvectors", NIPS 1992; Cohen et al., "Gradient descent on neural networks typically occurs at the edge of

@@ -1,4 +1,4 @@
-"""Zeros behind zeros, that no gradient can open."""
+"""Zeros that follow zeros, which no gradient can change."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
 from idfx.core.findings import Finding, Severity
 
-_REMEDY = "Make one of the factors in this place other than zero; a zero opens only if what it multiplies is not zero."
+_REMEDY = "Make one of the factors here non-zero; a zero gets a gradient only if what it multiplies is not zero."
 
 
 @metric("dead")
 def dead(subject: AuditContext) -> Iterator[Finding]:
-    """A zero behind a zero, or before a ReLU: no gradient arrives, at the first step or later.
+    """Zeros after zeros, or before a ReLU, that no gradient reaches at the first step or later.
 
-    Definition: the parameters that no gradient ever reaches because others are zero. The data flow is followed with
-    "zero" and "not zero" for values, backwards for gradients; a zero that a gradient reaches is open after one step,
-    and the flow is followed again, until nothing changes. What is left starves: both factors of a product that are zero
-    (a zero scale behind a zero weight), all that stands before them, and a weight that gives a ReLU zeros alone. Only
-    whole tensors of zeros count, all else is taken to let a gradient through; frozen zeros stay. A finding is placed at
-    each zero factor that starves. A buffer of zeros that multiplies data entry by entry, and with that keeps the
-    gradient from parameters, is a zero factor too (a warning where it is multiplied by further buffers first, as in a
-    frozen normalisation, which waits for a checkpoint).
+    Definition: the parameters that no gradient ever reaches because others are zero. Values propagate through the data
+    flow as "zero" or "not zero", and gradients backwards. A zero that a gradient reaches is non-zero after one step, so
+    the propagation is repeated until nothing changes. The remaining parameters starve: two zero factors of a product (a
+    zero scale after a zero weight), everything before them, and a weight that gives a ReLU only zeros. Only tensors
+    that are entirely zero count; everything else is assumed to pass a gradient; frozen zeros stay zero. Each zero
+    factor that starves gets a finding. A buffer of zeros that multiplies data elementwise, and so blocks gradients of
+    parameters, is also a zero factor (a warning if it is first multiplied by further buffers, as in a frozen
+    normalisation before a checkpoint is loaded).
 
-    Unit: trainable parameters without a gradient. Threshold: 0 (error): they stay as they are for ever.
+    Unit: trainable parameters without a gradient. Threshold: 0 (error): they never change.
 
     Source: the product rule; for ReLU, torch's derivative at 0, which is 0. Zhang, Dauphin and Ma, "Fixup
-    initialization", ICLR 2019, close each branch by one zero alone.
+    initialization", ICLR 2019, close each branch with a single zero.
     """
     yield from _by_buffers(subject)
     infos, roles = subject.structure.parameters, subject.structure.roles
@@ -48,12 +48,12 @@ def dead(subject: AuditContext) -> Iterator[Finding]:
             roots.append(name)
     for name in roots or sorted(hungry):
         stays = "it is frozen at zero" if name in frozen else "it is zero, and no gradient ever reaches it"
-        message = f"{stays}; {len(hungry)} trainable parameters of the model get none for such zeros"
+        message = f"{stays}; such zeros keep gradients from {len(hungry)} trainable parameters of the model"
         yield subject.finding("error", "dead", name, len(hungry), 0, message, _REMEDY)
 
 
 def _by_buffers(subject: AuditContext) -> Iterator[Finding]:
-    """Buffers of zeros that multiply data, and keep the gradient from parameters."""
+    """Yield findings for buffers of zeros that multiply data and block gradients of parameters."""
     flow, folding = subject.flow, Folding(subject)
     frozen = {name for name, info in subject.structure.parameters.items() if not info.requires_grad}
     factors: dict[str, set[int]] = {}
@@ -71,7 +71,7 @@ def _by_buffers(subject: AuditContext) -> Iterator[Finding]:
         without = starved(flow, (), frozen, subject.first_name)
         hungry = without - starved(flow, (), frozen, subject.first_name, terms) - frozen
         if hungry:
-            message = f"a buffer of zeros multiplies data; {len(hungry)} trainable parameters get no gradient for it"
+            message = f"a buffer of zeros multiplies data and keeps gradients from {len(hungry)} trainable parameters"
             severity: Severity = "warning" if name in scaled else "error"
             yield subject.finding(severity, "dead", name, len(hungry), 0, message, _REMEDY)
 

@@ -15,21 +15,21 @@ from idfx.ops.semantics import operator_name
 
 DENORMAL = 0.01  # of the entries that are not zero
 
-_REPAIR = "Find the initialiser that made it, or the step of training that did, and begin before it."
-_FLUSH = "Use larger values or float32: many devices take such numbers for 0, and others are slow with them."
+_REPAIR = "Find the initialiser or the training step that produced it, and start again before it."
+_FLUSH = "Use larger values or float32: many devices flush such numbers to 0, and others handle them slowly."
 
 
 @metric("finite")
 def finite(subject: AuditContext) -> Iterator[Finding]:
     """NaN or Inf in parameters and buffers; numbers too small for their dtype.
 
-    Definition: the number of entries that are NaN or infinite. A buffer that holds nothing but 0 and −Inf is an
-    additive mask, as attention has it, and one that only bounds other values (clamp) may be infinite: no findings.
-    Beside it the share of denormal numbers (0 < |w| < the smallest normal number of the dtype) among the entries that
-    are not zero, read from up to 16,384 evenly spaced ones.
+    Definition: the number of entries that are NaN or infinite. Two kinds of buffers are not findings: those that
+    contain only 0 and −Inf (additive attention masks), and those that only bound other values (clamp), which may be
+    infinite. Also the share of denormal numbers (0 < |w| < the smallest normal number of the dtype) among the non-zero
+    entries, from a sample of up to 16,384 evenly spaced entries.
 
-    Unit: entries; a share. Thresholds: 0 entries (error), since one NaN reaches every output; 0.01 of the entries
-    (warning): single ones occur in any large draw of a half-precision tensor, a hundredth in none of a usual spread.
+    Unit: entries; a share. Thresholds: 0 entries (error), because one NaN reaches every output; 0.01 of the entries
+    (warning): a few denormals occur in any large half-precision draw, but not a hundredth at a usual spread.
 
     Source: IEEE 754-2019, section 3.4, for denormal numbers.
     """
@@ -42,17 +42,17 @@ def finite(subject: AuditContext) -> Iterator[Finding]:
                 message = f"{count:,} of its {tensor.numel():,} entries are NaN or Inf"
                 yield subject.finding("error", "finite", name, count, 0, message, _REPAIR)
         elif tensor.is_floating_point() and (share := _denormal(tensor)) > DENORMAL:
-            message = f"{share:.0%} of its entries that are not zero are too small for {str(tensor.dtype)[6:]}"
+            message = f"{share:.0%} of its non-zero entries are denormal in {str(tensor.dtype)[6:]}"
             yield subject.finding("warning", "finite", name, share, DENORMAL, message, _FLUSH)
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Whether a tensor holds 0 and −Inf alone."""
+    """Whether a tensor contains only 0 and −Inf."""
     return bool(((tensor == 0) | torch.isneginf(tensor)).all()) if tensor.is_floating_point() else False
 
 
 def _only_bounds(subject: AuditContext, name: str) -> bool:
-    """Whether a buffer without NaN is used, and as a bound of clamp alone."""
+    """Whether a buffer has no NaN and is used only as a bound of clamp."""
     nodes = [node for node in subject.flow.nodes.values() if node.op == "get_attr" and node.meta[FACTS].name == name]
     users = [(node, user) for node in nodes for user in node.users]
     clamps = all(
@@ -63,7 +63,7 @@ def _only_bounds(subject: AuditContext, name: str) -> bool:
 
 
 def _denormal(tensor: Tensor) -> float:
-    """The share of the entries that are not zero, but below the smallest normal number."""
+    """The share of denormal numbers among the non-zero entries."""
     sizes = sample(tensor).abs()
     some = int((sizes > 0).sum())
     return 1 - int((sizes >= torch.finfo(tensor.dtype).tiny).sum()) / some if some else 0.0

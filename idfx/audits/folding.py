@@ -1,4 +1,4 @@
-"""What the forward makes of parameters and buffers alone: the parts of the graph that no input enters, computed."""
+"""Constant folding: computes the parts of the graph that depend on parameters and buffers only."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from idfx.audits.subject import AuditContext
 from idfx.capture.interpreter import evaluate
 from idfx.core.records import FACTS
 
-LARGEST = 2**24  # entries of a value that is still computed
+LARGEST = 2**24  # entries; larger values are not computed
 
 
 class Folding:
     """Computes values that do not depend on the inputs, each once.
 
     Args:
-        subject: what is audited; its tensors are read, never written.
+        subject: of the audit; its tensors are read, never written.
     """
 
     def __init__(self, subject: AuditContext) -> None:
@@ -27,22 +27,22 @@ class Folding:
         self._values: dict[torch.fx.Node, Tensor | None] = {}
 
     def is_fixed(self, node: object) -> bool:
-        """Return whether something in a graph is a node that no input enters."""
+        """Return whether an object is a graph node that does not depend on an input."""
         return isinstance(node, torch.fx.Node) and not self._flow.terms[self._flow.positions[node.name]].data
 
     def value(self, node: torch.fx.Node) -> Tensor | None:
-        """Return the value of a fixed node; None where it cannot be computed, or is too large."""
+        """Return the value of a fixed node; None if it cannot be computed or is too large."""
         if node not in self._values:
             self._values[node] = self._computed(node)
         return self._values[node]
 
     def leaves(self, node: torch.fx.Node) -> tuple[str, ...]:
-        """Return the parameters and buffers that a fixed node is made of, in the order of the graph."""
+        """Return the parameters and buffers that a fixed node depends on, in graph order."""
         above = self._above(node)
         return tuple(name for one in above if one.op == "get_attr" and (name := self._name(one)))
 
     def maximal(self) -> Iterator[torch.fx.Node]:
-        """Yield the fixed nodes that meet the data and are more than a parameter or buffer as it is."""
+        """Yield the fixed nodes that act on the data and are not just a parameter or buffer."""
         for node in self._flow.nodes.values():
             if node.op == "call_function" and self.is_fixed(node) and self._meets_data(node):
                 yield node

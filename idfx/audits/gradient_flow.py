@@ -1,8 +1,8 @@
-"""Which parameters a gradient can ever reach, given which are zero: the data flow run with "zero" and "not zero".
+"""Which parameters a gradient can ever reach, given which are zero: the data flow evaluated as "zero" and "not zero".
 
-Forwards, a value is zero if the terms say so (docs/structure.md, "Terms"); backwards, no gradient passes a factor of a
-product whose other factor is zero, nor a function whose derivative at 0 is 0 where its operand is zero (ReLU).
-Everything else is taken to let a gradient through, so that what is said to starve does.
+Forwards, the terms determine whether a value is zero (docs/structure.md, "Terms"). Backwards, no gradient passes a
+factor of a product whose other factor is zero, or a function whose derivative at 0 is 0 if its operand is zero (ReLU).
+Everything else is assumed to pass gradients, so every parameter reported as starved is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from idfx.ops.kinds import Kind, Zero
 
 
 def reaching(flow: Dataflow) -> frozenset[str]:
-    """Return the parameters from which a path leads to an output.
+    """Return the parameters that have a path to an output.
 
     Args:
         flow: the data flow of one forward pass.
@@ -35,15 +35,15 @@ def starved(
 ) -> frozenset[str]:  # fmt: skip
     """Return the parameters that no gradient ever reaches, by first name.
 
-    A parameter that a gradient reaches is not zero after one step, which may open the way for others; this is repeated
-    until nothing changes.
+    A parameter that a gradient reaches is non-zero after one step, which may let a gradient reach others; this is
+    repeated until nothing changes.
 
     Args:
-        flow: the data flow of one forward pass, every output of which is taken to have a gradient.
+        flow: the data flow of one forward pass; every output is assumed to have a gradient.
         zeros: the parameters that are zero, by first name.
         frozen: those that are never updated.
         first: from a name of a parameter to its first name.
-        filled: terms that are zero, but are taken not to be.
+        filled: terms that are zero but should be treated as non-zero.
     """
     leaves = {position: first(name) for position, name in _leaves(flow)}
     zeros = set(zeros)
@@ -121,7 +121,7 @@ def _is_nothing(term: DataflowNode) -> bool:
 
 
 def _is_flat(flow: Dataflow, position: int, zero: list[bool]) -> bool:
-    """Whether a term is a function of one value, zero, with the derivative 0 there, as torch differentiates it."""
+    """Whether a term is a function of a single zero value, where its torch derivative is 0."""
     term = flow.terms[position]
     if term.kind is not Kind.MAP or not all(zero[operand] for operand in term.operands):
         return False

@@ -1,4 +1,4 @@
-"""What the values of each weight look like."""
+"""What the values of each weight resemble."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from idfx.schemes.scheme import fans
 
 @metric("identity")
 def identity(subject: AuditContext) -> Iterator[Measure | WeightFingerprint]:
-    """How many weights look like identities, closed ends, orthogonal or random matrices; measured, not judged.
+    """Number of weights that resemble identities, closed ends, orthogonal or random matrices; measured, not judged.
 
-    Definition, the first that is true, read from up to 16 rows and 16,384 entries: "zero"; "constant" (all entries the
-    same); "identity" (one entry of each row holds 0.99 of its squared length, as in IDI and IDIC); "almost zero" (rms ·
-    √fan-in is at most 0.01, as in IDIZ and IDIZC); "orthogonal" (rows, or columns if they are fewer, of one length and
-    at right angles to 1e-3); by the kurtosis of the entries "uniform" (1.8 ± 0.15), "truncated normal" (2.36 ± 0.15,
-    cut at two deviations) and "normal" (3 ± 0.3); "few entries" (below 256); "other".
+    Definition: the first kind that applies, from up to 16 rows and 16,384 entries: "zero"; "constant" (all entries
+    equal); "identity" (one entry of each row holds 0.99 of its squared length, as in IDI and IDIC); "almost zero" (rms
+    · √fan-in is at most 0.01, as in IDIZ and IDIZC); "orthogonal" (rows, or columns if they are fewer, with equal
+    lengths and at right angles to 1e-3); by the kurtosis of the entries "uniform" (1.8 ± 0.15), "truncated normal"
+    (2.36 ± 0.15, cut at two deviations) and "normal" (3 ± 0.3); "few entries" (below 256); "other".
 
-    For each weight its distances from an identity, from zero, from an orthogonal matrix and from a normal distribution,
-    and the scheme that writes such values: by what it looks like and, for random ones, by the fan and the gain that its
-    deviation is made from (`WeightFingerprint`).
+    For each weight also its distances from an identity, from zero, from an orthogonal matrix and from a normal
+    distribution, and the scheme that writes such values: by its kind and, for random weights, by the fan and the gain
+    that match its deviation (`WeightFingerprint`).
 
     Unit: weights; relative distances. Threshold: none.
 
-    Source: Pan et al., "IDInit", ICLR 2025, for IDI and IDIZ; the kurtosis of the three distributions is theirs
-    exactly.
+    Source: Pan et al., "IDInit", ICLR 2025, for IDI and IDIZ; the kurtosis values are exact for the three
+    distributions.
     """
     found = [_likeness(subject, info, role) for info, role in subject.weights()]
     yield from found

@@ -1,4 +1,4 @@
-"""What a model is made of, for those who want to see more than findings: its parameters and its residual blocks."""
+"""The parameters and residual blocks of a model, which an audit lists in addition to its findings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from idfx.core.findings import Block, ParameterState, WeightFingerprint
 def parameters(
     subject: AuditContext, gradients: Mapping[str, float], likenesses: Mapping[str, WeightFingerprint]
 ) -> tuple[ParameterState, ...]:
-    """Return the parameters, in the model's own order, each with its role, its place and its root mean square.
+    """Return the parameters in the model's order, each with its role, its location and its root mean square.
 
     Args:
-        subject: what is audited.
-        gradients: the norms of those that were measured, by parameter.
-        likenesses: what weights look like, by parameter.
+        subject: of the audit.
+        gradients: the measured gradient norms, by parameter.
+        likenesses: what weights resemble, by parameter.
     """
     roles, homes = subject.structure.roles, _homes(subject)
     found = []

@@ -22,14 +22,14 @@ _LARGE = "Scale the branch down or close it (idinit, fixup, skipinit), or normal
 def jacobian(subject: AuditContext) -> Iterator[Finding | Measure | Spectrum]:
     """Singular values of the Jacobian of the model and of each residual block: criticality chi, and isometry.
 
-    Definition: J = ∂ outputs / ∂ inputs at one sample (or at the batch, if it was given as it is), batch normalisations
-    with the statistics of the batch held fixed; inputs are the floating ones and the looked-up rows of tables; for a
-    block, from its fork to its join. chi is the mean of the squared singular values: by how much the square of a small
-    random change grows on its way. The spread is their standard deviation over their mean: 0 for an isometry, whatever
-    its scale. docs/spectra.md tells how they are found, and what their errors are.
+    Definition: J = ∂ outputs / ∂ inputs at one sample (or at the batch, if the user gave one), with the statistics of
+    batch normalisations fixed to those of the batch. Inputs are the floating-point ones and the looked-up rows of
+    tables; for a block, J is taken from its fork to its join. chi is the mean of the squared singular values: the
+    growth of the square of a small random change. The spread is their standard deviation over their mean: 0 for an
+    isometry, whatever its scale. docs/spectra.md describes the method and its errors.
 
-    Unit: ratios. Threshold: chi of a block above 100 (warning): ten such blocks in a row exhaust float32's squares.
-    Everything else is measured and not judged: pooling and heads shrink a model's Jacobian, and that is meant.
+    Unit: ratios. Threshold: chi of a block above 100 (warning): after ten such blocks, squares overflow float32.
+    Everything else is measured and not judged, because pooling and heads shrink a model's Jacobian by design.
 
     Source: Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning", ICLR 2014;
     Pennington, Schoenholz and Ganguli, "Resurrecting the sigmoid in deep learning through dynamical isometry", NeurIPS

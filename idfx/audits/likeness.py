@@ -1,4 +1,4 @@
-"""What the values of a weight look like, and which scheme writes such values."""
+"""What the values of a weight resemble, and which scheme writes such values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from idfx.audits.subject import sample
 
 DOMINANT = 0.99
 RIGHT = 1e-3
-MANY = 1024  # entries from which a standard deviation is known well enough to tell which fan it was made from
+MANY = 1024  # entries that determine a standard deviation well enough to identify the fan
 GAINS = (1.0, math.sqrt(2.0), 1 / math.sqrt(3.0))  # LeCun, He, and nn.Linear's own
-NORMAL = 2048  # entries that are compared with a normal distribution: a true one differs by some 0.02
-_ROWS = 16  # of a matrix that are looked at
-_FEW = 256  # entries below which the shape of a distribution is not told
+NORMAL = 2048  # entries that are compared with a normal distribution: normal entries differ by about 0.02
+_ROWS = 16  # of a matrix that are examined
+_FEW = 256  # entries; below this number the distribution is not identified
 _KURTOSIS = (("uniform", 1.8, 0.15), ("truncated normal", 2.36, 0.15), ("normal", 3.0, 0.3))
 _SCHEMES = {"identity": "idinit", "almost zero": "idinit, an end", "zero": "zero", "orthogonal": "orthogonal"}
 _DRAWN = {
@@ -27,7 +27,7 @@ _DRAWN = {
 
 @dataclass(frozen=True)
 class Closeness:
-    """What is looked at of a weight, in double precision: up to 16,384 `entries`, up to 16 `rows`, and products.
+    """A sample of a weight in double precision: up to 16,384 `entries`, up to 16 `rows`, and products.
 
     `gram` holds the products of up to 16 rows of the first matrix (columns, if they are fewer) over their mean square
     length.
@@ -40,7 +40,7 @@ class Closeness:
 
     @classmethod
     def at(cls, matrices: Tensor) -> Closeness:
-        """Look at matrices (count, rows, columns), not zero throughout."""
+        """Return the sample of matrices (count, rows, columns) that are not entirely zero."""
         flat = matrices.flatten(0, 1)
         wide = matrices.shape[1] <= matrices.shape[2]
         some = (matrices[0, :_ROWS] if wide else matrices[0, :, :_ROWS].T).double()
@@ -50,16 +50,16 @@ class Closeness:
 
     @property
     def skew(self) -> Tensor:
-        """By how much the products differ from those of orthogonal rows."""
+        """The difference of the products from those of orthogonal rows."""
         return self.gram - torch.eye(self.gram.shape[0]).to(self.gram)
 
 
 def looks_like(look: Closeness, closed: bool = False) -> str:
-    """Return what a weight looks like.
+    """Return what a weight resembles.
 
     Args:
-        look: at the weight.
-        closed: it lets next to nothing through.
+        look: the sample of the weight.
+        closed: whether it lets almost nothing through.
 
     Example:
         >>> [looks_like(Closeness.at(w[None])) for w in (torch.eye(8), torch.ones(8, 8), torch.rand(64, 64) - 0.5)]
@@ -107,9 +107,9 @@ def _from_normal(entries: Tensor) -> float:
 
 
 def made_from(rms: float, fan_in: int, fan_out: int, size: int) -> tuple[str, float] | None:
-    """Return the fan and the gain that a deviation is made from, to within what a sample of its size tells.
+    """Return the fan and the gain that match a deviation, within the precision of the sample.
 
-    Fan-in, the mean of both and fan-out are tried in this order. None if none fits, or the sample is small.
+    Fan-in, the mean of both and fan-out are tried in this order. None if none matches or the sample is too small.
 
     Example:
         >>> made_from(math.sqrt(2 / 64), 64, 256, 64 * 256)
@@ -126,11 +126,11 @@ def made_from(rms: float, fan_in: int, fan_out: int, size: int) -> tuple[str, fl
 
 
 def scheme(kind: str, made: tuple[str, float] | None) -> str:
-    """Return which scheme writes such a weight, "" where nothing says so.
+    """Return the scheme that writes such a weight, or "".
 
     Args:
-        kind: what it looks like.
-        made: what its deviation is made from.
+        kind: what it resembles.
+        made: the fan and the gain that match its deviation.
 
     Example:
         >>> scheme("identity", None), scheme("normal", ("fan-out", GAINS[1])), scheme("other", None)

@@ -1,4 +1,4 @@
-"""Masks that leave a place nothing to look at."""
+"""Masks that leave a position nothing to attend to."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from idfx.ops.semantics import operator_name
 
 MASKED = -1e4
 
-_REMEDY = "Check its axis and its sense: True keeps for scaled_dot_product_attention, and hides for masked_fill."
+_REMEDY = "Check its axis and its meaning: True keeps in scaled_dot_product_attention, and hides in masked_fill."
 
 
 @metric("masks")
 def masks(subject: AuditContext) -> Iterator[Finding]:
-    """Masks under which a softmax has no place left.
+    """Masks that hide every entry of a row from a softmax.
 
-    Definition: what the forward adds to, fills into or chooses for the operand of a softmax (or gives to
-    scaled_dot_product_attention) and makes of buffers and constants alone is computed. An entry is hidden if it gets
-    −10⁴ or less, −Inf included. Rows of which every entry is hidden are counted. Masks that depend on an input are not
-    looked at.
+    Definition: computes the masks that depend on buffers and constants only, and that the forward adds to, fills into
+    or selects for the operand of a softmax (or passes to scaled_dot_product_attention). An entry is hidden if it gets
+    −10⁴ or less, including −Inf. The metric counts rows with every entry hidden. Masks that depend on an input are not
+    checked.
 
-    Unit: rows. Threshold: 0 (error): the row becomes NaN where the mask is −Inf, and an average over what was to be
-    hidden where it is a finite number. −10⁴ is the smallest number that models in half precision mask with.
+    Unit: rows. Threshold: 0 (error): with −Inf the row becomes NaN, and with a finite number it becomes an average over
+    what should be hidden. −10⁴ is the smallest mask value that half-precision models use.
 
     Source: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.3.
     """
@@ -43,7 +43,7 @@ def masks(subject: AuditContext) -> Iterator[Finding]:
             if count := int(rows.sum()):
                 names = folding.leaves(source)
                 name = next((name for name in names if name not in subject.structure.parameters), (*names, "")[0])
-                message = f"{count:,} of {rows.numel():,} rows of the mask hide every place"
+                message = f"{count:,} of {rows.numel():,} rows of the mask hide every entry"
                 if name:
                     yield subject.finding("error", "masks", name, count, 0, message, _REMEDY)
                 else:
@@ -54,7 +54,7 @@ def masks(subject: AuditContext) -> Iterator[Finding]:
 def _hidden(
     folding: Folding, node: torch.fx.Node, subject: AuditContext
 ) -> Iterator[tuple[Tensor, torch.fx.Node, int]]:
-    """What a softmax may not see: a tensor of booleans, the mask it comes from, and the axis of the softmax."""
+    """Yield the hidden entries of a softmax as booleans, with the mask they come from and the axis of the softmax."""
     name = operator_name(node.target).removeprefix("aten.")
     if name == "scaled_dot_product_attention":
         mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
@@ -71,7 +71,7 @@ def _hidden(
 
 
 def _before(folding: Folding, node: Any) -> Iterator[tuple[Tensor, torch.fx.Node]]:
-    """The masks that were applied to a value, past changes of type."""
+    """Yield the masks that were applied to a value, ignoring changes of dtype."""
     while isinstance(node, torch.fx.Node) and node.op == "call_function" and node.args:
         name = operator_name(node.target).removeprefix("aten.").removesuffix("_")
         given: Any = node.args
@@ -98,7 +98,7 @@ def _before(folding: Folding, node: Any) -> Iterator[tuple[Tensor, torch.fx.Node
 
 
 def _is_low(folding: Folding, value: Any) -> bool:
-    """Whether a number, or every entry of a fixed value, hides a place."""
+    """Whether a number, or every entry of a fixed value, hides an entry."""
     if isinstance(value, (int, float)):
         return value <= MASKED
     found = folding.value(value) if folding.is_fixed(value) else None

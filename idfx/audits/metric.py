@@ -1,4 +1,4 @@
-"""What a metric is, and the registry of metrics."""
+"""The interface of metrics, and their registry."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MetricFn = Callable[[AuditContext], Iterator[Finding | WeightFingerprint | Measu
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: a function from what is audited to findings and measures. It changes nothing.
+    """A metric: a function from the subject of an audit to findings and measures. It modifies nothing.
 
-    `batch`: it looks at what one batch shows. `on_request`: it is applied only if it is named.
+    `batch`: it needs a batch. `on_request`: it is applied only if it is named.
     """
 
     name: str
@@ -39,8 +39,8 @@ def metric(name: str, *, batch: bool = False, on_request: bool = False) -> Calla
 
     Args:
         name: of the metric, one word.
-        batch: it needs a batch: `subject.observation`, `subject.linearisation` or `subject.trial`.
-        on_request: it is costly, and applied only if it is named.
+        batch: whether it needs a batch: `subject.observation`, `subject.linearisation` or `subject.trial`.
+        on_request: whether it is expensive, and applied only if it is named.
     """
 
     def add(look: MetricFn) -> MetricFn:

@@ -1,4 +1,4 @@
-"""What the data flow does with the output of each weight at once."""
+"""How the data flow directly uses the output of each weight."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from idfx.analysis.dataflow import Dataflow
 
 
 def behind(flow: Dataflow, first: Callable[[str], str]) -> tuple[dict[str, float], dict[str, set[str]]]:
-    """Return the constants below 1 that the output of each weight is multiplied by, and the parameters added to it.
+    """Return the constant below 1 that multiplies the output of each weight, and the parameters added to it.
 
-    Of a weight with several sites it is the largest constant; one that is used as it is has 1.
+    For a weight with several uses it is the largest constant; an unscaled output has 1.
 
     Args:
         flow: the data flow of one forward pass.
@@ -19,7 +19,7 @@ def behind(flow: Dataflow, first: Callable[[str], str]) -> tuple[dict[str, float
     terms = flow.terms
     factors: dict[str, float] = {}
     added: dict[str, set[str]] = {}
-    outputs: dict[int, str] = {}  # by term: the weight whose output it is, moved at most
+    outputs: dict[int, str] = {}  # by term: the weight whose output it is, possibly moved
     for position, term in enumerate(terms):
         leaves = [terms[operand].node for operand in term.operands if terms[operand].kind == "parameter"]
         names = [first(flow.capture.parameters[leaf]) for leaf in leaves]
@@ -36,7 +36,7 @@ def behind(flow: Dataflow, first: Callable[[str], str]) -> tuple[dict[str, float
 
 
 def _factor(flow: Dataflow, position: int) -> float:
-    """The constant below 1 that the only user of a term multiplies it by, else 1."""
+    """The constant below 1 by which the only user of a term multiplies it, otherwise 1."""
     users = flow.users.get(position, ())
     user = flow.terms[users[0]] if len(users) == 1 else None
     return min(1.0, abs(user.factor)) if user is not None and user.kind == "scale" and user.factor else 1.0

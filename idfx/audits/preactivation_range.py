@@ -1,7 +1,7 @@
-"""Where the values before an activation lie, for inputs of mean square 1: a centre and a spread of each unit.
+"""The range of the values before an activation, for inputs of mean square 1: the centre and spread of each unit.
 
-A weight without bias gives 0 ± the length of its row, a normalisation 0 ± 1; what is added moves the centre, what is
-multiplied scales both, and moves carry them along. Everything else is not known.
+A weight without bias gives 0 ± the length of its row, and a normalisation 0 ± 1. Added values shift the centre, factors
+scale both, and moves preserve them. Everything else is unknown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHANNELS_SECOND = ("batch_norm", "group_norm", "instance_norm")
 class Range:
     """`centre` and `spread` (a standard deviation) of each unit, to be broadcast to the value's shape.
 
-    `added` are the parameters and buffers that move the centre, each with its largest entry; `weight` the nearest
+    `added` are the parameters and buffers that shift the centre, each with its largest entry; `weight` is the nearest
     weight or normalisation.
     """
 
@@ -36,10 +36,10 @@ class Range:
 
 
 class Reach:
-    """Reads the ranges of the values of a data flow, each once.
+    """Computes the ranges of the values of a data flow, each once.
 
     Args:
-        subject: what is audited.
+        subject: of the audit.
     """
 
     def __init__(self, subject: AuditContext) -> None:
@@ -48,7 +48,7 @@ class Reach:
         self._known: dict[int, Range | None] = {}
 
     def of(self, position: int) -> Range | None:
-        """Return the range of a term's value; None where it is not known."""
+        """Return the range of a term's value, or None if it is unknown."""
         if position not in self._known:
             self._known[position] = None
             self._known[position] = self._read(position, self._flow.terms[position])
@@ -83,7 +83,7 @@ class Reach:
         return Range(torch.zeros(()), _along(lengths, read.axes[0], len(term.shape)), (), name)
 
     def _fixed(self, term: DataflowNode, operand: int) -> Tensor | None:
-        """The value of a fixed operand, its axes those of the result."""
+        """The value of a fixed operand, with the axes of the result."""
         node = self._flow.nodes[self._flow.terms[operand].node]
         value = self._folding.value(node) if self._flow.positions[node.name] == operand else None
         if value is None or term.shape is None or not value.is_floating_point():
@@ -134,7 +134,7 @@ class Reach:
         return Range(centre, spread, found.added, weight)
 
     def _move(self, position: int, term: DataflowNode) -> Range | None:
-        """Run the move on both."""
+        """Apply the move to both centre and spread."""
         node, source = self._flow.nodes[term.node], self._flow.terms[term.operands[0]]
         found = self.of(term.operands[0])
         alone = len(node.all_input_nodes) == 1 and self._flow.positions[node.name] == position and not term.gates
@@ -155,7 +155,7 @@ class Reach:
 
 
 def _along(values: Tensor, axis: int, dims: int) -> Tensor:
-    """A vector laid along one axis, counted from the end, of a value with so many axes."""
+    """Return a vector along one axis, counted from the end, of a value with this number of axes."""
     shape = [1] * dims
     shape[axis] = values.numel()
     return values.double().reshape(shape)

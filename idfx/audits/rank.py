@@ -14,33 +14,33 @@ from idfx.core.findings import Finding, Measure, Severity
 from idfx.core.roles import RoleName
 
 SMALLEST = 1e-6  # of the largest singular value
-SURE = 1e-5  # of the norm of a Gram matrix in single precision, which is known to some 1e-7
+SURE = 1e-5  # of the norm of a Gram matrix in single precision, which is known to about 1e-7
 LARGEST = 2048  # of the smaller side
 WHOLE = (0.01, 0.5)
 INSIDE = (0.25, 0.75)
-ROWS = 128  # of a matrix inside of a branch that are looked at
-MATRICES = 8  # of a weight inside of a branch
+ROWS = 128  # of a matrix inside a branch that are examined
+MATRICES = 8  # of a weight inside a branch
 
-_REMEDY = "Draw it anew (orthogonal, kaiming, idinit): what it loses no later layer can bring back."
+_REMEDY = "Initialise it again (orthogonal, kaiming, idinit): no later layer can recover what it loses."
 
 
 @metric("rank")
 def rank(subject: AuditContext) -> Iterator[Finding | Measure]:
     """Weights that lose rank.
 
-    Definition: the number of singular values of each matrix above 1e-6 of the largest, against min(D_out, D_in), in
-    float64. It is counted by eigenvalues of the smaller Gram matrix, which tell singular values down to 1e-8 of the
-    largest; where a Cholesky factorisation shows that none is too small (first of a part of the matrix, in single
-    precision, with a margin of a hundred times its rounding), they are not computed. In the main stem and on projection
-    shortcuts the whole is looked at, but for a smaller side above 2048, which is left out and counted. Inside of
-    branches, whose shortcut carries what they lose, in heads, embeddings, recurrent weights and those that only
-    steer another value, it is up to 128 evenly spaced rows (or columns, if they are fewer) of up to 8 groups or
-    experts; closed ones are no finding. The bottleneck of the main stem is the smallest rank that all of the signal has
-    to pass (of one position, kernels together with their taps).
+    Definition: the number of singular values of each matrix above 1e-6 of the largest, compared with min(D_out, D_in),
+    in float64. It is counted through the eigenvalues of the smaller Gram matrix, which resolve singular values down to
+    1e-8 of the largest; they are not computed if a Cholesky factorisation shows that none is too small (first of a part
+    of the matrix, in single precision, with a margin of a hundred times its rounding). In the main stem and on
+    projection shortcuts, whole weights are examined, except those with a smaller side above 2048, which are skipped and
+    counted. For weights inside branches, whose shortcut carries what they lose, and for heads, embeddings, recurrent
+    weights and gating weights, up to 128 evenly spaced rows (or columns, if they are fewer) of up to 8 groups or
+    experts are examined; closed ones are not findings. The bottleneck of the main stem is the smallest rank that the
+    whole signal has to pass (of one position, with kernels including their taps).
 
-    Unit: the share of min(D_out, D_in) that is lost. Thresholds: 0.01 (warning): a square Gaussian matrix of side 2048
-    has one singular value below 1e-6 of the largest once in some 250 draws, never a hundredth of them; 0.5 (error).
-    Inside of branches 0.25 and 0.75: a mirrored weight (looks-linear) loses half on purpose.
+    Unit: the lost share of min(D_out, D_in). Thresholds: 0.01 (warning): a square Gaussian matrix of side 2048 has one
+    singular value below 1e-6 of the largest in about one of 250 draws, but never a hundredth of them; 0.5 (error).
+    Inside branches 0.25 and 0.75: a mirrored weight (looks-linear) loses half by design.
 
     Source: Edelman, "Eigenvalues and condition numbers of random matrices", 1988, for the smallest singular value.
     """
@@ -64,15 +64,15 @@ def rank(subject: AuditContext) -> Iterator[Finding | Measure]:
             kept = min(matrices.shape[1:]) * matrices.shape[0] - lost, info.name
             bottleneck = kept if bottleneck is None else min(bottleneck, kept)
         yield from _told(subject, info.name, matrices, lost, WHOLE if whole else INSIDE)
-    yield Measure("rank", "weights looked at", looked_at)
-    yield Measure("rank", "of them not square", oblong)
+    yield Measure("rank", "weights examined", looked_at)
+    yield Measure("rank", "not square", oblong)
     if bottleneck is not None:
         yield Measure("rank", "bottleneck of the main stem", f"{bottleneck[0]:,} at {bottleneck[1]}")
-    yield Measure("rank", f"left out, a side above {LARGEST}", skipped)
+    yield Measure("rank", f"skipped, with a side above {LARGEST}", skipped)
 
 
 def _lost(matrices: Tensor) -> int:
-    """By how much the ranks of matrices fall short of their smaller sides."""
+    """The total by which the ranks of matrices fall short of their smaller sides."""
     return sum(map(missing, matrices)) if min(matrices.shape[1:]) > 1 else _zeros(matrices)
 
 
@@ -83,12 +83,12 @@ def _told(
     share = lost / total
     if share > thresholds[0]:
         severity: Severity = "error" if share >= thresholds[1] else "warning"
-        message = f"it loses {lost:,} of the {total:,} directions that were looked at"
+        message = f"it loses {lost:,} of the {total:,} directions that were examined"
         yield subject.finding(severity, "rank", name, share, thresholds[0], message, _REMEDY)
 
 
 def _part(matrices: Tensor) -> Tensor:
-    """Some of the matrices, and of each some rows, or columns if they are fewer."""
+    """A selection of the matrices, and of the rows of each, or columns if they are fewer."""
     matrices = matrices[:: -(-matrices.shape[0] // MATRICES)]
     axis = 1 if matrices.shape[1] <= matrices.shape[2] else 2
     size = matrices.shape[axis]
@@ -97,19 +97,19 @@ def _part(matrices: Tensor) -> Tensor:
 
 
 def _zeros(matrices: Tensor) -> int:
-    """How many matrices with one row, or one column, are zero."""
+    """The number of matrices with one row, or one column, that are zero."""
     return int((~matrices.flatten(1).any(1)).sum())
 
 
 def missing(matrix: Tensor) -> int:
-    """Return by how much the numerical rank of a matrix falls short of its smaller side.
+    """Return the difference between the smaller side of a matrix and its numerical rank.
 
     Example:
         >>> missing(torch.eye(4)), missing(torch.ones(3, 4)), missing(torch.zeros(3, 4))
         (0, 2, 3)
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    part = wide[:, : wide.shape[0] * 9 // 8 + 16]  # its rank is not above that of the whole
+    part = wide[:, : wide.shape[0] * 9 // 8 + 16]  # its rank cannot exceed that of the whole
     if _above(_gram(part.float()), SURE):
         return 0
     gram = _gram(wide.double())
@@ -124,7 +124,7 @@ def _gram(wide: Tensor) -> Tensor:
 
 
 def _above(gram: Tensor, share: float) -> bool:
-    """Whether all eigenvalues of a Gram matrix are above a share of its norm, told by a Cholesky factorisation."""
+    """Whether a Cholesky factorisation shows that all eigenvalues of a Gram matrix are above a share of its norm."""
     size = torch.linalg.matrix_norm(gram)
     shifted = gram - share * size * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
     return 0 < float(size) < math.inf and not int(torch.linalg.cholesky_ex(shifted).info)

@@ -11,9 +11,9 @@ from idfx.audits.metric import metric
 from idfx.audits.subject import CLOSED, AuditContext
 from idfx.core.findings import Finding, Severity
 
-NARROW = 4  # columns below which rows of a half-precision matrix may be the same by chance
+NARROW = 4  # columns; with fewer, rows of a half-precision matrix may be equal by chance
 DOMINANT = 0.9  # of a row's squared length: one entry that holds this much makes it a row of an identity
-_LOOKED_AT = 16  # columns that a row is first compared by
+_LOOKED_AT = 16  # columns of the first comparison of rows
 
 _REMEDY = "Draw the rows at random, or as an identity with noise (idinit), so that each output learns its own."
 
@@ -22,14 +22,13 @@ _REMEDY = "Draw the rows at random, or as an identity with noise (idinit), so th
 def replicas(subject: AuditContext) -> Iterator[Finding]:
     """Outputs of a weight that start as exact copies of another output.
 
-    Definition: in each matrix of a weight (of each group, expert and fused part), and among the rows of a trainable
-    embedding, the rows that are equal, bit for bit, to an earlier row. Not counted: rows of zeros, rows of which one
-    entry holds 0.9 of the squared length (a padded identity repeats rows on purpose), matrices of fewer than 4 columns
-    (equal by chance), and ends of branches and heads that are closed.
+    Definition: the rows that are equal, bit for bit, to an earlier row of the same matrix (of each group, expert and
+    fused part) or of the same trainable embedding. Not counted are rows of zeros, rows with one entry that holds 0.9 of
+    the squared length (a padded identity repeats rows by design), matrices with fewer than 4 columns (equal by chance),
+    and closed ends of branches and heads.
 
-    Unit: the share of the rows. Thresholds: above 0 a warning: copies begin with the same output and are told apart
-    only by what reads them. Half of the rows or more an error: a matrix filled with one constant has one direction
-    left.
+    Unit: the share of the rows. Thresholds: above 0 (warning): copies start with the same output, and only the layers
+    that read them can separate them. From half of the rows (error): a constant matrix has only one direction.
 
     Source: Goodfellow, Bengio and Courville, "Deep learning", 2016, section 8.4, on breaking symmetry.
     """
@@ -43,12 +42,12 @@ def replicas(subject: AuditContext) -> Iterator[Finding]:
         if copies:
             total = matrices.shape[0] * rows
             severity: Severity = "error" if copies / total >= 0.5 else "warning"
-            message = f"{copies:,} of its {total:,} rows are exact copies of another one"
+            message = f"{copies:,} of its {total:,} rows are exact copies of another row"
             yield subject.finding(severity, "replicas", info.name, copies / total, 0, message, _REMEDY)
 
 
 def copied_rows(matrices: Tensor) -> int:
-    """Return how many rows are equal to an earlier row of the same matrix, rows of zeros and of identities aside.
+    """Return the number of rows equal to an earlier row of the same matrix, except rows of zeros and of identities.
 
     Args:
         matrices: (count, rows, columns), floating.
@@ -82,7 +81,7 @@ def _repeated(number: Tensor, rows: Tensor) -> Tensor:
 
 
 def _hashed(rows: Tensor) -> Tensor:
-    """A whole number for the bits of each row; sums of whole numbers do not depend on their order."""
+    """An integer hash of the bits of each row; integer sums do not depend on their order."""
     wide = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
     generator = torch.Generator().manual_seed(0)
     odd = torch.randint(2**62, (rows.shape[1],), generator=generator).mul_(2).add_(1).to(rows.device)

@@ -18,7 +18,7 @@ def recurrent_ranges(subject: AuditContext) -> Iterator[tuple[str, Range, Callab
     """Yield each gate of each layer and direction: its name, the range before its function, and the function.
 
     Args:
-        subject: what is audited.
+        subject: of the audit.
     """
     flow = subject.flow
     for node in {term.node: None for term in flow.terms if term.kind == "recurrent"}:

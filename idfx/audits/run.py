@@ -1,4 +1,4 @@
-"""Model × metrics → audit: what is wrong with its weights and structure, and what one batch shows of it."""
+"""Model × metrics → audit: defects of weights and structure, and the measurements of one batch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from idfx.core.records import Structure
 from idfx.measuring.batches import described
 from idfx.measuring.trial import BUDGET, BatchRun
 
-_STOOD = "idfx did not build this model, so it is not known which memory was written; `idfx audit SPEC` tells"
-_NO_BATCH = "no batch is run"
+_STOOD = "idfx did not build this model, so it cannot know which memory was written; use `idfx audit SPEC`"
+_NO_BATCH = "no batch was run"
 
 
 def audit(
@@ -36,25 +36,25 @@ def audit(
     budget: float = BUDGET,
     seed: int = 0,
 ) -> Audit:
-    """Return what is wrong with the initialisation of a model, and what the example inputs show of it as a batch.
+    """Audit the initialisation of a model, using the example inputs as a batch.
 
-    The model is left exactly as it was. Batch normalisations take the statistics of the batch, dropout is off. What an
-    initialiser left unwritten can be told only of a model that idfx builds: the metric `uninitialised` is left out.
+    The model does not change. Batch normalisations use the statistics of the batch; dropout is off. Uninitialised
+    memory can only be detected in a model that idfx builds, so the metric `uninitialised` is left out.
 
     Args:
-        model, example_inputs, example_kwargs: as in `analyze`, which also says what is raised. The inputs are the batch
-            that is run; some eight samples or more tell more than one.
-        only: metrics from `idfx list audits`; all but those on request if there are none.
+        model, example_inputs, example_kwargs: as in `analyze`, with the same errors. The inputs are the batch; use at
+            least eight samples or so.
+        only: metrics from `idfx list audits`; by default all except those on request.
         also: metrics that are applied only on request ("curvature").
-        batch: whether the inputs are run; without, the weights and the structure alone are looked at.
-        budget: seconds for what is run; where they do not suffice, the audit says what is missing.
+        batch: whether to run the inputs; otherwise only weights and structure are audited.
+        budget: seconds for running the batch; if they do not suffice, the audit says what is missing.
         seed: of every random number.
 
     Returns:
-        Findings, each with its place, value, threshold and remedy, and what was measured.
+        Findings, each with its location, value, threshold and remedy, and measures.
 
     Raises:
-        UsageError: an unknown metric, a budget that is not above 0, a seed that torch does not take, or a model on the
+        UsageError: an unknown metric, a budget that is not above 0, a seed outside torch's range, or a model on the
             meta device.
 
     Example:
@@ -72,26 +72,20 @@ def audit(
         raise UsageError(f"audit: seed={seed}; expected a number from -2**63 to 2**64 - 1. Leave it out for 0.")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
-            raise UsageError(
-                f"audit: {name} is on the meta device; expected values. Give a model that is materialised."
-            )
+            raise UsageError(f"audit: {name} is on the meta device; expected values. Materialise the model first.")
     structure = analyze(model, example_inputs, example_kwargs)
     trial = BatchRun(described(structure.capture.example), structure, structure, seed, budget) if batch else None
     return examine(model, structure, only, trial=trial, also=also)
 
 
 def check(only: Sequence[str]) -> None:
-    """Return if all metrics are known.
-
-    Raises:
-        UsageError: one is not.
-    """
+    """Check that all metrics are known; raise UsageError otherwise."""
     for name in only:
         METRICS.find(name)
 
 
 def attributes(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that modules hold as plain attributes, neither parameters nor buffers, by path.
+    """Return the tensors that are plain attributes of modules, neither parameters nor buffers, by path.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -118,11 +112,11 @@ def examine(
     """Return the audit of a model whose structure is known.
 
     Args:
-        model: with its values, nothing of them pending.
+        model: with its values, none of them pending.
         structure: of this model.
-        only: the metrics that are asked for; all but those on request if there are none.
-        unwritten: how many entries of each tensor no initialiser wrote; None where that is not known.
-        trial: the batch that is run; None if nothing is.
+        only: the requested metrics; by default all except those on request.
+        unwritten: the number of uninitialised entries of each tensor; None if unknown.
+        trial: the batch to run, or None.
         also: metrics on request.
 
     Raises:
@@ -139,7 +133,7 @@ def examine(
 
 
 def asked(only: Sequence[str], also: Sequence[str]) -> list[str]:
-    """Return the metrics that are meant, in their order.
+    """Return the requested metrics, in order.
 
     Raises:
         UsageError: an unknown metric.
@@ -157,7 +151,7 @@ def asked(only: Sequence[str], also: Sequence[str]) -> list[str]:
 
 
 class _Found:
-    """Gathers what the metrics find."""
+    """Collects the results of the metrics."""
 
     def __init__(self, subject: AuditContext) -> None:
         self._subject = subject
@@ -171,7 +165,7 @@ class _Found:
         self._broken = ""
 
     def apply(self, name: str) -> None:
-        """Apply one metric, or say why it is left out."""
+        """Apply one metric, or record why it is left out."""
         if reason := self._reason(name):
             self._left_out[name] = reason
             return
@@ -193,7 +187,7 @@ class _Found:
         self._seconds[name] = time.perf_counter() - start
 
     def _reason(self, name: str) -> str:
-        """Why a metric cannot be applied, "" if it can."""
+        """The reason why a metric cannot be applied, or ""."""
         if name == "uninitialised" and self._subject.unwritten is None:
             return _STOOD
         if not METRICS[name].batch:
@@ -211,7 +205,7 @@ class _Found:
             self._measures.setdefault(name, {})[found.name] = found.value
 
     def audit(self) -> Audit:
-        """Return everything together."""
+        """Return the complete audit."""
         subject = self._subject
         seen = subject.observation if "batch" in self._seconds else None
         return Audit(

@@ -1,4 +1,4 @@
-"""Units that no input of usual size can move."""
+"""Units whose output no input of usual size can change."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ _FUNCTIONS = frozenset({
     "elu", "celu", "selu", "mish", "softplus", "erf", "threshold", "softsign", "log_sigmoid",
 })  # fmt: skip
 
-_REMEDY = "Begin its bias near 0 (a forget gate at 1 to 3), and its weights at gain / √fan-in."
+_REMEDY = "Start its bias near 0 (a forget gate at 1 to 3), and its weights at gain / √fan-in."
 
 
 @metric("saturated_units")
 def saturated_units(subject: AuditContext) -> Iterator[Finding]:
     """Units whose activation is flat for every input of usual size: dead ReLUs, saturated gates, one-hot routers.
 
-    Definition: for inputs of mean square 1 the value before an activation has a centre (what is added: biases, shifts)
-    and a spread (the length of the weight's row; 1 behind a normalisation, times its scale). A unit sleeps if the
+    Definition: for inputs of mean square 1, the value before an activation has a centre (added biases and shifts) and a
+    spread (the length of the weight's row; after a normalisation 1, times its scale). A unit is saturated if the
     derivative of the activation is at most 1e-5 within five spreads of the centre. Sums, scales and moves in between
-    are followed, other values are not known and not judged. The gates of torch's recurrent layers are read alike from
-    both weights and both biases; a softmax over outputs of a weight sleeps if one of them stays ahead by 11.5 (1e-5).
+    are followed; other values are unknown and not judged. The gates of torch's recurrent layers are treated in the same
+    way, from both weights and both biases; a softmax over outputs of a weight is saturated if one of them stays ahead
+    by 11.5 (1e-5).
 
-    Unit: the share of the units. Thresholds: above 0 a warning, half of them or more an error: neither the unit nor
-    what stands before it learns. Five deviations are left by 6e-7 of normal values; a gate closed by a bias of
-    −10 has a derivative of 4.5e-5 and is no finding.
+    Unit: the share of the units. Thresholds: above 0 (warning), from half of them (error): neither the unit nor the
+    layers before it can learn. Only 6e-7 of normal values are outside five deviations; a gate closed by a bias of −10
+    has a derivative of 4.5e-5 and is not a finding.
 
     Source: Glorot, Bordes and Bengio, "Deep sparse rectifier neural networks", AISTATS 2011; Gers, Schmidhuber and
     Cummins, "Learning to forget", 2000, for gates.
@@ -68,7 +69,7 @@ def _told(subject: AuditContext, found: Range, share: float, name: str) -> Findi
     added = sorted(found.added, key=lambda pair: -pair[1])
     parameter = added[0][0] if added else found.weight
     severity: Severity = "error" if share >= 0.5 else "warning"
-    message = f"{share:.0%} of the units of the {name} that it acts on are flat for every input of usual size"
+    message = f"{share:.0%} of the units of the following {name} are flat for every input of usual size"
     return subject.finding(severity, "saturated_units", parameter, share, 0, message, _REMEDY)
 
 
@@ -79,7 +80,7 @@ def _second_half(found: Range, node: Any, shape: tuple[int, ...] | None) -> Rang
 
 
 def flat_share(found: Range, function: Callable[[Tensor], Tensor]) -> float:
-    """Return the share of the units for which a function is flat wherever their value may lie.
+    """Return the share of the units for which a function is flat over the whole range of their values.
 
     Args:
         found: the range of the values.

@@ -1,4 +1,4 @@
-"""Weights, biases and norm scales against the size that keeps a signal."""
+"""Weights, biases and norm scales compared with the size that preserves a signal."""
 
 from __future__ import annotations
 
@@ -18,40 +18,39 @@ TOO_LARGE = 10.0
 SMALL = 0.01
 TOO_SMALL = 1e-4
 NOTHING = 1e-6  # of an embedding
-FAR = 100.0  # for what is added, and for scales that are learned: error; a tenth of it: warning
+FAR = 100.0  # for additive parameters and learned scales: error; a tenth of it: warning
 
-_TOO_LARGE = "Divide it by the root of its fan-in (kaiming, xavier), or let a normalisation follow."
-_SMALL = "Nothing, if it is meant to start closed; else draw it with the deviation gain / √fan-in."
-_FAN = "Nothing, if mode=fan_out was meant; else check which axis counts the inputs (Conv1D of transformers, groups)."
-_BIAS = "Nothing, if it is meant; most schemes begin with biases at 0."
-_NORM = "Nothing, if it is meant; a norm scale begins at 1 as a rule."
-_FREE_REMEDY = "Draw it with a deviation of 0.02 to 1; a learned scale begins at 1 or below."
+_TOO_LARGE = "Divide it by the root of its fan-in (kaiming, xavier), or add a normalisation after it."
+_SMALL = "None if it should start closed; otherwise draw it with the deviation gain / √fan-in."
+_FAN = "None if mode=fan_out is intended; otherwise check the axis of the inputs (Conv1D of transformers, groups)."
+_BIAS = "None if this is intended; most schemes start biases at 0."
+_NORM = "None if this is intended; norm scales usually start at 1."
+_FREE_REMEDY = "Draw it with a deviation of 0.02 to 1; start a learned scale at 1 or below."
 _CUT = "Set it to 1."
 
 
 @metric("scale")
 def scale(subject: AuditContext) -> Iterator[Finding]:
-    """Weights much larger or smaller than fan-in and activation ask; biases other than 0, norm scales other than 1.
+    """Weights too large or too small for their fan-in and activation; non-zero biases, norm scales other than 1.
 
-    Definition: r = rms(W) · √fan-in / gain, the root mean square of a weight over that at which a layer keeps the mean
-    square of independent inputs. Fan-in is that of the matrix in use (of one group, expert, fused part; inputs as
-    inputs, however the tensor lies), gain that of the function behind it (√2 for ReLU; 1 where torch.nn.init has none).
-    Weights that are normalised or multiplied by another parameter before their use are not judged; a constant below 1
-    that the forward multiplies the output by at once (Swiftformer's queries) counts in.
+    Definition: r = rms(W) · √fan-in / gain: the root mean square of a weight over the value at which a layer preserves
+    the mean square of independent inputs. The fan-in is that of the matrix in use (of one group, expert or fused part,
+    with the actual inputs, whatever the layout of the tensor); the gain is that of the following function (√2 for ReLU;
+    1 if torch.nn.init has none). Weights that are normalised or multiplied by another parameter before use are not
+    judged; a constant below 1 that directly multiplies the output (Swiftformer's queries) is included.
 
     Unit: r, a ratio. Thresholds: r > 4 (warning), r > 10 (error): mean squares grow a hundredfold in one layer. r <
-    0.01 (warning; not for ends of branches, nor heads): normalisations make up for small weights, so it is no error;
-    truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. Below 1e-4, zero aside, it is one: mean
-    squares fall below the eps of a normalisation behind it (1e-5 to 1e-12); not where a constant bias stands in its
-    place (gMLP's gates), nor for what only steers another value. For an embedding the threshold is an rms of
-    1e-6, since RWKV draws its own with 1e-4 on purpose. A
-    weight whose deviation is gain / √fan-out to within what a sample of its size tells, with gain 1, √2 or 1/√3, and
-    not that of fan-in, where the two differ by half or more, is told as such (info; a warning above r = 4). Biases that
-    are not 0 and norm scales that are not 1
-    are told (info); a norm scale that is 0 throughout, or below 1e-4, and behind which no block is closed, is an error;
-    one above 4 and 10 is judged as a weight is. Biases, embeddings, positions, tokens and learned scales of a root mean
-    square above 10 (warning) and 100 (error): nothing divides them by a fan-in, and learned temperatures reach 10 (Swin
-    v2), logit scales 4.6 (CLIP). Of what is added to attention scores it is the deviation from its mean.
+    0.01 (warning; not for ends of branches or heads): not an error, because normalisations compensate for small
+    weights; truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. A non-zero r below 1e-4 is an error:
+    mean squares fall below the eps of a following normalisation (1e-5 to 1e-12); except if a constant bias takes over
+    (gMLP's gates) and for gating weights. For an embedding the threshold is an rms of 1e-6, because RWKV deliberately
+    draws its own with 1e-4. A weight whose deviation is gain / √fan-out, within the precision of the sample, with gain
+    1, √2 or 1/√3, and does not match fan-in, if the two differ by half or more, is reported as such (info; a warning
+    above r = 4). Non-zero biases and norm scales other than 1 are reported (info). A norm scale that is 0 throughout,
+    or below 1e-4, and closes no block is an error; one above 4 or 10 is judged like a weight. Biases, embeddings,
+    positions, tokens and learned scales: root mean square above 10 (warning) and 100 (error), because no fan-in divides
+    them; learned temperatures reach 10 (Swin v2), and logit scales 4.6 (CLIP). For biases of attention scores, the
+    deviation from their mean is used.
 
     Source: LeCun et al., "Efficient backprop", 1998; He et al., "Delving deep into rectifiers", ICCV 2015.
     """
@@ -64,7 +63,7 @@ def scale(subject: AuditContext) -> Iterator[Finding]:
 
 
 def _beside(subject: AuditContext, name: str, role: Role) -> Iterator[Finding]:
-    """What is to be said of a parameter that is no weight."""
+    """Yield the findings for a parameter that is not a weight."""
     rms = subject.rms(name)
     severity, bound = _far(_spread(subject.tensors[name]) if role.name == "attention bias" else rms)
     told = f"{role.name} of root mean square {rms:.3g}"
@@ -80,17 +79,17 @@ def _beside(subject: AuditContext, name: str, role: Role) -> Iterator[Finding]:
 
 
 def _spread(tensor: Tensor) -> float:
-    """The deviation from the mean: a softmax does not see what is added to all scores."""
+    """The deviation from the mean, because a softmax ignores what is added to all scores."""
     return float(tensor.double().std(correction=0))
 
 
 def _far(rms: float) -> tuple[Severity | None, float]:
-    """The severity of a size that nothing divides by, None if it is none, and what it is held to."""
+    """The severity of a size that no fan-in divides, or None, and its threshold."""
     return ("error", FAR) if rms > FAR else ("warning", FAR / 10) if rms > FAR / 10 else (None, 0)
 
 
 def _large(size: float) -> tuple[Severity, float]:
-    """The severity of a size that is too large, and what it is held to."""
+    """The severity of a size that is too large, and its threshold."""
     return ("error", TOO_LARGE) if size > TOO_LARGE else ("warning", LARGE)
 
 
@@ -112,7 +111,7 @@ def _weight(subject: AuditContext, info: ParameterInfo, role: Role) -> Iterator[
 
 
 def _fan_out(subject: AuditContext, info: ParameterInfo, role: Role) -> str:
-    """What a weight's deviation is, if it was made from fan-out; "" if nothing says so."""
+    """The deviation of a weight in terms of fan-out, if it matches; otherwise ""."""
     fan_in, fan_out = fans(info, role)
     made = made_from(subject.rms(info.name), fan_in, fan_out, subject.tensors[info.name].numel())
     if made is None or made[0] != "fan-out" or max(fan_in, fan_out) < 1.5 * min(fan_in, fan_out):
@@ -121,7 +120,7 @@ def _fan_out(subject: AuditContext, info: ParameterInfo, role: Role) -> str:
 
 
 def _norm(subject: AuditContext, name: str, rms: float) -> Iterator[Finding]:
-    """What is to be said of the scale of a normalisation."""
+    """Yield the findings for the scale of a normalisation."""
     told, closing = f"a norm scale of root mean square {rms:.3g}", name in subject.closing
     if rms > LARGE:
         severity, bound = _large(rms)
@@ -129,7 +128,7 @@ def _norm(subject: AuditContext, name: str, rms: float) -> Iterator[Finding]:
     elif 0 < rms < TOO_SMALL and not closing:
         yield subject.finding("error", "scale", name, rms, TOO_SMALL, told, _CUT)
     elif rms == 0 and not closing:
-        message = "it is 0 throughout, and closes no residual block"
+        message = "it is 0 throughout and closes no residual block"
         yield subject.finding("error", "scale", name, 0, 1, message, _CUT)
     elif rms and not bool((subject.tensors[name] == 1).all()):
         yield subject.finding("info", "scale", name, rms, 1, told, _NORM)

@@ -1,4 +1,4 @@
-"""Running means and variances that no data can have."""
+"""Running means and variances that are impossible for data."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ _REMEDY = "Reset them (running mean 0, running variance 1), or load the statisti
 
 @metric("statistics")
 def statistics(subject: AuditContext) -> Iterator[Finding]:
-    """Running statistics that no data can have: variances of 0 or below, values far from their mean.
+    """Running statistics that are impossible for data: variances of 0 or below, means far from 0.
 
-    Definition: of each normalisation by running statistics, the channels whose variance is negative, whose
-    variance is 0, whose factor 1/√(var + eps) is at most 1e-4, or whose mean is more than 1000 deviations
-    √(var + eps) off 0.
+    Definition: for each normalisation with running statistics, the channels whose variance is negative, whose variance
+    is 0, whose factor 1/√(var + eps) is at most 1e-4, or whose mean is more than 1000 deviations √(var + eps) from 0.
 
-    Unit: channels. Thresholds: one negative variance is an error, since none is and its root is NaN. The others are an
-    error from half of the channels on (a variance of 0 multiplies by 1/√eps, 316 as a rule; a factor of 1e-4 leaves the
-    shift alone) and a warning below that: single channels of trained networks are constant.
+    Unit: channels. Thresholds: a single negative variance is an error, because its root is NaN. The others are an error
+    from half of the channels (a variance of 0 multiplies by 1/√eps, usually 316; a factor of 1e-4 leaves only the
+    shift), and a warning below that, because single channels of trained networks can be constant.
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
     """
@@ -53,7 +52,7 @@ def _judged(subject: AuditContext, names: list[str], mean: Tensor, variance: Ten
         (names[1], variance < 0, "a negative variance", True),
         (names[1], variance == 0, "a variance of 0", False),
         (names[1], (1 / deviation <= DEAF) & variance.isfinite(), f"a variance that leaves at most {DEAF:g}", False),
-        (names[0], (mean.abs() > FAR * deviation) & mean.isfinite(), f"a mean {FAR:g} deviations off 0", False),
+        (names[0], (mean.abs() > FAR * deviation) & mean.isfinite(), f"a mean {FAR:g} deviations from 0", False),
     )
     for name, found, what, always in checks:
         if count := int(torch.as_tensor(found).sum()):

@@ -1,4 +1,4 @@
-"""What a metric may ask of a model: its structure, its tensors, and numbers about them, each computed once."""
+"""The subject of an audit: structure, tensors, and numbers about them, each computed once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from idfx.measuring.trial import BatchRun
 from idfx.ops.kinds import Kind
 from idfx.schemes.scheme import GAINS, fans, is_weight
 
-SAMPLE = 16_384  # entries of a tensor that a share or a shape of a distribution is read from
+SAMPLE = 16_384  # entries of a tensor in a sample
 CLOSED = 0.01  # a factor that lets no more than 1 part in 10,000 of the variance through
 
 
@@ -30,10 +30,9 @@ CLOSED = 0.01  # a factor that lets no more than 1 part in 10,000 of the varianc
 class AuditContext:
     """A model that is audited.
 
-    `tensors` are its parameters, each under its first name, its buffers, and tensors that are attributes of a
-    module. `unwritten` is the number of entries of a tensor that no initialiser wrote, by name; None where the model
-    stood already, so that nobody knows. `trial` is the batch that is run, None if
-    nothing is.
+    `tensors` are its parameters, each under its first name, its buffers, and tensors that are attributes of a module.
+    `unwritten` is the number of uninitialised entries by tensor; None if idfx did not build the model and cannot know.
+    `trial` is the batch to run, or None.
     """
 
     model: nn.Module = field(repr=False)
@@ -51,17 +50,17 @@ class AuditContext:
 
     @property
     def observation(self) -> Observation:
-        """What the batch showed.
+        """The results of the batch.
 
         Raises:
-            AuditError: there is none, its graph cannot be run, or the budget ran out.
+            AuditError: there is no batch, its graph cannot be run, or the budget ran out.
         """
         return self._observed[0]
 
     @functools.cached_property
     def _observed(self) -> tuple[Observation, Mapping[str, Tensor]]:
         if self.trial is None:
-            raise AuditError(f"{self.structure.model}: no batch is run; expected one. Leave out --batch none.")
+            raise AuditError(f"{self.structure.model}: no batch was run; expected one. Leave out --batch none.")
         with torch.enable_grad():
             return self.trial.observe(self.model)
 
@@ -75,7 +74,7 @@ class AuditContext:
             return trial.linearise(self.model, flow, observed[1])
 
     def rms(self, name: str) -> float:
-        """Return the root of the mean square of the entries of a tensor; NaN or Inf where it holds one."""
+        """Return the root mean square of a tensor; NaN or Inf if it contains one."""
         return self._once("rms", name, self._rms)
 
     def _rms(self, name: str) -> float:
@@ -94,7 +93,7 @@ class AuditContext:
         return self.rms(name) == 0 and not bool(self.tensors[name].any())
 
     def is_finite(self, name: str) -> bool:
-        """Return whether no entry of a tensor is NaN or Inf."""
+        """Return whether all entries of a tensor are finite."""
         return bool(self._once("finite", name, self._finite))
 
     def _finite(self, name: str) -> bool:
@@ -106,10 +105,10 @@ class AuditContext:
         return self._kept[what, name]
 
     def weights(self) -> Iterator[tuple[ParameterInfo, Role]]:
-        """Yield the weights whose matrix is known and finite, and that meet the data as they are.
+        """Yield the weights whose matrix is known and finite, and that act on the data directly.
 
-        A weight that is first normalised, or multiplied by another parameter, is none of them: its own values are not
-        those that act.
+        This excludes weights that are first normalised or multiplied by another parameter, because the data does not
+        see their own values.
         """
         for name, info in self.structure.parameters.items():
             role = self.structure.roles[name]
@@ -117,14 +116,14 @@ class AuditContext:
                 yield info, role
 
     def normalised(self) -> Iterator[tuple[ParameterInfo, Role]]:
-        """Yield the weights whose matrix is known and finite, but whose own size is not what acts."""
+        """Yield the weights whose matrix is known and finite, but whose own size has no effect."""
         for name, info in self.structure.parameters.items():
             role = self.structure.roles[name]
             if is_weight(role) and name in self._computed and self.sound(name):
                 yield info, role
 
     def embeddings(self) -> Iterator[tuple[ParameterInfo, Role]]:
-        """Yield the trainable tables that an input looks up, each with a role whose matrix has a row for each entry."""
+        """Yield the trainable tables that an input indexes, each with a role whose matrix has a row for each entry."""
         for name, info in self.structure.parameters.items():
             role = self.structure.roles[name]
             if role.name == "embedding" and len(info.shape) == 2 and info.requires_grad and self.sound(name):
@@ -138,13 +137,13 @@ class AuditContext:
                 yield info, role
 
     def sound(self, name: str) -> bool:
-        """Return whether a tensor has entries, floating and finite ones."""
+        """Return whether a tensor has entries, and all are floating-point and finite."""
         tensor = self.tensors[name]
         return tensor.numel() > 0 and tensor.is_floating_point() and self.is_finite(name)
 
     @functools.cached_property
     def _computed(self) -> frozenset[str]:
-        """The parameters that enter an expression which is more than a rearrangement of one of them."""
+        """The parameters in expressions that do more than rearrange a single parameter."""
         flow = self.flow
         plain = (Kind.PARAMETER, Kind.MOVE, Kind.CONCAT)
         made = (p for p, term in enumerate(flow.terms) if term.parametric and not term.data and term.kind not in plain)
@@ -156,14 +155,14 @@ class AuditContext:
         return self.structure.first_names[name]
 
     def alias(self, name: str) -> str:
-        """Return the first name of a parameter, "" for anything that is none."""
+        """Return the first name of a parameter, or "" for anything else."""
         return self.structure.first_names.get(name, "")
 
     def ratio(self, info: ParameterInfo, role: Role) -> float:
         """Return the root mean square of a weight, times √fan-in, over the gain of the function that follows.
 
-        A constant below 1 that its output is multiplied by at once counts in.
-        At 1 a layer keeps the mean square of independent inputs: each output is a sum of fan-in terms.
+        A constant below 1 that directly multiplies its output is included. At 1, a layer preserves the mean square of
+        independent inputs, because each output is a sum of fan-in terms.
         """
         size = self.rms(info.name) * self._behind[0].get(info.name, 1.0)
         return size * math.sqrt(fans(info, role)[0]) / gain(role)
@@ -173,7 +172,7 @@ class AuditContext:
         return as_matrices(self.tensors[name], self.structure.roles[name].layout or Layout())
 
     def is_closed(self, end: End) -> bool:
-        """Return whether an end lets next to nothing through (`CLOSED`)."""
+        """Return whether an end lets almost nothing through (`CLOSED`)."""
         name = self.first_name(end.parameter)
         role, tensor = self.structure.roles[name], self.tensors[name]
         columns = role.layout.matrix(tuple(tensor.shape))[1] if role.layout is not None else 1
@@ -184,7 +183,7 @@ class AuditContext:
         return all(bool(part.square().mean() * columns <= CLOSED**2) for part in parts)
 
     def biased(self, name: str) -> bool:
-        """Return whether a constant bias other than zero is added to what a weight gives."""
+        """Return whether a constant, non-zero bias is added to the output of a weight."""
         return any(map(self._is_constant, self._behind[1].get(name, ())))
 
     def _is_constant(self, name: str) -> bool:
@@ -199,7 +198,7 @@ class AuditContext:
 
     @functools.cached_property
     def closing(self) -> frozenset[str]:
-        """The parameters that stand between the end of a residual branch and its join, or end it themselves."""
+        """The ends of residual branches, and the parameters between an end and its join."""
         from idfx.analysis.structure import end_at_scales
 
         found: set[str] = set()
@@ -209,7 +208,7 @@ class AuditContext:
         return frozenset(found)
 
     def place(self, name: str) -> str:
-        """Return where a parameter or buffer acts: its residual block, or else its operator or module."""
+        """Return where a parameter or buffer is used: its residual block, or otherwise its operator or module."""
         join, role = self.network.around(name), self.structure.roles.get(name)
         if join is not None:
             return join.name
@@ -223,7 +222,7 @@ class AuditContext:
 
 
 def gain(role: Role) -> float:
-    """Return the gain that the function behind a weight asks of it, 1 where it is not one of torch.nn.init's.
+    """Return the gain of the function after a weight; 1 if torch.nn.init does not list it.
 
     Example:
         >>> round(gain(Role("inner", "", activation="aten.relu")), 3)
@@ -241,12 +240,12 @@ def sample(tensor: Tensor) -> Tensor:
     """
     flat = tensor.detach().reshape(-1)
     stride = -(-flat.numel() // SAMPLE) if flat.numel() else 1
-    stride += stride > 1 and stride % 2 == 0  # an odd stride runs through all columns of an even number of them
+    stride += stride > 1 and stride % 2 == 0  # an odd stride visits all columns if their number is even
     return flat[::stride].double()
 
 
 def _computable(tensor: Tensor) -> Tensor:
-    """Half precision in single, so that squares do not overflow, and whole numbers too."""
+    """Return half precision and integers as float32, so that squares do not overflow."""
     plain = tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64)
     return tensor if plain else tensor.float()
 

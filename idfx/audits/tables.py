@@ -1,4 +1,4 @@
-"""Buffers, and what the forward makes of fixed values, that cannot be meant."""
+"""Buffers, and values computed from fixed values, that cannot be intended."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from idfx.ops.semantics import operator_name
 
 LARGE = 1e6
 
-_VALUES = "Compute it again when the model is on its device: what no checkpoint holds is lost on the meta device."
+_VALUES = "Recompute it when the model is on its device: values that are not in the checkpoint are lost on meta."
 _INDEX = "Build the index for the size of the table that it is used with."
 
 
 @metric("tables")
 def tables(subject: AuditContext) -> Iterator[Finding]:
-    """Fixed tables that cannot be meant: astronomic numbers, indices out of range, NaN made from sound values.
+    """Fixed tables that cannot be intended: huge numbers, indices out of range, NaN computed from sound values.
 
-    Definition: (a) entries of floating buffers above 10⁶ in size, unless all of these are one and the same negative
-    number, as in an additive mask. (b) Of what the forward looks up by fixed indices (embedding, index, gather,
-    index_select), the indices that the table does not have. (c) NaN, and Inf other than a mask's −Inf, in what the
-    forward computes of parameters and buffers that hold neither (a root of a negative variance, an exponential beyond
-    the dtype).
+    Definition: (a) entries of floating-point buffers above 10⁶ in size, unless all of these are the same negative
+    number, as in an additive mask. (b) Fixed indices of a look-up (embedding, index, gather, index_select) beyond the
+    end of their table. (c) NaN, and Inf other than a mask's −Inf, in values that the forward computes from parameters
+    and buffers without NaN or Inf (the root of a negative variance, an exponential beyond the dtype).
 
     Unit: entries. Threshold: 0 (error). Frequencies, positions, relative offsets, masks and windows of models stay
-    below 10⁶; memory that nobody wrote holds numbers of any size. A table of wrong but ordinary numbers is not told.
+    below 10⁶, whereas uninitialised memory holds numbers of any size. A table of wrong but plausible numbers is not
+    detected.
 
     Source: the definition; transformers issues on non-persistent buffers that are lost on the meta device.
     """
@@ -58,12 +58,12 @@ def _out_of_range(subject: AuditContext, folding: Folding) -> Iterator[Finding]:
             count = int(((value >= size) | (value < -size)).sum())
             names = folding.leaves(index)
             if count and names:
-                message = f"{count:,} of the {value.numel():,} indices are outside of the {size:,} rows they look up"
+                message = f"{count:,} of the {value.numel():,} indices are outside the {size:,} rows of their table"
                 yield subject.finding("error", "tables", names[0], count, 0, message, _INDEX)
 
 
 def _looked_up(subject: AuditContext, node: torch.fx.Node) -> Iterator[tuple[int, torch.fx.Node]]:
-    """How many rows a lookup has, and the indices."""
+    """Yield the number of rows of a look-up, and its indices."""
     name, given = operator_name(node.target).removeprefix("aten."), node.args
     first: Any = given[0] if given else None
     shape = subject.structure.capture.shapes.get(getattr(first, "name", ""))
@@ -93,7 +93,7 @@ def _made(subject: AuditContext, folding: Folding) -> Iterator[Finding]:
         count = int((value.isnan() | (value == torch.inf)).sum())
         if count:
             worst = max(names, key=lambda name: _size(subject.tensors[name]))
-            message = f"the forward makes {count:,} NaN or Inf of it, with no input"
+            message = f"the forward computes {count:,} NaN or Inf from it, independently of the input"
             yield subject.finding("error", "tables", worst, count, 0, message, _VALUES)
 
 

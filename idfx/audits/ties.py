@@ -1,4 +1,4 @@
-"""Parameters that are said to be one tensor, but are two."""
+"""Parameters that are declared tied, but are two tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from idfx.audits.subject import AuditContext
 from idfx.capture.wrappers import unwrap
 from idfx.core.findings import Finding
 
-_REMEDY = "Call model.tie_weights(), after the weights have been replaced or loaded."
+_REMEDY = "Call model.tie_weights() after replacing or loading the weights."
 
 
 @metric("ties")
@@ -22,7 +22,7 @@ def ties(subject: AuditContext) -> Iterator[Finding]:
     Definition: the pairs that a model of transformers names as tied (`all_tied_weights_keys`), and its input and output
     embeddings where `config.tie_word_embeddings` is set. Each must be one tensor. Other libraries declare no ties.
 
-    Unit: pairs. Threshold: 0 (error): the two go apart from the first step on, and a checkpoint keeps only one.
+    Unit: pairs. Threshold: 0 (error): the two diverge from the first step, and a checkpoint keeps only one.
 
     Source: Press and Wolf, "Using the output embedding to improve language models", EACL 2017; transformers,
     `PreTrainedModel.tie_weights`.
@@ -30,13 +30,13 @@ def ties(subject: AuditContext) -> Iterator[Finding]:
     model = unwrap(subject.model)
     for one, other, first, second in declared(model):
         if first is not second and first.data_ptr() != second.data_ptr():
-            message = f"the model says that it is {other}, but the two are different tensors"
+            message = f"the model declares it tied to {other}, but the two are different tensors"
             name = subject.first_name(one)
             yield subject.finding("error", "ties", name, 1, 0, message, _REMEDY)
 
 
 def declared(model: nn.Module) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Yield the pairs of parameters that a model says are one: two names and their tensors.
+    """Yield the pairs of parameters that a model declares tied: two names and their tensors.
 
     Args:
         model: any module; one that declares nothing yields nothing.

@@ -10,21 +10,21 @@ from idfx.audits.subject import AuditContext
 from idfx.core.findings import Finding, Measure
 from idfx.core.records import FACTS, Capture
 
-_REMEDY = "Remove it, or check that the forward should use it; with DistributedDataParallel it needs a word of its own."
+_REMEDY = "Remove it, or use it in the forward; DistributedDataParallel needs find_unused_parameters for it."
 
 
 @metric("unused")
 def unused(subject: AuditContext) -> Iterator[Finding | Measure]:
     """Parameters that reach no output of the forward pass of the example.
 
-    Definition: no path of the captured graph leads from the parameter to an output. Another input, or training mode,
-    may take another path. Where values come out of sight of torch's operators (torch.func.vmap), no path can be
-    followed through, and nothing is said.
+    Definition: the captured graph has no path from the parameter to an output. Another input, or training mode, may
+    take a different path. If values are computed outside torch's operators (torch.func.vmap), paths through them cannot
+    be followed, and the metric reports nothing.
 
     Unit: entries. Threshold: 0 (warning): it is stored and updated by weight decay, but never learns.
     """
     if _out_of_sight(subject.structure.capture):
-        yield Measure("unused", "not judged", "values come out of sight of torch's operators")
+        yield Measure("unused", "not judged", "some values are computed outside torch's operators")
         return
     reached = {subject.first_name(name) for name in reaching(subject.flow)}
     for name, info in subject.structure.parameters.items():
@@ -37,6 +37,6 @@ def unused(subject: AuditContext) -> Iterator[Finding | Measure]:
 
 
 def _out_of_sight(capture: Capture) -> bool:
-    """Whether the graph reads a tensor that is neither a parameter, nor a buffer, nor one whose values are known."""
+    """Whether the graph reads a tensor that is not a parameter, a buffer, or a constant with known values."""
     leaves = (node for node in capture.graph.nodes if node.op == "get_attr" and node.meta[FACTS].kind == "constant")
     return any(node.name not in capture.constants for node in leaves)

@@ -1,1 +1,1 @@
-"""Weights → certificate: the initialised model is run and held to what its plan claims."""
+"""Weights → certificate: the initialised model is run and checked against the claims of its plan."""

@@ -1,4 +1,4 @@
-"""Weights × structure → certificate: the model is run, and every residual join compared with its shortcut."""
+"""Weights × structure → certificate: runs the model and compares every residual join with its shortcut."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from idfx.ops.semantics import operator_name
 
 
 class _OtherPathError(CertificateError):
-    """The run makes other operator calls than the captured one."""
+    """The run makes different operator calls from the captured run."""
 
 
 class _Seen(NamedTuple):
-    """What was seen of one join: max|output − shortcut|, max|shortcut|, and the relative rounding of a sum."""
+    """The observations at one join: max|output − shortcut|, max|shortcut|, and the relative rounding of a sum."""
 
     difference: float
     size: float
@@ -38,9 +38,9 @@ class _Seen(NamedTuple):
 
 @dataclass
 class _Observer:
-    """Watches the calls at which joins stand, and those at which their ends act; `expected` is the operator of each.
+    """Observes the calls of joins and of their ends; `expected` is the operator of each.
 
-    `inputs` is the largest absolute entry that goes into the call of an end, by step.
+    `inputs` is the largest absolute input entry of the call of an end, by step.
     """
 
     joins: dict[int, Join]
@@ -84,7 +84,7 @@ def shortcut_of(join: Join, func: Any, args: Sequence[Any], kwargs: dict[str, An
 
 
 def _alone(stack: torch.Tensor, axis: int, indices: Sequence[int]) -> torch.Tensor:
-    """Values side by side along an axis, with zeros in place of all but some."""
+    """Stacked values along an axis, with all but some replaced by zeros."""
     alone = torch.zeros_like(stack)
     for index in indices:
         alone.select(axis, index).copy_(stack.select(axis, index))
@@ -92,7 +92,7 @@ def _alone(stack: torch.Tensor, axis: int, indices: Sequence[int]) -> torch.Tens
 
 
 def _size(tensor: torch.Tensor) -> float:
-    """max|tensor|, 0 where there is none."""
+    """max|tensor|, 0 if there is none."""
     counts = tensor.numel() and not tensor.is_nested and (tensor.is_floating_point() or tensor.is_complex())
     return float(tensor.detach().abs().max()) if counts else 0.0
 
@@ -106,13 +106,13 @@ def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> float:
 
 
 def _fingerprint(tensor: torch.Tensor) -> float:
-    """A sum with weights from 1 to 2 in the order of the entries: other features, or the same elsewhere, differ."""
+    """A sum with weights from 1 to 2 along the entries, which changes if features change or move."""
     flat = torch.view_as_real(tensor).flatten() if tensor.is_complex() else tensor.detach().flatten()
     return float(flat.double() @ torch.linspace(1, 2, flat.numel(), dtype=torch.float64, device=flat.device))
 
 
 def _second(model: nn.Module, structure: Structure) -> tuple[list[torch.Tensor], _Observer] | None:
-    """Run another example of the same form; if its whole numbers make no sense to the model, one with the old ones."""
+    """Run another example of the same form; if the model rejects its integers, run one with the original integers."""
     for whole in (True, False):
         changed = another(structure.capture.example, whole)
         if changed is None:
@@ -126,12 +126,12 @@ def _second(model: nn.Module, structure: Structure) -> tuple[list[torch.Tensor],
 
 
 def run_once(model: nn.Module, capture: Capture, example: Example, on_call: OnCall) -> list[torch.Tensor]:
-    """Return the floating outputs of one run, on copies of buffers and inputs, with every operator call handed over.
+    """Return the floating-point outputs of one run on copies of buffers and inputs; `on_call` receives every call.
 
-    The model itself is run, but for a graph of torch.export, whose calls are not those of the model: it is run instead.
+    This runs the model itself, or the graph if it comes from torch.export, whose calls differ from the model's.
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    copies: dict[int, torch.Tensor] = {}  # one of each buffer, whatever names it has
+    copies: dict[int, torch.Tensor] = {}  # one per buffer, even if it has several names
     buffers = {
         name: copies.setdefault(id(buffer), buffer.clone())
         for name, buffer in model.named_buffers(remove_duplicate=False)
@@ -145,39 +145,39 @@ def run_once(model: nn.Module, capture: Capture, example: Example, on_call: OnCa
 
 
 def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, float] = 1e-6) -> Certificate:
-    """Return what two runs of the model show: is every residual join its shortcut, does the signal get through.
+    """Run the model twice and check that every residual join equals its shortcut and that the signal gets through.
 
-    A join passes if d = max|output − shortcut| / max|shortcut| is within a bound (the shortcut of an outer block counts
-    too, if it is larger). The bound is 0 where the ends are 0. Else a row of an end holds eps and −eps, so what it
-    gives is at most 2 · eps · h for inputs of at most h, which the run shows; what stands behind it multiplies by at
-    most g (`Join.gain`) and its scales by s, and the sum rounds:
+    A join passes if d = max|output − shortcut| / max|shortcut| is within a bound (with the shortcut of an outer block,
+    if that is larger). The bound is 0 if the ends are 0. Otherwise a row of an end holds eps and −eps, so its output is
+    at most 2 · eps · h for inputs of at most h, which the run measures; the operators after it multiply by at most g
+    (`Join.gain`) and its scales by s, and the sum rounds:
 
         d ≤ min(Σ 2 · eps · h · g · s / max|shortcut| + rounding, ∛eps), summed over the ends.
 
-    Where the graph tells no g, the bound is ∛eps: one over the root of the smallest epsilon, eps^(4/3), that a
-    normalisation behind an end may have, times eps.
+    If the graph gives no g, the bound is ∛eps: eps divided by the square root of eps^(4/3), the smallest epsilon that a
+    normalisation after an end may have.
 
     Args:
         model: the initialised model, on any device.
-        structure: of this model, with the example that it was captured with.
-        eps: the size of the entries that the scheme calls zero; by parameter, where they are not all the same. A join
-            with an end that is not among them is not claimed to be closed.
+        structure: of this model, with the example used for its capture.
+        eps: the size of the near-zero entries of the scheme; by parameter, if they differ. A join with an end that is
+            missing there is not claimed to be closed.
 
     Raises:
         ForwardError: the model raised.
-        CertificateError: the run takes another path than the captured one, with another structure.
+        CertificateError: the run takes a different path from the captured one, with a different structure.
     """
     model = unwrap(model)
     try:
         first, seen = _observed(model, structure)
-    except _OtherPathError:  # values, a cache or the device decided otherwise: read the path that this run takes
+    except _OtherPathError:  # values, a cache or the device changed the path: read the one that this run takes
         structure = read_again(model, structure)
         try:
             first, seen = _observed(model, structure)
         except _OtherPathError as error:
             raise CertificateError(
                 f"{structure.model}: two runs on the same inputs take different paths; expected the same operators in "
-                "each. Fix what the forward decides by: a counter outside of the model, a clock, or random numbers."
+                "each. Fix what the forward depends on: a counter outside the model, a clock, or random numbers."
             ) from error
     again = _second(model, structure)
     verdict = _Verdict(model, structure, seen if again is None else _telling(seen, again[1]), eps)
@@ -197,7 +197,7 @@ def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, fl
 
 
 def _telling(seen: _Observer, other: _Observer) -> _Observer:
-    """What was seen, of the second run if in the first one every shortcut was zero: such an example tells nothing."""
+    """The observations of the first run, or of the second if every shortcut was zero in the first."""
     silent = seen.deviations and all(not found.size for found in seen.deviations.values())
     return other if silent and seen.deviations.keys() == other.deviations.keys() else seen
 
@@ -205,9 +205,9 @@ def _telling(seen: _Observer, other: _Observer) -> _Observer:
 def _observed(
     model: nn.Module, structure: Structure, example: Example | None = None, strict: bool = True
 ) -> tuple[list[torch.Tensor], _Observer]:
-    """Run an example and return the floating outputs and what was seen at the joins.
+    """Run an example and return the floating-point outputs and the observations at the joins.
 
-    Where `strict` is not asked for, a run that takes another path is simply not watched any further.
+    Without `strict`, observation stops if the run takes a different path.
     """
     capture = structure.capture
     watched = {join.step: join for join in structure.joins if join.operand >= 0}
@@ -222,12 +222,12 @@ def _observed(
 
 
 def read_again(model: nn.Module, structure: Structure) -> Structure:
-    """Return the structure read from a capture on real tensors; it must say the same of every join.
+    """Return the structure from a capture on real tensors, after checking that its joins are the same.
 
     A join may end at weights or at scales, whichever the plan closes it by: it is read in the same way again.
 
     Raises:
-        CertificateError: it does not.
+        CertificateError: they are not.
     """
     capture = record(model, structure.capture.example, "real", structure.capture.grad)
     again = override_roles(build_structure(capture), structure.role_overrides)
@@ -241,14 +241,14 @@ def read_again(model: nn.Module, structure: Structure) -> Structure:
         again = replace(again, joins=joins)
     if [*map(claim, again.joins)] != [*map(claim, structure.joins)]:
         raise CertificateError(
-            f"{structure.model}: on its own values the forward takes another path than on meta tensors, with other "
-            "joins; expected the same structure. Run analyze again with inputs for which the path is fixed."
+            f"{structure.model}: with its own values the forward takes a different path from that on meta tensors, "
+            "with other joins; expected the same structure. Run analyze again with inputs for which the path is fixed."
         )
     return again
 
 
 class _Verdict:
-    """Judges joins by what was seen of them, with everything looked up once."""
+    """Judges joins by the observations."""
 
     def __init__(
         self, model: nn.Module, structure: Structure, seen: _Observer, eps: float | Mapping[str, float]
@@ -264,7 +264,7 @@ class _Verdict:
             return JoinCheck(join.name, join.kind, math.nan, math.nan, "unseen")
         difference, size, rounding = self._seen[join.name]
         parent = join.parent
-        while parent is not None:  # a block inside a closed branch has a shortcut of next to nothing
+        while parent is not None:  # a block inside a closed branch has a near-zero shortcut
             size = max(size, self._seen[parent].size if parent in self._seen else 0.0)
             parent = self._joins[parent].parent
         deviation = difference / size if size else math.inf if difference else 0.0
@@ -279,11 +279,11 @@ class _Verdict:
         return JoinCheck(join.name, join.kind, deviation, tolerance, status)
 
     def _claimed(self, end: End) -> float | None:
-        """The size of the entries that an end is claimed to have."""
+        """The claimed size of the entries of an end."""
         return self._eps.get(self._first_names[end.parameter]) if isinstance(self._eps, Mapping) else self._eps
 
     def _bound(self, join: Join, eps: float, size: float) -> float:
-        """The most that a branch with such ends can be, relative to the shortcut; infinite where that is not told."""
+        """The bound on a branch with such ends, relative to the shortcut; infinite if unknown."""
         if join.gain is None or not size or any(step not in self._inputs for step in join.end_steps):
             return math.inf
         scales = math.prod(max(1.0, _size(self._parameters[scale])) for scale in join.scales)
@@ -298,7 +298,7 @@ class _Verdict:
             weight = outputs_first(weight, role.layout)
         for start, stop in end.rows or ((0, weight.shape[0]),):
             part = weight[start:stop]
-            if bool(part[:1].any()) or bool(part.any()):  # the first row tells as a rule
+            if bool(part[:1].any()) or bool(part.any()):  # usually the first row decides
                 return False
         return True
 

@@ -1,4 +1,4 @@
-"""Structure × plan → what the plan claims: which blocks start closed, by which ends, and how small these are."""
+"""Structure × plan → the claims of the plan: which blocks start closed, by which ends, and how small the ends are."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from idfx.planning.scalars import scalar_values, source_of
 if TYPE_CHECKING:
     from torch import nn
 
-LARGEST = 1e-2  # of an entry or a scale that is called almost zero
+LARGEST = 1e-2  # entry or scale that counts as near zero
 
 
 @dataclass(frozen=True)
 class Claims:
-    """A structure whose joins end where the plan closes them, and the size of the entries of each such end."""
+    """A structure whose joins end where the plan closes them, and the entry size of each such end."""
 
     structure: Structure
     entries: Mapping[str, float]
 
 
 def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> Claims:
-    """Return which blocks a plan says start closed.
+    """Return the blocks that a plan claims to start closed.
 
-    A fill whose entries are called zero (`fills.zero`) says so of an end if they are at most `LARGEST`; of a matrix
-    whose rows are full of them, if they are 0. An end that is kept or filled otherwise claims nothing, and neither does
-    a block with such an end, unless it is closed nearer to its join: by a norm scale at 0, say. Neither does a block
-    with a bias behind its end that was loaded and is not 0.
+    A plan claims an end if it fills it with entries that the fill declares as zero (`fills.zero`) and that are at most
+    `LARGEST`; for a matrix whose rows are full of such entries, they must be 0. It claims nothing for other ends, or
+    for blocks with such an end unless they are closed closer to their join, for example by a norm scale of 0. It also
+    claims nothing for a block with a loaded, non-zero bias after its end.
 
     Args:
         structure: of the model.
-        plan: for it.
-        model: to which it was applied, for what was loaded.
+        plan: for this structure.
+        model: to which the plan was applied; needed for loaded parameters.
 
     Example:
         >>> import torch, idfx
@@ -65,7 +65,7 @@ def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> 
 
 
 def _added(structure: Structure, plan: Plan, model: nn.Module | None) -> set[str]:
-    """What was loaded and is added behind an end, and is not 0."""
+    """The loaded, non-zero parameters that are added after an end."""
     values = dict(model.named_parameters()) if model is not None else {}
     names = structure.first_names
     behind = {name for join in structure.joins for name in join.zeroed_biases}
@@ -74,7 +74,7 @@ def _added(structure: Structure, plan: Plan, model: nn.Module | None) -> set[str
 
 
 def _open(structure: Structure, added: Collection[str], entries: Mapping[str, float]) -> dict[str, float]:
-    """Leave out the ends behind which something is added."""
+    """Remove the ends after which something is added."""
     reached = {
         structure.first_names[end.parameter]
         for join in structure.joins

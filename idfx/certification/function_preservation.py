@@ -1,7 +1,7 @@
-"""Loaded weights × structure → what was added: do the outputs change by it?
+"""Loaded weights × structure → how much the added blocks change the outputs.
 
-Without the branches of added blocks, what remains is the model of the checkpoint as far as weights can tell: if all
-that remains was loaded, and all that was to be loaded found its place. So both are run and their outputs compared.
+Without the branches of added blocks, the rest is, judging by the weights, the checkpoint's model, provided that
+everything in it was loaded and every tensor of the checkpoint was used. So both are run, and their outputs compared.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from idfx.planning.scalars import source_of
 
 
 class _OtherCallError(CertificateError):
-    """The run makes other calls than the captured one."""
+    """The run makes different calls from the captured one."""
 
 
 class _Without:
-    """Runs a model without the branches of some joins: each gives its shortcut."""
+    """Runs a model without the branches of some joins: each join returns its shortcut."""
 
     def __init__(self, joins: Mapping[int, Join], expected: Mapping[int, str]) -> None:
         self._joins, self._expected, self.calls = joins, expected, 0
@@ -53,7 +53,7 @@ def growth(
     loaded: Collection[str],
     unplaced: Collection[str] = (),
 ) -> Growth:
-    """Return how a model relates to the one whose checkpoint was loaded into it.
+    """Return how a model relates to the model whose checkpoint was loaded into it.
 
     Args:
         model: initialised, on any device.
@@ -66,7 +66,7 @@ def growth(
     joins = {join.step: join for join in structure.joins if join.name in closed and join.operand >= 0}
     blocks = tuple(join.name for join in joins.values())
     state = state_of(model)
-    used = (name for name in _outside(structure, joins) if name in state)  # what no file holds follows from the code
+    used = (name for name in _outside(structure, joins) if name in state)  # non-persistent buffers follow from the code
     fresh = tuple(dict.fromkeys(source_of(name) for name in used if source_of(name) not in loaded))
     altered = tuple(join.name for join in joins.values() if join.kind != "identity")
     found = Growth(blocks, fresh, None, tuple(unplaced), altered)
@@ -74,9 +74,7 @@ def growth(
         return found
     try:
         return replace(found, difference=_compared(model, structure, joins))
-    except (
-        _OtherCallError
-    ):  # values or a cache decide otherwise than on meta tensors: read the path that this run takes
+    except _OtherCallError:  # values or a cache changed the path: read the one that this run takes
         again = read_again(model, structure)
         joins = {join.step: join for join in again.joins if join.name in closed and join.operand >= 0}
         try:
@@ -86,7 +84,7 @@ def growth(
 
 
 def _compared(model: nn.Module, structure: Structure, joins: Mapping[int, Join]) -> float | None:
-    """How far the outputs are from those without the branches of some joins."""
+    """The difference of the outputs from those without the branches of some joins."""
     capture = structure.capture
     calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
     names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
@@ -99,7 +97,7 @@ def _compared(model: nn.Module, structure: Structure, joins: Mapping[int, Join])
 
 
 def _difference(whole: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float | None:
-    """max|output − output before| / max|output before| over all outputs, the largest; None if nothing is to compare."""
+    """The maximum of max|output − output before| / max|output before| over all outputs; None without outputs."""
     compared = [(now, then) for now, then in zip(whole, before, strict=True) if now.numel()]
     largest = 0.0
     for now, then in compared:
@@ -112,7 +110,7 @@ def _difference(whole: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -
 
 
 def _outside(structure: Structure, joins: Mapping[int, Join]) -> list[str]:
-    """The parameters and buffers that reach the outputs although the branches of some joins are left out."""
+    """The parameters and buffers that reach the outputs without the branches of some joins."""
     capture = structure.capture
     graph: nx.DiGraph[torch.fx.Node] = nx.DiGraph()
     graph.add_nodes_from(capture.graph.nodes)
@@ -124,6 +122,6 @@ def _outside(structure: Structure, joins: Mapping[int, Join]) -> list[str]:
 
 
 def _shortcut(node: torch.fx.Node, join: Join) -> list[torch.fx.Node]:
-    """What the shortcut of a join is made of; a sum over values side by side is followed as a whole."""
+    """The nodes of the shortcut of a join; a sum over stacked values is followed as a whole."""
     operand = node.args[join.operand] if join.operand < len(node.args) else None
     return [operand] if isinstance(operand, torch.fx.Node) else list(node.all_input_nodes)

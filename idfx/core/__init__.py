@@ -1,1 +1,1 @@
-"""What every stage shares: records, findings, errors, registries, random numbers by index, files."""
+"""Shared by every stage: records, findings, errors, registries, random numbers by index, files."""

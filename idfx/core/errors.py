@@ -1,7 +1,7 @@
-"""What can go wrong, as one family of exceptions.
+"""The exceptions of idfx.
 
-Every message reads `<subject>: <what was found>; <what was expected>. <what to do next>`. The command line
-prints it on one line and exits with the class's `exit_code`; a script catches `IdfxError`.
+Every message reads `<subject>: <what was found>; <what was expected>. <what to do next>`. The command line prints it on
+one line and exits with the `exit_code` of the class; a script catches `IdfxError`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class IdfxError(Exception):
-    """Base of every error that idfx raises on purpose; exit code 2 on the command line."""
+    """Base class of every error that idfx raises deliberately; exit code 2 on the command line."""
 
     exit_code = 2
 
@@ -28,11 +28,11 @@ class SourceError(IdfxError):
 
 
 class ForwardError(IdfxError):
-    """The model raised in its own forward; the message names the module and repeats the model's words."""
+    """The model raised in its own forward; the message names the module and quotes the model's error."""
 
 
 class ResourceError(IdfxError):
-    """Memory or time ran out; the message says at what, and nothing is wrong with the inputs."""
+    """Memory or time ran out; the message names the stage. The inputs are not at fault."""
 
 
 class CaptureError(IdfxError):
@@ -42,26 +42,26 @@ class CaptureError(IdfxError):
 
 
 class StructureError(IdfxError):
-    """The graph asks for contradictory things of one parameter, or for what the structure does not have."""
+    """The graph makes contradictory demands on a parameter, or demands something that the structure does not have."""
 
 
 class PlanError(IdfxError):
-    """A plan is malformed, of an unknown version, or made for another model."""
+    """A plan is malformed, has an unknown version, or was made for another model."""
 
 
 class CertificateError(IdfxError):
-    """The initialised model does not start as the plan claims; exit code 1. `report` holds the details, if any."""
+    """The initialised model does not start as the plan claims; exit code 1. `report` has the details, if available."""
 
     exit_code = 1
     report: Report | None = None
 
 
 class AuditError(IdfxError):
-    """Something of an audit cannot be measured on this model; the rest of the audit can."""
+    """Part of an audit cannot be measured on this model; the rest can."""
 
 
 class ExportError(IdfxError):
-    """A file could not be written; nothing of it exists."""
+    """A file could not be written; no part of it exists."""
 
 
 def shortened(error: BaseException, limit: int = 200) -> str:
@@ -77,7 +77,7 @@ def shortened(error: BaseException, limit: int = 200) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of any library says that memory ran out."""
+    """Return whether an error, from any library, means that memory ran out."""
     told = str(error)
     return (
         isinstance(error, MemoryError)
@@ -86,5 +86,5 @@ def out_of_memory(error: BaseException) -> bool:
         or "can't allocate memory" in told
         or "not enough memory" in told
         or "std::bad_alloc" in told
-        or told == "[enforce fail a"  # torch's own message, cut off where memory for it ran out
+        or told == "[enforce fail a"  # torch's own message, truncated because memory ran out
     )

@@ -1,12 +1,12 @@
-"""Files that appear whole or not at all.
+"""Atomic writing of files.
 
-The file is written without a name (O_TMPFILE) and named when it is complete, so that a killed process leaves
-nothing. Only where another file is replaced does it bear a hidden name for the moment between two system
-calls. Systems without unnamed files get a hidden file, removed on every exception but not on SIGKILL.
+The file is written without a name (O_TMPFILE) and named when it is complete, so a killed process leaves nothing behind.
+If it replaces another file, it has a hidden name between two system calls. Systems without unnamed files use a hidden
+file, which is removed on every exception but not on SIGKILL.
 
-A file that replaces another is synced to disk before, so that a power loss costs nobody the old one. A new
-file is not: fsync doubles the time of writing (0.5 to 0.7 s more per GB, tried), and after a power loss
-that left it empty, the same command makes the same bytes again.
+A file that replaces another is synced to disk first, so a power loss cannot destroy the old one. A new file is not
+synced: fsync doubles the time of writing (0.5 to 0.7 s more per GB, measured), and if a power loss leaves the file
+empty, the same command produces the same bytes again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import IO
 
 from idfx.core.errors import ExportError, UsageError
 
-_UNNAMED: int = getattr(os, "O_TMPFILE", 0)  # Linux; elsewhere opening the folder fails, as is intended
+_UNNAMED: int = getattr(os, "O_TMPFILE", 0)  # Linux; elsewhere opening the folder fails, as intended
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
@@ -31,51 +31,51 @@ def real_path(path: str | os.PathLike[str]) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Return if a file can be written to this path.
+    """Check that a file can be written to this path; raise UsageError otherwise.
 
     Raises:
-        UsageError: no folder, or one that cannot be written to; or the path is a folder or a device.
+        UsageError: the folder does not exist or is not writable, or the path is a folder or a device.
     """
     target = real_path(path)
     try:
         if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "no regular file"
-            raise UsageError(f"{path}: this is {kind}; the path of a file was expected. Choose another name")
+            kind = "a folder" if target.is_dir() else "not a regular file"
+            raise UsageError(f"{path}: this is {kind}; expected the path of a file. Choose another name")
         if not target.parent.is_dir():
-            found = "is no folder" if target.parent.exists() else "does not exist"
+            found = "is not a folder" if target.parent.exists() else "does not exist"
             hint = f"Create it (mkdir -p '{path.parent}') or choose another"
-            raise UsageError(f"{path}: {path.parent} {found}; an existing folder was expected. {hint}")
+            raise UsageError(f"{path}: {path.parent} {found}; expected an existing folder. {hint}")
         with tempfile.TemporaryFile(dir=target.parent):
-            pass  # the only sure sign of a folder that can be written to; unnamed where the system can
+            pass  # the only reliable test of a writable folder; unnamed where the system supports it
     except OSError as error:
         hint = "Choose another folder or change its permissions"
-        raise UsageError(f"{path}: {error.strerror}; a folder to write to was expected. {hint}") from error
+        raise UsageError(f"{path}: {error.strerror}; expected a writable folder. {hint}") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
+    """Write a text file atomically, in UTF-8.
 
     Raises:
         UsageError: as in `check_writable`.
-        ExportError: the system refused, for want of room say.
+        ExportError: the system refused, for example because the disk is full.
     """
     check_writable(Path(path))
     try:
         write_atomically(real_path(path), lambda file: file.write(text.encode()))
     except OSError as error:
         raise ExportError(
-            f"{path}: {error.strerror}; nothing was written. Make room or choose another path."
+            f"{path}: {error.strerror}; nothing was written. Free some space or choose another path."
         ) from error
 
 
 def write_atomically(target: Path, write: Callable[[IO[bytes]], object]) -> int:
-    """Return the size of the file that `write` made; it appears at `target` when it is complete."""
+    """Write a file through `write` and return its size; it appears at `target` when it is complete."""
     hidden = target.with_name(f".idfx-{secrets.token_hex(8)}.tmp")
     unnamed = True
     try:
         try:
             descriptor = os.open(target.parent, _UNNAMED | os.O_WRONLY, 0o666)
-        except OSError:  # no unnamed files here; whatever else is wrong, the next open says it
+        except OSError:  # no unnamed files here; the next open reports any other problem
             descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             unnamed = False
         with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
@@ -85,7 +85,7 @@ def write_atomically(target: Path, write: Callable[[IO[bytes]], object]) -> int:
             if os.path.lexists(target):
                 os.fsync(descriptor)
             if unnamed:
-                # os.link follows the link in /proc only if a folder is given; an absolute path ignores it.
+                # os.link follows the link in /proc only if a folder is given; an absolute path ignores that folder.
                 link = functools.partial(os.link, f"/proc/self/fd/{descriptor}", src_dir_fd=descriptor)
                 try:
                     link(target)
@@ -100,7 +100,7 @@ def write_atomically(target: Path, write: Callable[[IO[bytes]], object]) -> int:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the first system error or interrupt among the causes, or the error itself."""
+    """Return the first system error or interrupt among an error's causes, or the error itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError | KeyboardInterrupt | MemoryError):

@@ -1,4 +1,4 @@
-"""The frozen records of an audit: what was run, what was measured where, and what is wrong.
+"""The frozen records of an audit: what was run, what was measured and where, and which defects were found.
 
 Structure, weights, batch → Observation, Spectrum → Finding → Audit
 """
@@ -17,11 +17,10 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that an audit found: how bad it is, where it is, how far it is from what is asked, and what to do.
+    """One finding of an audit: its severity, its location, the measured value with its threshold, and a remedy.
 
-    `value` is what was measured and `threshold` what it is held to, in the unit of the metric. `remedy` is the same
-    text for findings of the same kind. `site` is the residual block, the operator or the module that the parameter acts
-    in.
+    `value` and `threshold` are in the unit of the metric. Findings of the same kind share the text of `remedy`. `site`
+    is the residual block, operator or module in which the parameter is used.
     """
 
     severity: Severity
@@ -36,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that a metric tells beside its findings; none is judged."""
+    """A number that a metric reports in addition to its findings, without a judgement."""
 
     metric: str
     name: str
@@ -45,20 +44,20 @@ class Measure:
 
 @dataclass(frozen=True)
 class ActivationStats:
-    """A place of the forward pass, and what one batch showed there.
+    """A point of the forward pass, and the statistics of one batch there.
 
-    `kind` is "weight" (what a weight site gives), "activation" (what a function that is no weight and no normalisation
-    gives), or "join" (the end of a residual block). `parameter` is the weight, for an activation the one that it comes
-    from; "" for a join. `block` is the residual block in whose branch it lies; None on the
-    main stem. `units` is the number of its channels or features.
+    `kind` is "weight" (the output of a weight use), "activation" (the output of a function that is neither a weight nor
+    a normalisation), or "join" (the end of a residual block). `parameter` is the weight, or for an activation the
+    preceding weight; "" for a join. `block` is the residual block whose branch contains the point; None on the main
+    stem. `units` is the number of channels or features.
 
     `mean`, `variance` and `kurtosis` (excess, 0 for a normal distribution) are over all entries. `dead` is the share of
-    units that are one and the same number for the whole batch, `saturated` the share of entries where an activation's
-    derivative is below 0.01 (half of them for a ReLU), of a softmax the share of slices with an entry above 0.99; None
-    where there is no activation, or nothing but zeros goes into it. `correlation` is the cosine between the values of
-    two independent batches; None where there is no second one. `effective_rank` is exp(entropy) of the singular values
-    of the values as a matrix (places, units), normalised to a sum of 1, of at most `rank_bound`. `gradient` is the norm
-    of the gradient with respect to it, where that at the outputs has norm 1; None if none arrives.
+    units that are constant over the whole batch; `saturated` is the share of entries at which the derivative of the
+    activation is below 0.01 (half of them for a ReLU), or for a softmax the share of slices with an entry above 0.99;
+    None if there is no activation or all its inputs are zero. `correlation` is the cosine between the values of two
+    independent batches; None if there is no second one. `effective_rank` is exp(entropy) of the singular values of the
+    values as a matrix (positions, units), normalised to a sum of 1; it is at most `rank_bound`. `gradient` is the norm
+    of the gradient with respect to the values if the gradient at the outputs has norm 1; None if none arrives.
     """
 
     name: str
@@ -80,14 +79,14 @@ class ActivationStats:
 
 @dataclass(frozen=True)
 class WeightFingerprint:
-    """What the values of a weight look like, and how far they are from what schemes write.
+    """What the values of a weight resemble, and their distances from what schemes write.
 
-    `kind` is one of the words of the metric `identity`, `scheme` what writes such values, "" where nothing says so.
-    `from_identity` is the relative distance (Frobenius) to the nearest matrix with one entry in each row, as IDI and
-    IDIC are; `from_zero` the factor that the weight lets through, rms · √fan-in, 0 for IDIZ at eps 0;
-    `from_orthogonal` that of the rows' products, relative to their mean square, from the identity, over √rows;
-    `from_normal` the Kolmogorov-Smirnov distance of up to 2,048 entries from a normal distribution of their mean and
-    deviation.
+    `kind` is one of the kinds of the metric `identity`; `scheme` is the scheme that writes such values, "" if unknown.
+    `from_identity` is the relative distance (Frobenius) to the nearest matrix with one entry in each row, such as IDI
+    and IDIC. `from_zero` is the factor by which the weight scales its input, rms · √fan-in; 0 for IDIZ with eps 0.
+    `from_orthogonal` is the distance of the products of the rows, relative to their mean square, from the identity,
+    over √rows. `from_normal` is the Kolmogorov-Smirnov distance of up to 2,048 entries from a normal distribution with
+    their mean and deviation.
     """
 
     parameter: str
@@ -101,10 +100,10 @@ class WeightFingerprint:
 
 @dataclass(frozen=True)
 class ParameterState:
-    """One parameter as it was found: its root mean square, and the norm of its gradient where a batch was run.
+    """The state of one parameter: its root mean square, and the norm of its gradient if a batch was run.
 
-    The gradient is that of a loss whose gradient at the outputs is random and of norm 1. `likeness` is there for the
-    weights that the metric `identity` looked at.
+    The gradient belongs to a loss whose gradient at the outputs is random with norm 1. `likeness` is set for the
+    weights that the metric `identity` examined.
     """
 
     name: str
@@ -118,24 +117,24 @@ class ParameterState:
 
     @property
     def ratio(self) -> float | None:
-        """Norm of the gradient over norm of the weight; None where either is not there or the weight is 0."""
+        """Norm of the gradient over norm of the weight; None if either is missing or the weight is 0."""
         norm = self.rms * math.sqrt(math.prod(self.shape))
         return self.gradient / norm if self.gradient is not None and norm else None
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values of a Jacobian of shape (rows, columns), of which there are min(rows, columns).
+    """The min(rows, columns) singular values of a Jacobian of shape (rows, columns).
 
-    `place` is "" for the whole model, or the residual block. `exact`: all of them were computed, and each error is 0.
-    Else `largest` is below the largest one, by `largest_error` at most, and `smallest` above the smallest one, by
-    `smallest_error` at most; each bound fails for one seed in a thousand at most (that on the smallest is `smallest`
-    itself, as a rule, where they crowd at 0). `mean_square` (chi, criticality: 1 is critical) and `spread`, the
-    standard deviation of the squared singular values over their mean (isometry: 0 if all are equal), have standard
-    errors, over the random starts. `density` are (singular value, share) pairs, largest first, the shares sum to 1: one
-    pair for each value, or the nodes of the quadrature of one start. `products` are the matrix-vector products that
-    were made with the Jacobian or its transpose; `complete` is False where the budget of time ended them early. A
-    number that was not measured is NaN; `note` says why, if not for want of time.
+    `place` is "" for the whole model, or the name of the residual block. If `exact`, all values were computed and every
+    error is 0. Otherwise `largest` is at most `largest_error` below the largest one, and `smallest` at most
+    `smallest_error` above the smallest one; each bound fails for at most one seed in a thousand (if many values are
+    close to 0, `smallest_error` usually equals `smallest`). `mean_square` (chi, criticality: 1 is critical) and
+    `spread`, the standard deviation of the squared singular values over their mean (isometry: 0 if all are equal), have
+    standard errors over the random starts. `density` contains (singular value, share) pairs, largest first, whose
+    shares sum to 1: one pair for each value, or the nodes of the quadrature of one start. `products` counts the
+    matrix-vector products with the Jacobian or its transpose; `complete` is False if time ran out. A number that was
+    not measured is NaN; `note` gives the reason, unless time ran out.
     """
 
     place: str
@@ -160,10 +159,10 @@ class Spectrum:
 class Eigenvalue:
     """The ends of the spectrum of a Hessian.
 
-    `largest` is below the algebraically largest eigenvalue, by `largest_error` at most, and `smallest` above the
-    smallest one, by `smallest_error` at most; each bound fails for one seed in a thousand at most. `products` are the
-    products that were made with the Hessian; `complete` is False where the budget of time ended them early. A number
-    that was not measured is NaN; `note` says why, if not for want of time.
+    `largest` is at most `largest_error` below the algebraically largest eigenvalue, and `smallest` at most
+    `smallest_error` above the smallest one; each bound fails for at most one seed in a thousand. `products` counts the
+    products with the Hessian; `complete` is False if time ran out. A number that was not measured is NaN; `note` gives
+    the reason, unless time ran out.
     """
 
     largest: float
@@ -176,7 +175,7 @@ class Eigenvalue:
 
     @property
     def value(self) -> float:
-        """The one of both that is larger in absolute value."""
+        """The end with the larger absolute value."""
         return self.smallest if abs(self.smallest) > abs(self.largest) else self.largest
 
     @property
@@ -202,7 +201,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was run: where it comes from, how many samples it has (None: not known), the shapes of its tensors."""
+    """The batch that was run: its source, its number of samples (None if unknown), and the shapes of its tensors."""
 
     source: str
     samples: int | None
@@ -211,13 +210,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Observation:
-    """What one forward and backward pass showed, and a forward pass of a second batch.
+    """The results of one forward and backward pass, and of a forward pass of a second batch.
 
-    `points` are in the order of execution. `gradients` are the norms of the gradients of the parameters, 0 where none
-    arrives, for a random gradient of norm 1 at the outputs. `finite`: no output holds NaN or Inf. `correlation` is the
-    cosine between the outputs of the two batches, `difference` the norm of their difference over that of the first;
-    None if there is no second one, or if the outputs are zero. `no_backward` and `no_second` say why
-    there are no gradients and no second batch, "" where there are.
+    `points` are in order of execution. `gradients` are the norms of the gradients of the parameters, 0 if none arrives,
+    for a random gradient of norm 1 at the outputs. `finite` means that no output contains NaN or Inf. `correlation` is
+    the cosine between the outputs of the two batches, and `difference` the norm of their difference over that of the
+    first; None if there is no second batch or the outputs are zero. `no_backward` and `no_second` give the reason why
+    there are no gradients or no second batch; "" if there are.
     """
 
     batch: Batch
@@ -232,13 +231,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the metrics found in a model.
+    """The results of the metrics for a model.
 
-    `findings` are in the order of severity, errors first. `measures` are numbers by metric and name. `metrics` are
-    those that ran; `left_out` says of what was not measured why, by metric. `batch` is what was run, None if nothing
-    was; `profile` its places in the order of execution, `spectra` the Jacobians, that of the whole model first.
-    `parameters` and `blocks` are those of the structure. `seconds` is the time that each metric took, and that of the
-    batch which several look at; they are the only numbers here that differ from run to run.
+    `findings` are sorted by severity, errors first. `measures` are numbers by metric and name. `metrics` lists those
+    that ran; `left_out` gives the reason for each one that did not. `batch` is what was run, or None; `profile` has its
+    points in order of execution, and `spectra` the Jacobians, with that of the whole model first. `parameters` and
+    `blocks` come from the structure. `seconds` is the time of each metric and of the batch that several of them share;
+    these are the only numbers that differ from run to run.
     """
 
     model: str
@@ -255,10 +254,10 @@ class Audit:
 
     @property
     def verdict(self) -> Severity | Literal["clean"]:
-        """The worst severity found, "clean" where there are no findings."""
+        """The highest severity found, or "clean" if there are no findings."""
         return self.findings[0].severity if self.findings else "clean"
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:
-        """Return the findings of a severity, "info", "warning" or "error", and those above it."""
+        """Return the findings of at least a severity ("info", "warning" or "error")."""
         least = SEVERITIES.index(severity)
         return tuple(found for found in self.findings if SEVERITIES.index(found.severity) >= least)

@@ -1,4 +1,4 @@
-"""Words of the command line → plain values; loads nothing heavy."""
+"""Values on the command line → Python values; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
     """Return the name and the arguments of `name` or `name(key=value, ...)`.
 
     Args:
-        text: what was written; values are Python literals, true and false, or plain words, "none" among them.
-        subject: what to call it in errors.
+        text: the call; values are Python literals, true and false, or plain words, including "none".
+        subject: its name in errors.
 
     Raises:
-        UsageError: something else.
+        UsageError: the text has another form.
 
     Example:
         >>> parse_call("eoi(density=0.5)", "--scheme"), parse_call("keep", "--set")
@@ -28,7 +28,7 @@ def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
     found = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if found is None:
         raise UsageError(
-            f"{subject} {text!r}: expected NAME or NAME(KEY=VALUE, ...). Write kaiming(mode=fan_out), say."
+            f"{subject} {text!r}: expected NAME or NAME(KEY=VALUE, ...). Write, for example, kaiming(mode=fan_out)."
         )
     inside = found[2] or ""
     values: dict[str, object] = {}
@@ -41,7 +41,7 @@ def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
 
 
 def read_value(text: str) -> object:
-    """Return a Python literal, true, false or none; anything else is text.
+    """Return the value of a Python literal, true, false or none; anything else stays text.
 
     Example:
         >>> read_value("1e-3"), read_value("true"), read_value("fan_out")
@@ -56,7 +56,7 @@ def read_value(text: str) -> object:
 
 
 def is_file_name(text: str) -> bool:
-    """Return whether a word names a plan or a checkpoint, by its suffix.
+    """Return whether a text names a plan or a checkpoint, judging by its suffix.
 
     Example:
         >>> is_file_name("plan.json"), is_file_name("idinit(eps=1e-4)")
@@ -66,7 +66,7 @@ def is_file_name(text: str) -> bool:
 
 
 def split_calls(text: str) -> list[str]:
-    """Return the parts of a list that is separated by commas, those inside of brackets left alone.
+    """Return the parts of a comma-separated list; commas inside brackets do not count.
 
     Example:
         >>> split_calls("default, idinit(eps=1e-4, conv_order=tap),xavier")
@@ -82,7 +82,7 @@ def split_calls(text: str) -> list[str]:
 
 
 def as_float(value: float) -> float:
-    """Return a number as a float, infinity for a whole number that no float holds.
+    """Return a number as a float; infinity for an integer too large for a float.
 
     Example:
         >>> as_float(10**400)

@@ -1,4 +1,4 @@
-"""Modules under the names that they had before 0.2: `idfx.records`, say, for the sake of packages that import it."""
+"""Modules under their names before 0.2, such as `idfx.records`, for packages that import them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _RENAMED = {
 
 
 class OldNames(MetaPathFinder, Loader):
-    """Finds a module that has moved, and says where it is now."""
+    """Finds a module that has moved, and warns with its new name."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         return ModuleSpec(fullname, self) if fullname in _MOVED else None
@@ -55,11 +55,11 @@ class OldNames(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let Python find modules under their former names; once is enough."""
+    """Let Python find modules under their former names; repeated calls have no effect."""
     if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
         sys.meta_path.append(OldNames())
 
 
 def names() -> Mapping[str, str]:
-    """Return where each module that has moved is now."""
+    """Return the new name of each module that has moved."""
     return dict(_MOVED)

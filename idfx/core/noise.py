@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, name, index): no generator, no state, any device, any order.
 
-An index is hashed, never drawn: whoever holds one slice of a tensor computes the same numbers for it as
-whoever holds all of it. Up to the sum in `normal` everything is exact integer or table work, and that sum is
-one float64 product and one float64 addition, which IEEE 754 fixes; so a CPU and a GPU agree in every bit.
+Each number is a hash of its index, so a slice of a tensor gets the same numbers whether it is computed alone or as part
+of the whole. Everything up to the sum in `normal` is exact integer arithmetic or table look-up, and that sum is one
+float64 product and one float64 addition, which IEEE 754 defines exactly; so CPU and GPU agree in every bit.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MIX_2 = 0x94D049BB133111EB
 
 _PARTS = 8  # each halving of the tail probability is cut into 2^8 intervals
 _OCTAVES = 53  # tail probabilities from 2^-54 to 1/2
-_GRID = 2.0**24  # the table is rounded to this grid, so that the last bits of a libm do not show
+_GRID = 2.0**24  # the table is rounded to this grid, which hides differences in the last bits of libm
 
 
 def _signed(value: int) -> int:
-    """Return the int64 that has the low 64 bits of the value."""
+    """Return the int64 with the low 64 bits of the value."""
     return (value + 2**63) % 2**64 - 2**63
 
 
@@ -35,10 +35,10 @@ def key(seed: int, name: str) -> int:
 
     Args:
         seed: any integer.
-        name: any text, as a rule that of a parameter.
+        name: any text, usually the name of a parameter.
 
     Raises:
-        UsageError: the seed is no integer.
+        UsageError: the seed is not an integer.
 
     Source: ours.
 
@@ -88,11 +88,11 @@ def bits(seed: int, name: str, index: Tensor) -> Tensor:
 
     Args:
         seed: any integer.
-        name: the stream; two fills that must not share their noise take two names.
-        index: int64 tensor of any shape, left as it is.
+        name: the stream; fills that must not share their noise use different names.
+        index: int64 tensor of any shape, not modified.
 
     Raises:
-        UsageError: the seed is no integer.
+        UsageError: the seed is not an integer.
 
     Source: `key` and `hash_`.
 
@@ -116,7 +116,7 @@ def uniform(seed: int, name: str, index: Tensor) -> Tensor:
         bits.
 
     Raises:
-        UsageError: the seed is no integer.
+        UsageError: the seed is not an integer.
 
     Source: ours.
 
@@ -144,23 +144,23 @@ def _quantiles(device: torch.device) -> tuple[Tensor, Tensor]:
 def normal(seed: int, name: str, index: Tensor) -> Tensor:
     """Return a number from the standard normal distribution for each index.
 
-    ±Φ⁻¹(1 − p), the sign from the top bit and the tail probability p = (2k + 1) / 2^54 from the next 52. Φ⁻¹
-    is interpolated in a table whose intervals are the floating-point numbers of p with 8 bits behind the
-    leading one, hence as fine in the tail as in the middle: the bits of p are the place in the table.
+    ±Φ⁻¹(1 − p), with the sign from the top bit and the tail probability p = (2k + 1) / 2^54 from the next 52. Φ⁻¹ is
+    interpolated in a table whose intervals are the floating-point numbers p with 8 bits after the leading one, so it is
+    as fine in the tail as in the middle: the bits of p are the index into the table.
 
     Args:
         seed, name, index: as in `bits`.
 
     Returns:
-        float64 tensor of the shape of `index`: within 1e-6 of the exact quantile, and never beyond ±8.3 (a
-        normal number is, once in 1e16): the tail is cut where p runs out of bits.
+        float64 tensor of the shape of `index`: within 1e-6 of the exact quantile, and never beyond ±8.3 (which a normal
+        number exceeds once in 1e16): the tail ends where p runs out of bits.
 
     Raises:
-        UsageError: the seed is no integer.
+        UsageError: the seed is not an integer.
 
     Source: ours; inversion in the manner of Hörmann and Leydold, "Continuous random variate generation by
-        fast numerical inversion", TOMACS 2003. No logarithm or cosine runs on the device, whose last bits
-        differ.
+        fast numerical inversion", TOMACS 2003. No logarithm or cosine runs on the device, because their last bits
+        differ between devices.
 
     Example:
         >>> x = normal(0, "w", torch.arange(10000))
@@ -178,7 +178,7 @@ def normal(seed: int, name: str, index: Tensor) -> Tensor:
 
 
 def resolves_loosening(dtype: torch.dtype, tau: float = 1.0, eps_tau: float = 1e-6) -> bool:
-    """Return whether noise of standard deviation eps_tau beside tau survives rounding to the dtype.
+    """Return whether noise of standard deviation eps_tau, added to tau, survives rounding to the dtype.
 
     eps_tau ≥ ulp(tau), where ulp(tau) = finfo(dtype).eps · 2^floor(log2 |tau|) is the spacing at tau. If it
     does not, the diagonal loosening rounds away and stacked identities are exact replicas of each other.

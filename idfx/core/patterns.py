@@ -1,4 +1,4 @@
-"""Words for parameters → their names: a name, another name of the same tensor, a module, a pattern, a role, a trait."""
+"""Patterns → parameter names. A pattern is a name or alias, a module, a wildcard pattern, a role or a trait."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from idfx.core.registry import did_you_mean
 def matching(
     pattern: str, parameters: Mapping[str, ParameterInfo], roles: Mapping[str, Role], subject: str
 ) -> tuple[str, ...]:
-    """Return the parameters that a pattern means, by first name, in the model's order.
+    """Return the parameters that a pattern matches, by first name, in the model's order.
 
     Args:
-        pattern: the name of a parameter or of a module, which means all that is in it; `*` stands for any letters, dots
-            among them, `?` for one, `[ab]` for one of several. Or `role:NAME` for what has a role, `trait:NAME` for
-            what has a trait, as `idfx analyze` shows them.
+        pattern: the name of a parameter, or of a module, which matches everything in it; `*` matches any characters,
+            dots included, `?` one character, `[ab]` one of several. `role:NAME` and `trait:NAME` match parameters with
+            that role or trait, as `idfx analyze` shows them.
         parameters, roles: of the model, by first name.
-        subject: what to call the pattern in errors.
+        subject: the option to name in errors.
 
     Raises:
-        UsageError: it means nothing in this model.
+        UsageError: the pattern matches nothing in this model.
 
     Example:
         >>> info = {name: ParameterInfo(name, (2, 2), "float32") for name in ("fc.weight", "fc.bias", "head.weight")}
@@ -53,7 +53,7 @@ def matching(
 
 
 def _alike(kind: str, word: str, roles: Mapping[str, Role], subject: str) -> tuple[str, ...]:
-    """The parameters with a role or a trait."""
+    """Return the parameters with a role or a trait."""
     words = {name: (role.name,) if kind == "role" else tuple(role.traits) for name, role in roles.items()}
     found = tuple(name for name, its in words.items() if word in its)
     if not found:

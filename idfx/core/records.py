@@ -1,8 +1,8 @@
-"""The frozen records that travel between the stages; no behaviour beyond reading them, no torch at import.
+"""The frozen records that the stages exchange; no behaviour beyond accessors, no torch at import.
 
     Capture → Structure → Plan → Certificate → Report
 
-Each stage takes the record of the one before and returns its own.
+Each stage takes the record of the previous stage and returns its own.
 """
 
 from __future__ import annotations
@@ -43,30 +43,29 @@ def first_names(parameters: Mapping[str, ParameterInfo]) -> dict[str, str]:
 
 
 def not_writable_reason(info: ParameterInfo) -> str:
-    """Return why a parameter is never written, "" if it may be.
+    """Return the reason why a parameter is never written; "" if it may be written.
 
     Example:
         >>> not_writable_reason(ParameterInfo("w", (2,), "int8"))
-        'its dtype is int8, not a floating one that idfx fills'
+        'its dtype is int8, which idfx does not fill'
     """
     if not info.requires_grad:
         return "it is frozen (requires_grad is False)"
     if info.dtype not in ("float64", "float32", "float16", "bfloat16"):
-        return f"its dtype is {info.dtype}, not a floating one that idfx fills"
+        return f"its dtype is {info.dtype}, which idfx does not fill"
     return "it has no entries" if 0 in info.shape else ""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tensor of a weight is read as matrices of shape (D_out, D_in).
+    """How to interpret the tensor of a weight as matrices of shape (D_out, D_in).
 
     `out_axis` counts outputs and `in_axis` inputs; each of `tap_axes` (kernel positions) multiplies D_in. With
-    `groups` > 1 there is one matrix per group; `grouped` names the axis ("out" or "in") along which the groups
-    lie one after the other (a convolution splits its outputs, a transposed convolution its inputs). Each of
-    `batch_axes` counts independent matrices (experts). `parts` matrices are stacked along the outputs of each
-    (fused q, k, v). `in_axis` None means D_in is made of taps alone. Where several axes count outputs (heads, and what
-    each gives) or inputs, `out_rest` and `in_rest` are those that count within an index of `out_axis` and `in_axis`,
-    the slowest first.
+    `groups` > 1 there is one matrix per group; `grouped` is the axis ("out" or "in") along which the groups are
+    concatenated (a convolution splits its outputs, a transposed convolution its inputs). Each of `batch_axes` counts
+    independent matrices (experts). `parts` matrices are stacked along the outputs of each (fused q, k, v). If `in_axis`
+    is None, D_in consists of taps only. If several axes count outputs (heads, and the features of each) or inputs,
+    `out_rest` and `in_rest` are the axes within an index of `out_axis` and `in_axis`, slowest first.
 
     Example:
         >>> Layout(out_axis=0, in_axis=1, tap_axes=(2, 3)).matrix((64, 32, 3, 3))
@@ -89,20 +88,20 @@ class Layout:
 
     @property
     def out_axes(self) -> tuple[int, ...]:
-        """The axes that count outputs, the slowest first."""
+        """The axes that count outputs, slowest first."""
         return (self.out_axis, *self.out_rest)
 
     @property
     def in_axes(self) -> tuple[int, ...]:
-        """The axes that count inputs, taps aside, the slowest first."""
+        """The axes that count inputs, without taps, slowest first."""
         return self.in_rest if self.in_axis is None else (self.in_axis, *self.in_rest)
 
     def outputs(self, shape: tuple[int, ...]) -> int:
-        """Return how many outputs a weight of this shape has, those of its groups and parts together."""
+        """Return the number of outputs of a weight of this shape, over all groups and parts."""
         return math.prod(shape[axis] for axis in self.out_axes)
 
     def inputs(self, shape: tuple[int, ...]) -> int:
-        """Return how many inputs the axes of a weight of this shape count, taps aside."""
+        """Return the number of inputs of a weight of this shape, without taps."""
         return math.prod(shape[axis] for axis in self.in_axes)
 
     def matrix(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -118,9 +117,9 @@ class Layout:
 
 
 class End(NamedTuple):
-    """A parameter, or some of its outputs, that silences a residual branch when it is zero.
+    """A parameter, or some of its outputs, that makes a residual branch zero when it is zero.
 
-    `rows` are half-open ranges of the weight's outputs; None means all of it.
+    `rows` are half-open ranges of the weight's outputs; None means all outputs.
     """
 
     parameter: str
@@ -129,7 +128,7 @@ class End(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightUse:
-    """An operator that contracts data with a parameter; `layout` is None where it is no plain matrix."""
+    """An operator that contracts data with a parameter; `layout` is None if the parameter is not a plain matrix."""
 
     name: str
     operator: str
@@ -144,17 +143,16 @@ class WeightUse:
 class Join:
     """A sum of data, and how its operands relate to the fork that they come from.
 
-    `kind` is that of the shortcut: "identity" (nothing but moves), "resampled" (pooled, padded, sliced away),
-    "scaled" (a constant, a scale or a normalisation) or "projection" (a weight). `shortcut` and `branch` name the
-    parameters of the weight sites on either side; `ends` silence the branch, together with `zeroed_biases` (biases
-    and shifts behind them, which must be zero too). `scales` are the scale parameters between an end and the
-    join. `zeroable`: the ends exist and reach the outputs through this join alone; `reason` says why not. `step`
-    and `operand` say where to look in a run: the sum is call number `step`, its shortcut is that operand; `parent`
-    is the join whose branch this one lies in. `end_steps` are the calls at which the ends act, and `gain` the most
-    that what stands behind them, but for the scales, multiplies by; None where the graph tells no bound. `carries`:
-    the inputs reach it although every branch is closed. `part`, for a sum written as a reduction over values side
-    by side: the axis of the operand, and the indices along it at which the shortcut lies. `fork_node`: the node of
-    the graph whose value the fork is.
+    `kind` is the kind of the shortcut: "identity" (moves only), "resampled" (pooled, padded, sliced), "scaled" (a
+    constant, a scale or a normalisation) or "projection" (a weight). `shortcut` and `branch` name the parameters of the
+    weight uses on either side. The branch is zero if the `ends` are, together with `zeroed_biases` (biases and shifts
+    after the ends). `scales` are the scale parameters between an end and the join. `zeroable` means that the ends exist
+    and reach the outputs through this join only; otherwise `reason` says why not. `step` and `operand` locate the join
+    in a run: the sum is call number `step`, and its shortcut is that operand. `parent` is the join whose branch contains
+    this one. `end_steps` are the calls that use the ends, and `gain` bounds the factor by which the operators after
+    them, except the scales, multiply; None if the graph gives no bound. `carries` means that the inputs reach the join
+    even if every branch is closed. `part` is set for a sum written as a reduction over stacked values: the axis of the
+    operand, and the indices of the shortcut along it. `fork_node` is the graph node whose value is the fork.
     """
 
     name: str
@@ -201,11 +199,11 @@ class Sum:
 
 @dataclass(frozen=True)
 class Role:
-    """What a parameter is for, and the evidence that it rests on.
+    """The role of a parameter, with its evidence.
 
-    `name` is its place, and may be given as the plain word; `traits` are what it does beside ("query", "gate",
-    "depthwise", ...), each with its evidence. `gates` are the rows of each gate of a recurrent layer, by the gate's
-    name.
+    `name` is the role, and may be given as a plain string; `traits` are further properties ("query", "gate",
+    "depthwise", ...), each with its evidence. `gates` are the rows of each gate of a recurrent layer, by the name of
+    the gate.
     """
 
     name: RoleName
@@ -224,7 +222,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Unknown:
-    """An operator that idfx does not know, and where it stands."""
+    """An operator that idfx does not know, and where it is used."""
 
     operator: str
     sites: tuple[str, ...]
@@ -372,9 +370,9 @@ class Capture:
 class Structure:
     """What the graph of a model says about its parameters.
 
-    `joins` are the residual joins, in order of execution; `sums` are the sums of data that are none, each with
-    its reason. `roles` has every parameter; `role_overrides` those that a person has given another role. `analysis`
-    is what the stages after this one ask more of (`idfx.analysis.record`).
+    `joins` are the residual joins, in order of execution; `sums` are the other sums of data, each with the reason why
+    it is not a join. `roles` has every parameter; `role_overrides` has those whose role the user has set. `analysis`
+    has further results for later stages (`idfx.analysis.record`).
     """
 
     model: str
@@ -419,10 +417,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Scalar:
-    """A learned scalar that a plan adds to a model: it multiplies the branch of a join, by what ends it.
+    """A learned scalar that a plan adds to a model: it multiplies the branch of a join at its end.
 
-    `on` are the weights and scales that close the branch, and what is added behind them; each is multiplied by the same
-    scalar, through torch.nn.utils.parametrize, so that the model's code stays as it is.
+    `on` are the weights and scales that close the branch, and the biases and shifts after them; each is multiplied by
+    the same scalar through torch.nn.utils.parametrize, so the model's code does not change.
     """
 
     join: str
@@ -432,10 +430,10 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Plan:
-    """A decision for each parameter that is written, a reason for each one that is kept.
+    """A decision for each parameter that is written, and a reason for each one that is kept.
 
-    `loaded` are the parameters that are taken from a checkpoint, each with the name of its file. `roles` are those that
-    a person has given; the certificate holds the model to them. `scalars` are added to the model.
+    `loaded` has the parameters taken from a checkpoint, each with the name of its file. `roles` are the roles that the
+    user has set; the certificate checks the model against them. `scalars` are added to the model.
     """
 
     model: str
@@ -455,10 +453,9 @@ class Plan:
 class JoinCheck:
     """One residual join in a run: how far its output is from its shortcut.
 
-    `deviation` is max|output − shortcut| / max|shortcut|, the largest of the own and the outer shortcuts. `status` is
-    "identity", "deviates", "open" for a join that the structure says cannot be zeroed, "unclaimed" for one that
-    could be but that the plan does not say is closed, or "unseen" for one whose shortcut exists only inside an
-    operator.
+    `deviation` is max|output − shortcut| / max|shortcut|, with the largest of its own and the outer shortcuts. `status`
+    is "identity", "deviates", "open" if the structure says that the branch cannot be zeroed, "unclaimed" if it could be
+    but the plan does not close it, or "unseen" if the shortcut exists only inside an operator.
     """
 
     join: str
@@ -470,14 +467,14 @@ class JoinCheck:
 
 @dataclass(frozen=True)
 class Growth:
-    """What a run showed of a model into which a checkpoint was loaded.
+    """How a model into which a checkpoint was loaded relates to the checkpoint's model.
 
-    `blocks` are the joins that the plan closes, those of added blocks. `fresh` are the parameters and buffers outside
-    of them that have a say in the outputs and do not come from the checkpoint; `unplaced` are tensors of the checkpoint
-    that the model does not take; `altered` are those of the blocks whose shortcut does more than pass its value on.
-    Where there is nothing of the three, the model without the branches of these blocks is the checkpoint's own as far
-    as weights can tell, and `difference` is max|output − its output| / max|its output|; None where that was not or
-    could not be measured. What the code does otherwise, no weight tells: a factor behind a sum, or one of the depth.
+    `blocks` are the joins that the plan closes: those of added blocks. `fresh` are the parameters and buffers outside
+    them that affect the outputs and do not come from the checkpoint; `unplaced` are tensors of the checkpoint that the
+    model does not take; `altered` are those of the blocks whose shortcut is not an identity. If all three are empty,
+    the model without the branches of these blocks is, judging by the weights, the checkpoint's model, and `difference`
+    is max|output − its output| / max|its output|; None if this was not or could not be measured. The weights do not
+    reveal other differences in the code: a factor after a sum, or one that depends on the depth.
     """
 
     blocks: tuple[str, ...]
@@ -489,12 +486,11 @@ class Growth:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What two runs of the initialised model showed: `finite` outputs, and `distinct` ones for distinct inputs.
+    """The results of two runs of the initialised model: `finite` outputs, and `distinct` outputs for distinct inputs.
 
-    `distinct` is None where the features at the joins are told apart but the outputs are not: a class token that is
-    reached only through branches that start at zero does that, and so does a head of zeros. It is None too where the
-    example has no other values to take (a single token). `failures` says in words
-    what is not as it should be. `growth` is there where a checkpoint was loaded.
+    `distinct` is None if the features at the joins differ but the outputs do not, as with a class token that only
+    branches starting at zero connect to the input, or with a head of zeros. It is also None if the example has no other
+    values to take (a single token). `failures` describes what failed. `growth` is set if a checkpoint was loaded.
     """
 
     checks: tuple[JoinCheck, ...]
@@ -505,24 +501,24 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """True if nothing failed."""
+        """Whether nothing failed."""
         return not self.failures
 
     @property
     def certified(self) -> int:
-        """The number of joins whose output is their shortcut."""
+        """The number of joins whose output equals their shortcut."""
         return sum(check.status == "identity" for check in self.checks)
 
     @property
     def worst(self) -> JoinCheck | None:
-        """The zeroable join that is furthest from its shortcut, or None if there is no such join."""
+        """The zeroable join with the largest deviation from its shortcut, or None if there is none."""
         closed = [check for check in self.checks if check.status in ("identity", "deviates")]
         return max(closed, key=lambda check: check.deviation, default=None)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that `init_` did: what it read, what it wrote and what it proved."""
+    """The results of `init_`: structure, plan and certificate."""
 
     structure: Structure
     plan: Plan

@@ -1,4 +1,4 @@
-"""Names to things, for operators, schemes, sources and fills: duplicates refused, near misses answered."""
+"""Registries of operators, schemes, sources and fills by name: duplicates are errors, misspellings get suggestions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def did_you_mean(word: str, names: Iterable[str], limit: int = 3) -> str:
-    """Return ` Did you mean a, b?`, or an empty string when nothing is near.
+    """Return ` Did you mean a, b?`, or an empty string if no name is similar.
 
     Example:
         >>> did_you_mean("idinti", ["idinit", "kaiming"])
@@ -26,9 +26,9 @@ def did_you_mean(word: str, names: Iterable[str], limit: int = 3) -> str:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A mapping that fills itself on first use: it imports every module of a package, and what others install.
+    """A mapping that fills itself on first use: it imports every module of a package, and modules of other packages.
 
-    Others add to it by an entry point of the group, which names a module that registers.
+    Other packages contribute through an entry point of the group, which names a module that registers its items.
 
     Example:
         >>> fills = Registry("fill")
@@ -49,13 +49,13 @@ class Registry(Mapping[str, T], Generic[T]):
 
         Args:
             names: of the object.
-            by: the module that registers it; by default the one that the object says it is of.
+            by: the module that registers it; by default the object's `__module__`.
         """
 
         def add(item: T) -> T:
             own = (by or getattr(item, "__module__", "")).startswith(f"{self._package}.")
             if not own:
-                self._import_own()  # so that the one who comes later is refused, and not idfx itself
+                self._import_own()  # so that a duplicate raises in the other package, not in idfx
             for name in names:
                 if name in self._items:
                     raise ValueError(f"{self.noun} {name!r} is registered twice")
@@ -79,7 +79,7 @@ class Registry(Mapping[str, T], Generic[T]):
                 point.load()
             except (Exception, SystemExit) as error:
                 self._group = group  # asked again, it fails again
-                package = point.dist.name if point.dist is not None else "the package that brings it"
+                package = point.dist.name if point.dist is not None else "the package that provides it"
                 raise UsageError(
                     f"{self.noun} entry point {point.name} = {point.value}: {type(error).__name__}: {error}; expected "
                     f"a module that registers. Repair or uninstall {package}."
@@ -98,7 +98,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._items)
 
     def find(self, name: str) -> T:
-        """Return the item, or raise UsageError naming the nearest spellings."""
+        """Return the item, or raise UsageError with the most similar names."""
         if name not in self:
             known = ", ".join(self)
             raise UsageError(f"{self.noun} {name!r}: unknown; expected one of {known}.{did_you_mean(name, self)}")

@@ -1,8 +1,8 @@
 """Pure tensor fills: (shape, seed, parameter name) → values, in place, whole or one shard at a time.
 
-A weight is read as matrices W of shape (D_out, D_in), rows m and columns j from 0; `Layout` says how. Values
-are computed in float64 and rounded once to the dtype of the weight. One file per family of fills; they are found by
-themselves.
+A weight is treated as matrices W of shape (D_out, D_in), with rows m and columns j from 0, as its `Layout` says. Values
+are computed in float64 and rounded once to the dtype of the weight. Each family of fills is one file, discovered
+automatically.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ fills = Fills()
 
 
 def check_fill(decision: Decision, shape: Sequence[int], dtype: str | torch.dtype, seed: int) -> None:
-    """Return if a decision can be written into a parameter; none of it is, and no memory of its size is needed.
+    """Check that a decision can be written into a parameter; raise an error otherwise. Nothing is written or allocated.
 
     Args:
         decision: about the parameter.
@@ -116,7 +116,7 @@ def fill_(
     seed: int,
     shard: Shard | None = None,
 ) -> Tensor:
-    """Return the tensor, filled in place: a pure function of its shape and dtype and of what is given here.
+    """Fill a tensor in place and return it; the values depend only on its shape and dtype and on these arguments.
 
     fill_(full)[part] == fill_(full[part], shard=Shard(full.shape, starts of part)), bit for bit.
 
@@ -124,13 +124,13 @@ def fill_(
         tensor: a floating-point tensor of any strides on any device; a parameter may require grad.
         name: a registered fill.
         arguments: its keyword arguments, plain JSON values; a layout may also be a `Layout`.
-        parameter: the full name of the parameter; with the seed, it picks the noise.
+        parameter: the full name of the parameter, which together with the seed determines the noise.
         seed: any integer.
-        shard: where the tensor lies in the full parameter, if it is not all of it.
+        shard: the position of the tensor in the full parameter, if it is only a part.
 
     Raises:
-        UsageError: an unknown fill, or a tensor, a seed or a shard that cannot be used.
-        PlanError: arguments that the fill does not take. Nothing has been written then.
+        UsageError: an unknown fill, or an invalid tensor, seed or shard.
+        PlanError: invalid arguments for the fill. In both cases nothing has been written.
 
     Source: ours.
 
@@ -142,7 +142,7 @@ def fill_(
     fill = fills.find(name)
     if not tensor.is_floating_point():
         raise UsageError(
-            f"{parameter}: dtype {tensor.dtype}; expected a real floating point. Leave it out of the plan."
+            f"{parameter}: dtype {tensor.dtype}; expected a real floating-point dtype. Leave it out of the plan."
         )
     if tensor.is_meta:
         raise UsageError(
@@ -156,12 +156,12 @@ def fill_(
         raise UsageError(
             f"{parameter}: {place} of shape {shape}; expected a part of the full tensor. Correct the offsets."
         )
-    key(seed, parameter)  # raises for a seed that is none, before anything is written
+    key(seed, parameter)  # raises for an invalid seed before anything is written
     known = fills.takes(name)
     for argument in arguments or {}:
         check_name(f"{parameter}: argument", argument, [*known])
     for argument, needed in known.items():
         if needed.default is needed.empty and argument not in (arguments or {}):
-            raise PlanError(f"{parameter}: no {argument}; expected by fill {name!r}. Add it to the arguments.")
+            raise PlanError(f"{parameter}: no {argument}; fill {name!r} requires it. Add it to the arguments.")
     fill(Target(tensor, parameter, seed, place), **(arguments or {}))
     return tensor

@@ -1,4 +1,4 @@
-"""The fill of bilinear forms y_m = x1ᵀ · W_m · x2: the identity in each argument while the other is ones."""
+"""The fill of bilinear forms y_m = x1ᵀ · W_m · x2: the identity in each argument if the other is all ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from idfx.fills.random import check_spread
 
 @fills.register("bilinear")
 def bilinear(target: Target, *, tau: float = 1.0, loosen: str = "diagonal", eps_tau: float = 1e-6) -> None:
-    """One product in each output: y_m = tau · x1_m · x2_m, the arguments repeated where they are shorter.
+    """One product in each output: y_m = tau · x1_m · x2_m, with shorter arguments repeated.
 
     W[m, i, j] = tau + noise where i ≡ m (mod D_in1) and j ≡ m (mod D_in2), 0 elsewhere.
 
@@ -23,7 +23,7 @@ def bilinear(target: Target, *, tau: float = 1.0, loosen: str = "diagonal", eps_
         tau, loosen, eps_tau: as in `idi`.
 
     Raises:
-        PlanError: another number of axes, or an argument is malformed; nothing has been written.
+        PlanError: another number of axes, or a malformed argument; nothing has been written.
 
     Source: ours.
 

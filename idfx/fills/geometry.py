@@ -1,4 +1,4 @@
-"""Where the rows and entries of a weight lie that is read as matrices (D_out, D_in) by its layout, whole or a shard."""
+"""Positions of rows and entries in a weight, or a shard of one, whose layout defines matrices (D_out, D_in)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from idfx.core.records import Layout
 
 ORDERS = ("centre", "channel", "tap")
-_KEPT = 2**14  # entries: places of weights with more of them are not remembered
+_KEPT = 2**14  # entries: positions in larger weights are not cached
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of a full tensor a tensor holds: the shape of the full one, and where in it this begins."""
+    """The part of a full tensor that a tensor holds: the full shape, and the offsets of the part."""
 
     shape: tuple[int, ...]
     offsets: tuple[int, ...]
@@ -32,7 +32,7 @@ class Shard:
         return tuple(math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
 
     def span(self, axis: int, size: int, start: int = 0, stop: int | None = None) -> range:
-        """Return the indices along an axis of the full tensor that lie in [start, stop) and in a part of this size."""
+        """Return the indices along an axis of the full tensor within [start, stop) and within a part of this size."""
         first = self.offsets[axis]
         last = first + size
         begin = min(max(first, start), last)
@@ -48,16 +48,16 @@ class Rows(NamedTuple):
 
 
 def centre_order(kernel: Sequence[int]) -> Tensor:
-    """Return the row-major numbers of the taps from the centre outwards; that of k taps is (k - 1) // 2."""
+    """Return the row-major indices of the taps from the centre outwards; the centre of k taps is (k - 1) // 2."""
     taps = itertools.product(*map(range, kernel))
     far = [sum((at - (size - 1) // 2) ** 2 for at, size in zip(tap, kernel, strict=True)) for tap in taps]
     return torch.tensor(sorted(range(len(far)), key=far.__getitem__))
 
 
 class EntryIndices(NamedTuple):
-    """One entry in each of some rows: `where` it is in the tensor (an index for each axis), and what it is called.
+    """One entry in each of some rows: its index in the tensor (`where`, one index for each axis), and its numbers.
 
-    `number` is its row-major place in the full tensor, which numbers its noise; `row` the number of its row.
+    `number` is its row-major index in the full tensor, which selects its noise; `row` is the number of its row.
     """
 
     where: tuple[Tensor, ...]
@@ -70,11 +70,11 @@ Rule = Callable[[Rows, int], Tensor]  # from rows and D_in to the column of the 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a part of a weight is read as matrices: all that the places of entries depend on, but no values.
+    """The interpretation of a part of a weight as matrices: everything that positions of entries depend on, no values.
 
-    Rows are given by the output that they are; with experts, or groups along the in axis, one output stands for a row
-    in each of several matrices, which are alike but for their noise. `sizes` are those of the part, `device` is where
-    to compute.
+    A row is identified by its output. With experts, or with groups along the in axis, one output stands for a row in
+    each of several matrices, which differ only in their noise. `sizes` are those of the part; `device` is where to
+    compute.
     """
 
     layout: Layout
@@ -85,25 +85,25 @@ class Geometry:
 
     @property
     def outputs(self) -> int:
-        """How many outputs the full weight has."""
+        """The number of outputs of the full weight."""
         return self.layout.outputs(self.shard.shape)
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """(D_out, D_in) of one matrix, 1 for 0."""
+        """(D_out, D_in) of one matrix, with 1 in place of 0."""
         height, columns = self.layout.matrix(self.shard.shape)
         return max(height, 1), max(columns, 1)
 
     @property
     def copies(self) -> int:
-        """How many matrices an output of the part has a row in."""
+        """The number of matrices in which an output of the part has a row."""
         experts = math.prod(self.sizes[axis] for axis in self.layout.batch_axes)
         return experts * (self.layout.groups if self.layout.grouped == "in" else 1)
 
     def rows(self, start: int, stop: int, apart: bool) -> Rows:
-        """Return the rows of the outputs in [start, stop) that the part has any of.
+        """Return the rows of the outputs in [start, stop) that are at least partly in this part.
 
-        A matrix starts anew with each group and part; with `apart`, also at `start`, and it ends at `stop`.
+        A new matrix begins with each group and part; with `apart`, also at `start`, and it ends at `stop`.
         """
         axes, shape = self.layout.out_axes, self.shard.shape
         output = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -122,7 +122,7 @@ class Geometry:
         return Rows(output, output - first, last - first)
 
     def _index(self, output: Tensor, column: Tensor) -> list[Tensor]:
-        """Return where in the full tensor these entries are: a tensor for each axis, to be broadcast.
+        """Return the indices of these entries in the full tensor: one tensor for each axis, to be broadcast.
 
         Their shape is (rows, *experts, groups along the in axis).
         """
@@ -160,7 +160,7 @@ class Geometry:
         return [index[axis] for axis in range(len(shape))]
 
     def places(self, start: int, stop: int, apart: bool, rule: Rule) -> EntryIndices:
-        """Return the entries that a rule names in the rows of the outputs in [start, stop), those of the part alone."""
+        """Return the entries of this part that a rule selects in the rows of the outputs in [start, stop)."""
         rows = self.rows(start, stop, apart)
         index = self._index(rows.output, rule(rows, self.matrix[1]))
         number = sum(map(operator.mul, index, self.shard.strides), torch.zeros_like(rows.output[:1]))
@@ -179,16 +179,16 @@ def _remembered(geometry: Geometry, start: int, stop: int, apart: bool, rule: Ru
 
 
 def places_of(geometry: Geometry, start: int, stop: int, apart: bool, rule: Rule) -> EntryIndices:
-    """Return what `Geometry.places` does; few places are remembered, for blocks repeat the shapes of their weights."""
+    """Return `Geometry.places`, cached for small weights because blocks repeat their shapes."""
     few = (stop - start) * geometry.copies <= _KEPT
     return (_remembered if few else Geometry.places)(geometry, start, stop, apart, rule)
 
 
 def outputs_first(weight: Tensor, layout: Layout) -> Tensor:
-    """Return a weight as (outputs, ...): the axes that count its outputs made one, a copy where they lie apart.
+    """Return a weight as (outputs, ...), with its output axes merged; a copy if they are not adjacent.
 
     Args:
-        weight: a tensor that the layout reads.
+        weight: a tensor with this layout.
         layout: of the weight.
 
     Example:
@@ -200,10 +200,10 @@ def outputs_first(weight: Tensor, layout: Layout) -> Tensor:
 
 
 def kernel_columns(weight: Tensor, layout: Layout, order: str) -> Tensor:
-    """Return the first matrix of a weight, (outputs, D_in), with the columns in the order that the fills count.
+    """Return the first matrix of a weight, (outputs, D_in), with the columns in the order of the fills.
 
     Args:
-        weight: a tensor that the layout reads; the first expert and the first group along the inputs are shown.
+        weight: a tensor with this layout; the first expert and the first group along the inputs are used.
         order: of the columns, as in `idic`.
 
     Example:

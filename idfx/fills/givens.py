@@ -17,11 +17,11 @@ from idfx.fills import fills
 from idfx.fills.matrices import Matrices, Target, check_number, read_layout
 
 _AT_ONCE = 4096  # random numbers drawn together
-_PATIENCE = 64  # pairs that may be refused before all of them are looked at
+_PATIENCE = 64  # rejected pairs before all of them are searched
 
 
 class _Draws:
-    """Pairs of rows and rotations of a uniform angle, as a function of the seed and the name."""
+    """Random pairs of rows with uniform rotation angles, as a function of the seed and the name."""
 
     def __init__(self, seed: int, stream: str, size: int) -> None:
         self._seed, self._stream, self._size = seed, stream, size
@@ -42,14 +42,14 @@ class _Draws:
 def sparse_orthogonal(seed: int, stream: str, rows: int, columns: int, density: float) -> NDArray[np.float64]:
     """Return a (rows, columns) matrix with orthonormal columns, or rows if those are fewer, of the given density.
 
-    Rotations of random pairs are applied to the identity, each of which fills both rows of its pair with the union of
-    their entries; one that would give too many entries is passed over. So the number of entries is never above
-    density · rows · columns, and below it only where no pair fits any more.
+    Rotations of random pairs of rows are applied to the identity. Each fills both rows of its pair with the union of
+    their entries; a rotation that would give too many entries is skipped. So the number of entries never exceeds
+    density · rows · columns, and is lower only if no pair fits any more.
 
     Args:
         seed, stream: of the random numbers.
         rows, columns: of the matrix.
-        density: the share of entries that are not zero; at least one in each row or column is.
+        density: the share of non-zero entries; each row or column has at least one.
 
     Example:
         >>> w = sparse_orthogonal(0, "w", 32, 32, 0.25)
@@ -79,7 +79,7 @@ def sparse_orthogonal(seed: int, stream: str, rows: int, columns: int, density: 
 
 
 def _fitting(filled: NDArray[np.bool_], left: int) -> tuple[int, int] | None:
-    """The pair of rows whose rotation adds the most entries of those that may be added."""
+    """Return the pair of rows whose rotation adds the most entries within the limit."""
     counts = filled.astype(np.float64)
     sizes = counts.sum(1)
     grown = sizes[:, None] + sizes[None, :] - 2 * (counts @ counts.T)
@@ -96,20 +96,20 @@ def givens(
     gain: float = 1.0,
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
-    """A sparse matrix that is exactly orthogonal, composed of Givens rotations; of a kernel, at its centre.
+    """A sparse, exactly orthogonal matrix composed of Givens rotations; for a kernel, at its centre.
 
     Args:
-        target: a tensor that the layout reads as matrices (D_out, D_in).
-        density: the share of the entries (of the central tap) that are not zero, above 0 and at most 1.
+        target: a tensor whose layout defines matrices (D_out, D_in).
+        density: the share of non-zero entries (of the central tap), above 0 and at most 1.
         gain: a factor.
         layout: a `Layout` or its fields; by default (out, in, *taps).
 
     Raises:
-        PlanError: a density, a gain or a layout that cannot be used.
+        PlanError: an invalid density, gain or layout.
 
     Source: Nowak, Grooten, Mocanu and Tabor, "Sparser, better, deeper, stronger: improving static sparse training with
-        exact orthogonal initialization", ICML 2024. Ours: rotations that would overshoot the density are passed over,
-        and rectangular matrices are rotated along their longer side.
+        exact orthogonal initialization", ICML 2024. Ours: rotations that would exceed the density are skipped, and
+        rectangular matrices are rotated along their longer side.
 
     Example:
         >>> from idfx.fills import fill_

@@ -1,4 +1,4 @@
-"""The fill of ZerO: a partial identity, or a part of a Hadamard matrix where there are more outputs than inputs."""
+"""The fill of ZerO: a partial identity, or part of a Hadamard matrix if there are more outputs than inputs."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def hadamard(rows: int, columns: int) -> Tensor:
 
 @fills.register("hadamard")
 def hadamard_identity(target: Target, *, scale: float = 1.0, layout: Layout | Mapping[str, Any] | None = None) -> None:
-    """The partial identity I*, or c · I* H I* where there are more outputs than inputs; of a kernel, at its centre.
+    """The partial identity I*, or c · I* H I* if there are more outputs than inputs; for a kernel, at its centre.
 
     D_out ≤ D_in: W[m, j] = 1 where m = j. D_out > D_in: W = 2^(−m/2) · H[:D_out, :D_in], m = ⌈log₂ D_out⌉, whose
-    columns mix all inputs, so that training is not confined to the rank of the padding with zeros.
+    columns mix all inputs, so zero padding does not limit the rank during training.
 
     Args:
-        target: a tensor that the layout reads as matrices (D_out, D_in).
+        target: a tensor whose layout defines matrices (D_out, D_in).
         scale: a factor.
         layout: a `Layout` or its fields; by default (out, in, *taps).
 
     Raises:
-        PlanError: a scale or a layout that cannot be used.
+        PlanError: an invalid scale or layout.
 
     Source: Zhao, Schäfer and Anandkumar, "ZerO initialization", TMLR 2022, arXiv 2110.12661, algorithm 1. Deviation:
-        the factor 2^(−m/2), which makes H orthonormal, is that of the published implementations.
+        the factor 2^(−m/2), which makes H orthonormal, is from the published implementations.
 
     Example:
         >>> from idfx.fills import fill_

@@ -1,4 +1,4 @@
-"""The fills of IDInit: identities, almost zeros and constants."""
+"""The fills of IDInit: identities, near-zero matrices and constants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _same(rows: Rows, columns: int) -> Tensor:
 
 
 def _opposite(rows: Rows, columns: int) -> Tensor:
-    """The column of the second entry: behind the square part if the matrix is wide, else beside the first."""
+    """The column of the second entry: after the square part if the matrix is wide, otherwise next to the first one."""
     beside = (rows.number + 1) % columns
     behind = rows.height + rows.number % (columns - rows.height).clamp(min=1)
     return torch.where(rows.height < columns, behind, beside)
@@ -46,7 +46,7 @@ def _identity_(matrices: Matrices, ranges: Sequence[tuple[int, int]], tau: float
 
 
 def _zero_preserving_(matrices: Matrices, rows: Ranges | None, eps: float) -> None:
-    """Write zero-preserving matrices into ranges of outputs, each of which is a matrix of its own."""
+    """Write a separate zero-preserving matrix into each range of outputs."""
     eps = check_number(matrices.target, "eps", eps)
     for start, stop in [(0, matrices.outputs)] if rows is None else matrices.ranges(rows):
         matrices.clear_(start, stop)
@@ -58,12 +58,12 @@ def _zero_preserving_(matrices: Matrices, rows: Ranges | None, eps: float) -> No
 
 
 def _untapped(target: Target, layout: Layout | Mapping[str, Any] | None) -> Matrices:
-    """Return the matrices of a weight without taps, where no order of the columns is in question."""
+    """Return the matrices of a weight without taps, for which the column order does not matter."""
     read = read_layout(target, layout)
     if math.prod(target.shard.shape[axis] for axis in read.tap_axes) != 1:
         raise PlanError(
             f"{target.parameter}: taps along axes {read.tap_axes} of {target.shard.shape}; expected none. "
-            f"Use the fill that ends in c, which says in which order to read them."
+            f"Use the corresponding fill that ends in c, which has an order of taps."
         )
     return Matrices(target, read)
 
@@ -79,7 +79,7 @@ def constant(target: Target, *, value: float) -> None:
         value: a number that the dtype can hold.
 
     Raises:
-        PlanError: the value is no such number.
+        PlanError: the value is not such a number.
 
     Source: common practice.
 
@@ -100,15 +100,15 @@ def idi(
     eps_tau: float = 1e-6,
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
-    """The padded identity: keeps its input, and repeats it where there are more outputs than inputs.
+    """The padded identity: passes its input on, and repeats it if there are more outputs than inputs.
 
     W[m, j] = tau + noise where m ≡ j (mod D_in), 0 elsewhere: one entry in each row.
 
     Args:
-        target: a tensor that the layout reads as matrices (D_out, D_in), without taps.
+        target: a tensor whose layout defines matrices (D_out, D_in) without taps.
         tau: the entry.
-        loosen: "diagonal", noise N(0, eps_tau²) on these entries; "dense", on every entry; "none". Mind
-            `resolves_loosening`: bfloat16 and float16 round the noise beside 1 away.
+        loosen: "diagonal", noise N(0, eps_tau²) on these entries; "dense", on every entry; "none". See
+            `resolves_loosening`: next to 1, the noise rounds away in bfloat16 and float16.
         eps_tau: its standard deviation.
         layout: a `Layout` or its fields; by default (out, in).
 
@@ -139,23 +139,23 @@ def idic(
     order: str = "channel",
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
-    """The padded identity of a convolution: `idi` on the kernel, read as a matrix.
+    """The padded identity of a convolution: `idi` on the kernel as a matrix.
 
     W[m, j] = tau + noise where m ≡ j (mod D_in); D_in = c_in / g · taps, one matrix for each group.
 
     Args:
-        target: a kernel, as a rule (c_out, c_in / g, *taps).
+        target: a kernel, usually (c_out, c_in / g, *taps).
         tau, loosen, eps_tau: as in `idi`.
-        order: how j counts. "channel": channels slow, taps fast and row-major, as in `weight.reshape(c_out,
-            -1)`. "tap": taps slow and row-major, channels fast. "centre": likewise, the taps by their
-            distance from the centre, ties row-major; the centre of an even size k is (k - 1) // 2, the tap
-            that does not shift when padding="same".
+        order: the order of the columns j. "channel": channels vary slowest, then taps in row-major order, as in
+            `weight.reshape(c_out, -1)`. "tap": taps vary slowest, in row-major order, then channels. "centre": like
+            "tap", with the taps ordered by distance from the centre, ties in row-major order; the centre of an even
+            size k is (k - 1) // 2, the tap that does not shift with padding="same".
         layout: a `Layout` or its fields; by default (out, in, *taps) with one group.
 
     Raises:
-        PlanError: as in `idi`; an order that is unknown.
+        PlanError: as in `idi`; an unknown order.
 
-    Source: Pan et al., ICLR 2025, arXiv 2503.04626, the patch-maintain convolution. It does not settle the
+    Source: Pan et al., ICLR 2025, arXiv 2503.04626, the patch-maintain convolution. The paper does not specify the
         order; "centre" is ours.
 
     Example:
@@ -177,7 +177,7 @@ def idiz(
     rows: Ranges | None = None,
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
-    """The zero-preserving matrix: differences of two inputs, next to nothing but with a gradient.
+    """The zero-preserving matrix: small differences of two inputs, near zero but with a gradient.
 
     W = IDI_eps, and −eps: for D_out < D_in at column D_out + m mod (D_in − D_out), else at (m + 1) mod D_in.
     Each row sums to 0. For D_in = 1 there is no second column, and row m is (−1)^m · eps.
@@ -185,8 +185,8 @@ def idiz(
     Args:
         target: as in `idi`.
         eps: the entry.
-        rows: half-open ranges along the out axis, [[start, stop], ...]: only they are written, the others are
-            not touched. A range is a matrix of its own, rows from 0, cut at the borders of groups and parts.
+        rows: half-open ranges along the out axis, [[start, stop], ...]; only these rows are written. Each range is a
+            separate matrix with rows from 0, split at the borders of groups and parts.
         layout: as in `idi`.
 
     Raises:
@@ -212,7 +212,7 @@ def idizc(
     order: str = "channel",
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
-    """The zero-preserving convolution: `idiz` on the kernel, read as a matrix.
+    """The zero-preserving convolution: `idiz` on the kernel as a matrix.
 
     Args:
         target, order, layout: as in `idic`.
@@ -243,12 +243,12 @@ def idic_idizc(
     order: str = "channel",
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
-    """Some rows zero-preserving, the others identity: where only some outputs end a residual branch.
+    """Some rows zero-preserving, the others identity: for weights of which only some outputs end a residual branch.
 
-    `rows` are those of `idizc`; every other row is the one that `idic` of the whole weight has.
+    `rows` are as in `idizc`; every other row is as in `idic` of the whole weight.
 
     Args:
-        target, order, layout, tau, loosen, eps_tau: as in `idic`; order says nothing without taps.
+        target, order, layout, tau, loosen, eps_tau: as in `idic`; order has no effect without taps.
         rows, eps: as in `idiz`.
 
     Raises:

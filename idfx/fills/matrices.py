@@ -1,4 +1,4 @@
-"""Writing to a weight that is read as matrices (D_out, D_in), or to a shard of it; checks of what a fill is given."""
+"""Writing to a weight, or a shard of it, as matrices (D_out, D_in); checks of the arguments of a fill."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from idfx.core.registry import did_you_mean
 from idfx.fills.geometry import ORDERS, Geometry, Rule, Shard, centre_order, places_of
 from idfx.fills.tiling import blocks, runs
 
-# Entries of dense noise computed at once: memory against the cost of meeting, which busy threads make long.
+# Entries of dense noise computed at once: a trade-off between memory and the synchronisation of busy threads.
 _BLOCK = {"cpu": 2**19, "cuda": 2**23}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a fill writes to: a tensor, the parameter that it is, the seed of its noise and its place."""
+    """The target of a fill: a tensor, the name of its parameter, the seed of its noise, and its shard."""
 
     tensor: Tensor
     parameter: str
@@ -36,7 +36,7 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        """Where to compute: on the device of the tensor if that is sure to have float64, else on the CPU."""
+        """The device to compute on: that of the tensor if it supports float64, otherwise the CPU."""
         return self.tensor.device if self.tensor.device.type in _BLOCK else torch.device("cpu")
 
     @property
@@ -45,12 +45,12 @@ class Target:
         return self.shard.strides
 
     def span(self, axis: int, start: int = 0, stop: int | None = None) -> range:
-        """Return the indices along an axis of the full tensor that lie in [start, stop) and in this one."""
+        """Return the indices along an axis of the full tensor within [start, stop) and within this tensor."""
         return self.shard.span(axis, self.tensor.shape[axis], start, stop)
 
 
 def check_name(subject: str, name: object, known: Sequence[str]) -> None:
-    """Raise PlanError, with the nearest spellings, if the name is not among the known ones."""
+    """Check that a name is known; raise PlanError with the most similar names otherwise."""
     if name not in known:
         hint = did_you_mean(str(name), known) or " Write one of them."
         raise PlanError(f"{subject} {name!r}; expected one of {', '.join(known)}.{hint}")
@@ -62,7 +62,7 @@ def _rounded(value: float, dtype: torch.dtype) -> float:
 
 
 def check_number(target: Target, name: str, value: object) -> float:
-    """Return a number of which something is left in the dtype of the target."""
+    """Return a number that does not round to 0 or to infinity in the dtype of the target; raise PlanError otherwise."""
     shown = repr(value)
     subject = f"{target.parameter}: {name} {shown if len(shown) < 60 else shown[:50] + '...'}"
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(as_float(value)):
@@ -71,14 +71,14 @@ def check_number(target: Target, name: str, value: object) -> float:
     rounded = _rounded(float(value), dtype)
     if not math.isfinite(rounded) or (value and not rounded):
         raise PlanError(
-            f"{subject} rounds to {rounded} in {dtype}; expected a number that it can hold. "
+            f"{subject} rounds to {rounded} in {dtype}; expected a number that the dtype can represent. "
             f"Choose another {name} or dtype."
         )
     return float(value)
 
 
 def check_ranges(subject: str, rows: Any, size: int) -> list[tuple[int, int]]:
-    """Return ranges of an axis of this size, given as [[start, stop], ...]; raises PlanError if they are none."""
+    """Return ranges of an axis of this size, given as [[start, stop], ...]; raise PlanError if they are invalid."""
     try:
         pairs = [(operator.index(start), operator.index(stop)) for start, stop in rows]
     except (TypeError, ValueError):
@@ -95,11 +95,11 @@ def read_layout(target: Target, layout: Layout | Mapping[str, Any] | None) -> La
     """Return the layout of a target, checked against its full shape.
 
     Args:
-        target: a tensor that is a shard of shape (...), of which every axis must have its meaning.
+        target: a tensor, each axis of which must have exactly one meaning.
         layout: a `Layout`, its fields as JSON, or None for (out, in, *taps).
 
     Raises:
-        PlanError: unknown fields, an axis without meaning or with two, or sizes that do not divide.
+        PlanError: unknown fields, an axis with no meaning or with two, or sizes that are not divisible.
 
     Example:
         >>> w = torch.empty(4, 2, 3)
@@ -140,12 +140,12 @@ def read_layout(target: Target, layout: Layout | Mapping[str, Any] | None) -> La
 
 
 def scatter_(target: Target, part: Tensor, origin: Sequence[int], values: Callable[[Tensor], Tensor]) -> None:
-    """Write a function of each entry's number into a part of a target, a block at a time.
+    """Write a function of each entry's number into part of a target, block by block.
 
     Args:
         target: whose entries are numbered row-major in the full tensor.
         part: of the target's tensor.
-        origin: where the part begins in the full tensor.
+        origin: the offset of the part in the full tensor.
         values: from an int64 tensor of numbers to float64 values of its shape.
     """
     for box in blocks(part.shape, _BLOCK[target.device.type]):
@@ -157,10 +157,10 @@ def scatter_(target: Target, part: Tensor, origin: Sequence[int], values: Callab
 
 
 class Matrices:
-    """The matrices of a target, and how to write to them: a few entries in each row, never a loop over rows.
+    """The matrices of a target, and methods that write a few entries in each row without a loop over rows.
 
-    `outputs` is how many the full weight has, `columns` is D_in. `order` says how the columns count channels
-    and taps.
+    `outputs` is the number of outputs of the full weight, `columns` is D_in. `order` is the order of channels and taps
+    in the columns.
     """
 
     def __init__(self, target: Target, layout: Layout, order: str = "channel") -> None:
@@ -173,11 +173,11 @@ class Matrices:
         self._height, self.columns = self.geometry.matrix
 
     def ranges(self, rows: Any) -> list[tuple[int, int]]:
-        """Return ranges of outputs given as [[start, stop], ...]; raises PlanError if they are none."""
+        """Return ranges of outputs given as [[start, stop], ...]; raise PlanError if they are invalid."""
         return check_ranges(self.target.parameter, rows, self.outputs)
 
     def clear_(self, start: int, stop: int, noise: float = 0.0) -> None:
-        """Write zeros, or normal noise of this standard deviation, to all of the outputs in [start, stop)."""
+        """Write zeros, or normal noise of this standard deviation, to all outputs in [start, stop)."""
         target, axes = self.target, self.layout.out_axes
         for box in runs([target.shard.shape[axis] for axis in axes], start, stop):
             part, origin = target.tensor, [*target.shard.offsets]
@@ -202,11 +202,11 @@ class Matrices:
     ) -> None:
         """Write one entry into each row of the outputs in [start, stop): value, plus noise of this standard deviation.
 
-        The number of an entry's noise is its row-major place in the full tensor, as in `clear_`.
+        The row-major index of an entry in the full tensor selects its noise, as in `clear_`.
 
         Args:
             start, stop, apart: which rows, as in `Geometry.rows`.
-            rule: from the rows and D_in to the column of each entry; a function of a module, by which it is known.
+            rule: from the rows and D_in to the column of each entry; a module-level function, so that it can be cached.
             value: of the entries, or a function of the numbers of their rows.
             noise: its standard deviation.
         """
@@ -231,11 +231,11 @@ class Matrices:
 
     @property
     def taps(self) -> int:
-        """How many positions a kernel has."""
+        """The number of positions of a kernel."""
         return math.prod(self.target.shard.shape[axis] for axis in self.layout.tap_axes)
 
     def put_(self, make: Callable[[int], Tensor]) -> None:
-        """Write every matrix whole; of a shard, the part of it that lies there.
+        """Write every matrix as a whole, or the part of it that lies in the shard.
 
         Args:
             make: from the number of a matrix to its values, a float64 tensor (D_out, D_in).

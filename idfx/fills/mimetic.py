@@ -40,24 +40,24 @@ def mimetic(
     beta: Sequence[float] = (0.7, 0.4),
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
-    """The weights of attention such that W_qᵀ W_k ≈ α₁ Z + β₁ I in each head, and W_out W_v = α₂ Z − β₂ I.
+    """Attention weights with W_qᵀ W_k ≈ α₁ Z + β₁ I in each head, and W_out W_v = α₂ Z − β₂ I.
 
-    The right sides are decomposed by singular values, and each factor gets their roots. Of a head, the largest D_head
-    singular values are kept.
+    The right-hand sides are decomposed by singular values, and each factor gets their square roots. Each head keeps its
+    largest D_head singular values.
 
     Args:
-        target: a tensor that the layout reads as matrices, one for each of `parts`, fused weights one below the other.
-        pair: the name of the random numbers, the same for all weights of one attention.
-        parts: of "query", "key", "value", "output".
+        target: a tensor whose layout defines matrices, one for each of `parts`; fused weights are stacked.
+        pair: the name of the random numbers, shared by all weights of one attention.
+        parts: some of "query", "key", "value", "output".
         heads: the number of heads.
         alpha, beta: of query and key, and of value and output.
         layout: a `Layout` or its fields; by default (out, in).
 
     Raises:
-        PlanError: parts, heads or shapes that do not fit each other.
+        PlanError: incompatible parts, heads or shapes.
 
-    Source: Trockman and Kolter, "Mimetic initialization of self-attention layers", ICML 2023, arXiv 2305.09828. Known
-        from published implementations: Z has entries N(0, 1 / D).
+    Source: Trockman and Kolter, "Mimetic initialization of self-attention layers", ICML 2023, arXiv 2305.09828. From
+        published implementations: Z has entries N(0, 1 / D).
 
     Example:
         >>> from idfx.fills import fill_
@@ -83,8 +83,8 @@ def mimetic(
         or matrices.outputs % len(parts) or matrices.taps != 1
     ):  # fmt: skip
         raise PlanError(
-            f"{subject}: {len(parts)} parts of ({height}, {width}) with {heads!r} heads; expected square ones of which "
-            "the heads divide the width. Keep it."
+            f"{subject}: {len(parts)} parts of ({height}, {width}) with {heads!r} heads; expected square parts with a "
+            "width divisible by the heads. Keep it."
         )
 
     def factor(name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""The fill of looks-linear networks: blocks M and −M, which ReLU pairs put together to a linear map."""
+"""The fill of looks-linear networks: blocks M and −M, which pairs of ReLUs combine into a linear map."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def mirrored(
     gain: float = 1.0,
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
-    """[[M, −M], [−M, M]]: with ReLU before and behind, the layers act as the linear map M.
+    """[[M, −M], [−M, M]]: with ReLUs before and after, the layers act as the linear map M.
 
-    ReLU gives the pair (max(a, 0), max(−a, 0)) of a mirrored output (a, −a), and [M, −M] makes M·a of it again.
+    ReLU maps a mirrored output (a, −a) to the pair (max(a, 0), max(−a, 0)), and [M, −M] turns this back into M·a.
 
     Args:
-        target: a tensor that the layout reads as matrices (D_out, D_in).
-        inputs: whether the input comes in pairs; else there is one block column.
-        outputs: whether the output is to be mirrored; else there is one block row.
-        core: what M is: "orthogonal", at the central tap of a kernel; "normal", entries N(0, 1 / D_in of M).
+        target: a tensor whose layout defines matrices (D_out, D_in).
+        inputs: whether the input consists of pairs; otherwise there is one block column.
+        outputs: whether to mirror the output; otherwise there is one block row.
+        core: M: "orthogonal", at the central tap of a kernel; or "normal", with entries N(0, 1 / D_in of M).
         gain: a factor.
         layout: a `Layout` or its fields; by default (out, in, *taps).
 
     Raises:
-        PlanError: an odd number of inputs or outputs to be halved, a name or a layout that cannot be used.
+        PlanError: an odd number of inputs or outputs to be halved, or an invalid name or layout.
 
     Source: Balduzzi et al., "The shattered gradients problem", ICML 2017 (orthogonal); Burkholz and Dubatovka,
         "Initialization of ReLUs for dynamical isometry", NeurIPS 2019 (Gaussian submatrix).

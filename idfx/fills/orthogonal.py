@@ -17,7 +17,7 @@ from idfx.fills.matrices import Matrices, Target, check_name, check_number, read
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let linear algebra run on one thread: how many there are must not show in the last bits."""
+    """Run linear algebra on one thread, because the number of threads affects the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -63,20 +63,20 @@ def orthogonal(
     taps: str = "all",
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
-    """A random matrix with orthonormal columns, or rows where those are fewer, times a gain.
+    """A random matrix with orthonormal columns, or rows if those are fewer, times a gain.
 
-    The whole matrix is computed whatever part of it is asked for: no entry of it is known without the others.
+    A shard computes the whole matrix, because no entry can be computed without the others.
 
     Args:
-        target: a tensor that the layout reads as matrices (D_out, D_in).
+        target: a tensor whose layout defines matrices (D_out, D_in).
         gain: a factor.
         taps: "all", the kernel as one matrix with D_in = taps · c_in; "centre", an orthogonal matrix at the central
-            tap and zeros elsewhere, so that the convolution itself keeps norms (delta-orthogonal); the centre of an
+            tap and zeros elsewhere, so that the convolution itself preserves norms (delta-orthogonal); the centre of an
             even size k is (k − 1) // 2.
         layout: a `Layout` or its fields; by default (out, in, *taps).
 
     Raises:
-        PlanError: a gain, a name or a layout that cannot be used.
+        PlanError: an invalid gain, name or layout.
 
     Source: Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
         networks", ICLR 2014; taps "centre": Xiao et al., "Dynamical isometry and a mean field theory of CNNs", ICML

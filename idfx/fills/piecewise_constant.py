@@ -13,18 +13,19 @@ from idfx.fills.matrices import Target, check_number, check_ranges
 def piecewise_constant(
     target: Target, *, rows: Sequence[Sequence[int]], inside: float, value: float = 0.0, axis: int = 0
 ) -> None:
-    """One value in some rows, another one in all the others: the bias of a forget gate beside those of other gates.
+    """One value in some rows and another in all others: for the bias of a forget gate next to other gates.
 
     W[m, ...] = inside for m in rows, value elsewhere
 
     Args:
         target: a tensor of one axis or more.
         rows: half-open ranges along the axis, [[start, stop], ...].
-        inside, value: numbers that the dtype can hold.
-        axis: along which the rows are counted.
+        inside, value: numbers that the dtype can represent.
+        axis: of the rows.
 
     Raises:
-        PlanError: a value that is no such number, ranges that overlap or leave the axis, an axis that there is not.
+        PlanError: a value that is not such a number, ranges that overlap or leave the axis, or an axis that does not
+            exist.
 
     Source: ours; for the forget gate Gers, Schmidhuber and Cummins, "Learning to forget", 2000.
 

@@ -1,4 +1,4 @@
-"""Independent random entries, each a function of its place alone."""
+"""Independent random entries, each a function of its index alone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from idfx.fills.matrices import Target, check_ranges, scatter_
 
 
 def check_spread(target: Target, name: str, value: object) -> float:
-    """Return a number from 0 on; raises PlanError for anything else."""
+    """Return a finite number of at least 0; raise PlanError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise PlanError(
-            f"{target.parameter}: {name} {value!r}; expected a finite number from 0. Write one such as 0.02."
+            f"{target.parameter}: {name} {value!r}; expected a finite number, at least 0. Write one such as 0.02."
         )
     return float(value)
 
@@ -42,7 +42,7 @@ def normal(
         rows, factor, axis: half-open ranges [[start, stop], ...] along an axis, whose entries get a factor.
 
     Raises:
-        PlanError: std is no number from 0, mean or factor is none, or the ranges leave the axis.
+        PlanError: std is not a number of at least 0, mean or factor is not a number, or the ranges leave the axis.
 
     Source: common practice; the numbers are those of `idfx.core.noise.normal`.
 
@@ -77,7 +77,7 @@ def uniform(
         rows, factor, axis: as in `normal`.
 
     Raises:
-        PlanError: bound is no number from 0, or as in `normal`.
+        PlanError: bound is not a number of at least 0, or as in `normal`.
 
     Source: common practice; the numbers are those of `idfx.core.noise.uniform`.
 

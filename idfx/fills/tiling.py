@@ -1,4 +1,4 @@
-"""Shapes and ranges of their entries → boxes, a range along each axis."""
+"""Shapes, and ranges of their entries, as boxes: one range along each axis."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 
 def blocks(shape: Sequence[int], most: int) -> Iterator[tuple[range, ...]]:
-    """Yield boxes of at most so many entries that cover a shape.
+    """Yield boxes that cover a shape, each with a limited number of entries.
 
     Args:
         shape: of the whole.
-        most: entries in a box, at least 1.
+        most: maximum number of entries in a box, at least 1.
 
     Example:
         >>> list(blocks((2, 3), 3))
@@ -34,10 +34,10 @@ def blocks(shape: Sequence[int], most: int) -> Iterator[tuple[range, ...]]:
 
 
 def runs(sizes: Sequence[int], start: int, stop: int) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Yield boxes, a range along each axis, that together are the entries from start to stop in row-major order.
+    """Yield boxes that together contain the entries from start to stop in row-major order.
 
     Args:
-        sizes: of the axes, at least one; two boxes at most for each axis, and one more.
+        sizes: of at least one axis; there are at most two boxes per axis, plus one.
         start, stop: numbers of entries.
 
     Example:

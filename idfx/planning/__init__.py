@@ -1,1 +1,1 @@
-"""Structure × scheme → plan → weights and files: decisions, overrides, checkpoints, and what writes them."""
+"""Structure × scheme → plan → weights and files: decisions, overrides, checkpoints, and writing them."""

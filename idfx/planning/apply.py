@@ -1,4 +1,4 @@
-"""Plan → weights, in place and on their device; the only writer of parameters."""
+"""Plan → weights, in place and on their device; the only module that writes parameters."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def check(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -> None:
-    """Return if the plan can be applied to the model as a whole.
+    """Check that the whole plan can be applied to the model; raise PlanError otherwise.
 
     Args:
-        model: any module; wrappers are looked through.
+        model: any module; it is unwrapped.
         plan: made for this model.
-        checkpoint: what the plan loads from, if it does.
+        checkpoint: that the plan loads from, if any.
 
     Raises:
-        PlanError: parameters that only one of the two has, other shapes, unknown fills or arguments; or the checkpoint
-            is missing or does not have what the plan loads.
+        PlanError: the parameters or shapes of plan and model differ, a fill or its arguments are unknown, or the
+            checkpoint is missing or lacks what the plan loads.
         UsageError: a parameter that cannot be written.
     """
     parameters = dict(unwrap(model).named_parameters())
@@ -45,16 +45,16 @@ def check(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) ->
         for label, names in (
             ("not in the model", missing),
             ("not in the plan", extra),
-            ("of another shape", changed),
+            ("with different shapes", changed),
         )
         if names
     ]
     if found:
         raise PlanError(
             f"plan for {plan.model}: made for another model; {'; '.join(found)}. "
-            "Make a plan for this one with `idfx plan`."
+            "Make a plan for this model with `idfx plan`."
         )
-    checked = set()  # blocks repeat themselves, and a fill takes its arguments whatever the parameter is called
+    checked = set()  # blocks repeat, and the check does not depend on the parameter's name
     for name, decision in plan.decisions.items():
         tensor = parameters[name]
         if tensor.is_meta:
@@ -70,21 +70,21 @@ def check(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) ->
 
 
 def apply_(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -> nn.Module:
-    """Return the model with the plan's decisions written into its parameters.
+    """Write the plan's decisions into the parameters of the model, and return the model.
 
-    What the plan loads is copied from the checkpoint, and with it the buffers that the checkpoint has in the same
-    shape. Everything is checked before anything is written. Parameters keep their identity, device, dtype,
-    requires_grad, gradients and hooks; those that the plan keeps are not touched. Of the buffers, those in which a
-    spectral norm remembers a weight follow it. Learned scalars of the plan are added through
-    torch.nn.utils.parametrize; `fold_` multiplies them in again.
+    Parameters that the plan loads are copied from the checkpoint, together with the buffers that the checkpoint has in
+    the same shape. Everything is checked before anything is written. Parameters keep their identity, device, dtype,
+    requires_grad, gradients and hooks; those that the plan keeps are not touched. Buffers of a spectral norm are
+    updated to the new weight. Learned scalars of the plan are added through torch.nn.utils.parametrize; `fold_`
+    multiplies them into the weights.
 
     Args:
-        model: any module; wrappers are looked through.
+        model: any module; it is unwrapped.
         plan: made for this model.
-        checkpoint: as `idfx.read_checkpoint` gives it, if the plan loads from one.
+        checkpoint: from `idfx.read_checkpoint`, if the plan loads from one.
 
     Raises:
-        PlanError, UsageError: as in `check`; the model is as it was.
+        PlanError, UsageError: as in `check`; the model is unchanged.
     """
     check(model, plan, checkpoint)
     parameters = dict(unwrap(model).named_parameters())
@@ -101,10 +101,10 @@ def apply_(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -
 
 
 def apply_built_(built: Built, plan: Plan, checkpoint: Checkpoint | None = None) -> nn.Module:
-    """Return a model that was just built with a plan written into it; draws that the plan overwrites are never made.
+    """Write a plan into a newly built model and return it; random draws that the plan overwrites are never made.
 
     Args:
-        built: with its draws pending; none is afterwards.
+        built: the model with its draws pending; afterwards none is pending.
         plan, checkpoint: as in `apply_`.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Checkpoint × plan → plan: what fits is loaded, and only the rest is initialised. Nothing is ever unpickled.
+"""Checkpoint × plan → plan: matching tensors are loaded, and only the rest is initialised. Nothing is ever unpickled.
 
-The parameters of a checkpoint are found by name; a name that has another shape counts as missing.
+The parameters of a checkpoint are found by name; a tensor with a different shape counts as missing.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from idfx.core.records import Plan, Structure
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "model_ema", "params")
 _WRAPPERS = ("module.", "_orig_mod.")
-_CONVERT = "Where you trust it, load it yourself and save its state dict: torch.save(model.state_dict(), 'plain.pt')."
+_CONVERT = "If you trust it, load it yourself and save its state dict: torch.save(model.state_dict(), 'plain.pt')."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file by name, and what to call it."""
+    """The tensors of a file by name, and the name of the file in messages."""
 
     name: str
     tensors: Mapping[str, Tensor] = field(repr=False)
 
     def lookup(self, names: Collection[str], like: Tensor) -> Tensor | None:
-        """Return the tensor that has one of some names and can be copied into another one, None if there is none.
+        """Return the tensor that has one of these names and can be copied into another tensor, or None.
 
-        It has the same shape, and the same dtype unless both are floating.
+        It has the same shape, and the same dtype unless both are floating-point.
         """
         own = (self.tensors.get(name) for name in names)
         return next((tensor for tensor in own if tensor is not None and _fits(tensor, like)), None)
@@ -48,16 +48,17 @@ def _fits(tensor: Tensor, like: Tensor) -> bool:
 
 
 def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
-    """Return the tensors of a checkpoint; a pickle is read with weights_only, and refused if that does not do.
+    """Return the tensors of a checkpoint; a pickle is read with weights_only, and refused if that fails.
 
-    A state dict may stand under a usual word (state_dict, model, ...); the prefixes of DataParallel and torch.compile
-    are taken off.
+    The state dict may be nested under a common key (state_dict, model, ...); the prefixes of DataParallel and
+    torch.compile are removed.
 
     Args:
         source: a .safetensors file, a file that torch.save wrote, or a state dict.
 
     Raises:
-        UsageError: no such file, another format, Python objects in it, or not one state dict.
+        UsageError: the file does not exist, has another format, contains Python objects, or does not have one state
+            dict.
 
     Example:
         >>> read_checkpoint({"module.weight": torch.ones(2)}).tensors
@@ -72,7 +73,7 @@ def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Tensor] | Chec
     path = Path(source)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
-        raise UsageError(f"{path}: {found}; expected a checkpoint, .safetensors or of torch.save. Give its path.")
+        raise UsageError(f"{path}: {found}; expected a file of torch.save or .safetensors. Give its path.")
     return Checkpoint(path.name, _state(str(path), _safetensors(path) if _is_safetensors(path) else _torch(path)))
 
 
@@ -92,13 +93,13 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _torch(path: Path) -> Any:
     def load(mapped: bool) -> Any:
-        with warnings.catch_warnings(action="ignore"):  # what is wrong with a file is an error's to say
+        with warnings.catch_warnings(action="ignore"):  # problems with the file are reported as errors
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
     try:
         try:
             return load(True)
-        except RuntimeError as error:  # the form of before torch 1.6 cannot be mapped
+        except RuntimeError as error:  # the format before torch 1.6 cannot be memory-mapped
             if "mmap" not in str(error):
                 raise
             return load(False)
@@ -107,7 +108,7 @@ def _torch(path: Path) -> Any:
             "it holds more than tensors" if "GLOBAL" in str(error) or "Unsupported" in str(error) else "no tensors"
         )
         raise UsageError(
-            f"{path}: {objects} ({_first(error)}); expected a plain state dict, and nothing else is unpickled. "
+            f"{path}: {objects} ({_first(error)}); expected a plain state dict, because idfx unpickles nothing else. "
             f"{_CONVERT}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -117,7 +118,7 @@ def _torch(path: Path) -> Any:
 
 
 def _first(error: Exception) -> str:
-    """What an error says, in one sentence."""
+    """Return the first sentence of an error message."""
     text = " ".join(str(error).split())
     unsafe = text.partition("WeightsUnpickler error:")[2].strip() or text
     if isinstance(error, (KeyError, EOFError)):
@@ -126,7 +127,7 @@ def _first(error: Exception) -> str:
 
 
 def _state(subject: str, document: Any) -> dict[str, Tensor]:
-    """The state dict in what a file holds."""
+    """Return the state dict in the contents of a file."""
     if not isinstance(document, Mapping):
         raise UsageError(f"{subject}: it holds a {type(document).__name__}; expected a state dict. {_CONVERT}")
     found = _tensors(document)
@@ -134,7 +135,7 @@ def _state(subject: str, document: Any) -> dict[str, Tensor]:
     if (nested and len(found) < max(map(len, nested.values()))) or not found:
         if len(nested) != 1:
             what = f"{len(nested)} state dicts ({', '.join(nested)})" if nested else "no tensors by name"
-            raise UsageError(f"{subject}: {what}; expected one state dict. Save the one that you mean on its own.")
+            raise UsageError(f"{subject}: {what}; expected one state dict. Save the one that you want separately.")
         (found,) = nested.values()
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in found):
@@ -143,13 +144,13 @@ def _state(subject: str, document: Any) -> dict[str, Tensor]:
         if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse or nested"
             raise UsageError(
-                f"{subject}: {name} is a {kind} tensor; expected plain ones. Save it as such: dense, with values."
+                f"{subject}: {name} is a {kind} tensor; expected plain tensors. Save it as a dense tensor with values."
             )
     return found
 
 
 def _tensors(value: Any) -> dict[str, Tensor]:
-    """The tensors of a mapping by name; what is no tensor beside them (extra state) is left out."""
+    """Return the tensors of a mapping by name, without other entries (extra state)."""
     items = value.items() if isinstance(value, Mapping) else ()
     return {name: tensor for name, tensor in items if isinstance(name, str) and isinstance(tensor, Tensor)}
 
@@ -161,30 +162,30 @@ def resume(
     state: Mapping[str, Tensor],
     again: bool = False,
 ) -> tuple[Plan, Checkpoint]:
-    """Return the plan that loads what fits, and the checkpoint under the model's names.
+    """Return a plan that loads matching parameters, and the checkpoint under the model's names.
 
-    A parameter fits if the checkpoint has a tensor of its name and shape; it is loaded even where it is frozen. A
-    learned scalar is not put on what is loaded.
+    A parameter matches if the checkpoint has a tensor with its name and shape; frozen parameters are loaded too. No
+    learned scalar is added to a loaded parameter.
 
     Args:
         plan: made for this structure.
         structure: of the model.
         checkpoint: read from a file.
-        state: the model's state dict, of which shapes and dtypes are looked at.
-        again: the plan says itself what it loads; it stays as it is.
+        state: the model's state dict, used for shapes and dtypes only.
+        again: whether the plan itself says what it loads, and must not change.
 
     Raises:
-        UsageError: nothing fits, or the plan loads nothing.
+        UsageError: nothing matches, or the plan loads nothing.
     """
     if again and not plan.loaded:
         raise UsageError(
             f"{checkpoint.name}: the plan for {plan.model} loads nothing from a checkpoint; expected one that does. "
-            "Make it with `idfx plan --from`, or leave one of the two out."
+            "Make the plan with `idfx plan --from`, or leave one of the two out."
         )
     if again:
         checkpoint, _ = _named_alike(checkpoint, state)
         others = sorted({*plan.loaded.values()} - {checkpoint.name})
-        named = [f"the plan loads from {', '.join(others)}; it is given {checkpoint.name}"] if others else []
+        named = [f"the plan loads from {', '.join(others)}; this run uses {checkpoint.name}"] if others else []
         return replace(plan, notes=(*plan.notes, *named)), checkpoint
     checkpoint, loaded, notes = matched(structure, checkpoint, state)
     return replace(
@@ -200,18 +201,18 @@ def resume(
 def matched(
     structure: Structure, checkpoint: Checkpoint, state: Mapping[str, Tensor]
 ) -> tuple[Checkpoint, dict[str, str], tuple[str, ...]]:
-    """Return a checkpoint under the model's names, the parameters that it has values for, and what does not fit.
+    """Return a checkpoint under the model's names, the parameters for which it has values, and notes on mismatches.
 
     Args:
         structure: of the model.
         checkpoint: read from a file.
-        state: the model's state dict, of which shapes and dtypes are looked at.
+        state: the model's state dict, used for shapes and dtypes only.
 
     Returns:
-        The checkpoint, its name by parameter, and remarks in words.
+        The checkpoint, its name by parameter, and the notes.
 
     Raises:
-        UsageError: nothing fits.
+        UsageError: nothing matches.
     """
     checkpoint, renamed = _named_alike(checkpoint, state)
     loaded = {
@@ -223,14 +224,14 @@ def matched(
         names = ", ".join(list(checkpoint.tensors)[:3])
         raise UsageError(
             f"{checkpoint.name}: none of its {len(checkpoint.tensors)} tensors ({names}, ...) has the name and shape "
-            f"of a parameter of {structure.model}; expected a checkpoint of this model or of a part of it. "
+            f"of a parameter of {structure.model}; expected a checkpoint of this model or of part of it. "
             "Rename its entries."
         )
     return checkpoint, loaded, (*renamed, *_mismatches(checkpoint, state), *_unsound(checkpoint, loaded))
 
 
 def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Checkpoint, list[str]]:
-    """Take the first part off all names, that of a model inside another, where only then they are the model's."""
+    """Remove the first component that all names share (a model inside another) if the names match only without it."""
     own = checkpoint.tensors
     if not state.keys().isdisjoint(own):
         return checkpoint, []
@@ -238,12 +239,12 @@ def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Chec
     inner = {name.partition(".")[2]: tensor for name, tensor in own.items()}
     if len(prefixes) != 1 or state.keys().isdisjoint(inner):
         return checkpoint, []
-    note = f"{checkpoint.name}: its names are read without their first part, {prefixes.pop()!r}"
+    note = f"{checkpoint.name}: the first component of its names, {prefixes.pop()!r}, is ignored"
     return Checkpoint(checkpoint.name, inner), [note]
 
 
 def unplaced(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return what of a checkpoint a model cannot take, each with the reason; {} if it takes all of it.
+    """Return the tensors of a checkpoint that a model cannot take, each with the reason.
 
     Args:
         checkpoint: under the model's names.
@@ -251,7 +252,7 @@ def unplaced(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, s
 
     Example:
         >>> unplaced(Checkpoint("f", {"weight": torch.ones(3), "x": torch.ones(1)}), {"weight": torch.ones(2)})
-        {'weight': 'is [2] in the model and [3] there', 'x': ''}
+        {'weight': 'is [2] in the model and [3] in the checkpoint', 'x': ''}
     """
     found = {}
     first: dict[int, str] = {}
@@ -260,28 +261,28 @@ def unplaced(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, s
         if own is None:
             found[name] = ""
         elif tensor.shape != own.shape:
-            found[name] = f"is {list(own.shape)} in the model and {list(tensor.shape)} there"
+            found[name] = f"is {list(own.shape)} in the model and {list(tensor.shape)} in the checkpoint"
         elif not _fits(tensor, own):
-            found[name] = f"is {str(own.dtype)[6:]} in the model and {str(tensor.dtype)[6:]} there"
+            found[name] = f"is {str(own.dtype)[6:]} in the model and {str(tensor.dtype)[6:]} in the checkpoint"
         elif not torch.equal(tensor, checkpoint.tensors[first.setdefault(id(own), name)]):
-            found[name] = f"is tied to {first[id(own)]} in the model and has other values there"
+            found[name] = f"is tied to {first[id(own)]} in the model and has other values in the checkpoint"
     return found
 
 
 def _mismatches(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> list[str]:
-    """What of a checkpoint is not loaded, in words."""
+    """Return notes on what is not loaded from a checkpoint."""
     found = unplaced(checkpoint, state)
     notes = [f"{checkpoint.name}: {name} {reason}: not loaded" for name, reason in found.items() if reason]
     if unused := [name for name, reason in found.items() if not reason]:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         notes.append(
-            f"{checkpoint.name}: {len(unused)} of its tensors have no place in the model: {', '.join(unused[:3])}{more}"
+            f"{checkpoint.name}: {len(unused)} of its tensors are not in the model: {', '.join(unused[:3])}{more}"
         )
     return notes
 
 
 def _unsound(checkpoint: Checkpoint, loaded: Mapping[str, str]) -> list[str]:
-    """Say of a checkpoint that it holds numbers that are none."""
+    """Return notes on loaded tensors with NaN or Inf."""
     bad = [
         name for name in loaded if name in checkpoint.tensors and not bool(checkpoint.tensors[name].isfinite().all())
     ]
@@ -290,15 +291,15 @@ def _unsound(checkpoint: Checkpoint, loaded: Mapping[str, str]) -> list[str]:
 
 
 def fitting(model: nn.Module, checkpoint: Checkpoint | None, loaded: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint for what a plan loads.
+    """Return the tensors of a checkpoint that a plan loads.
 
     Args:
-        model: any module; wrappers are looked through.
+        model: any module; it is unwrapped.
         checkpoint: under the model's names.
-        loaded: parameters of the model, each with the name of the checkpoint that it comes from.
+        loaded: parameters of the model, each with the name of its checkpoint.
 
     Raises:
-        PlanError: there is no checkpoint, or it has not what the plan loads.
+        PlanError: there is no checkpoint, or it lacks what the plan loads.
     """
     if not loaded:
         return {}
@@ -318,7 +319,7 @@ def fitting(model: nn.Module, checkpoint: Checkpoint | None, loaded: Mapping[str
             shape = list(like.shape)
             raise PlanError(
                 f"{name}: {checkpoint.name} has no tensor of shape {shape} for it; expected what the plan loads. "
-                "Make the plan anew with this checkpoint."
+                "Make a new plan with this checkpoint."
             )
         found[name] = tensor
     return found
@@ -328,7 +329,7 @@ def load_(model: nn.Module, checkpoint: Checkpoint, loaded: Mapping[str, str]) -
     """Copy parameters, and every buffer that the checkpoint has in the same shape, into a model.
 
     Args:
-        model, checkpoint, loaded: as in `fitting`, which says what is raised.
+        model, checkpoint, loaded: as in `fitting`, which also lists the errors.
     """
     parameters = dict(unwrap(model).named_parameters())
     with torch.no_grad():
@@ -341,7 +342,7 @@ def load_(model: nn.Module, checkpoint: Checkpoint, loaded: Mapping[str, str]) -
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and persistent buffers of a model by all their names, ties as one tensor.
+    """Return the parameters and persistent buffers of a model under all their names; tied names share one tensor.
 
     Example:
         >>> {name: list(tensor.shape) for name, tensor in state_of(nn.Linear(2, 1)).items()}

@@ -1,4 +1,4 @@
-"""Two plans, or a plan and a checkpoint, or two checkpoints → what differs, parameter by parameter."""
+"""Two plans, two checkpoints, or one of each → their differences, parameter by parameter."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Side = Plan | Checkpoint
 
 @dataclass(frozen=True)
 class Difference:
-    """One parameter on two sides, "left" and "right": what each says of it.
+    """One parameter on two sides, "left" and "right", each described in words.
 
-    `status`: "same", "differs", "only left", "only right", or "not compared" where a side keeps or loads what it does
-    not hold. `largest` is max|left − right| where both sides have values.
+    `status`: "same", "differs", "only left", "only right", or "not compared" if a side has no values because it keeps
+    or loads the parameter. `largest` is max|left − right| if both sides have values.
     """
 
     parameter: str
@@ -32,10 +32,10 @@ class Difference:
 
 
 def diff(left: Side, right: Side) -> tuple[Difference, ...]:
-    """Return each parameter of two sides, with whether they say the same of it.
+    """Return the comparison of each parameter of two sides.
 
-    Two plans are compared by what they write: fill, arguments, seed. A checkpoint is compared by values: those that a
-    plan would write are the same if they are so entry by entry, in the checkpoint's dtype.
+    Two plans are compared by what they write: fill, arguments, seed. A checkpoint is compared by value, entry by entry,
+    in its dtype, with the values that a plan would write.
 
     Args:
         left, right: plans or checkpoints.
@@ -56,17 +56,17 @@ def diff(left: Side, right: Side) -> tuple[Difference, ...]:
 
 
 def _names(left: Side, right: Side) -> list[str]:
-    """The names on both sides, in the order of the left; beside a plan, the parameters of its model alone."""
+    """The names on both sides, in the order of the left; only parameters if one side is a plan."""
     sides = _shapes(left), _shapes(right)
     if sides[0].keys().isdisjoint(sides[1]):
         examples = " and ".join(next(iter(side), "nothing") for side in sides)
-        raise UsageError(f"diff: no name is on both sides ({examples}); expected the same model. Compare others.")
+        raise UsageError(f"diff: the sides share no name ({examples}); expected the same model. Compare others.")
     plans = [side.shapes for side in (left, right) if isinstance(side, Plan)]
     return [name for name in {**sides[0], **sides[1]} if not plans or any(name in plan for plan in plans)]
 
 
 def _shapes(side: Side) -> Mapping[str, tuple[int, ...]]:
-    """The shape of everything that a side speaks of."""
+    """The shapes of everything on a side."""
     if isinstance(side, Plan):
         return side.shapes
     return {name: tuple(tensor.shape) for name, tensor in side.tensors.items()}
@@ -100,7 +100,7 @@ def _of_scalars(left: Plan, right: Plan) -> Iterator[Difference]:
 
 
 def _draws(decision: Decision, left: Plan, right: Plan) -> bool:
-    """Whether a fill gives other values for another seed; tried on a part of the parameter."""
+    """Whether the values of a fill depend on the seed; tried on a part of the parameter."""
     shape = left.shapes[decision.parameter]
     place = Shard(shape, (0,) * len(shape))
 
@@ -144,7 +144,7 @@ def _of_values(left: Side, right: Side, name: str) -> Difference:
         return Difference(name, "differs", f"{said[0]} {list(here)}", f"{said[1]} {list(there)}")
     dtype = next(side.tensors[name].dtype for side in (left, right) if isinstance(side, Checkpoint))
     one, other = (_values(side, name, dtype) for side in (left, right))
-    same = (one == other) | ((one != one) & (other != other))  # NaN is the same as NaN
+    same = (one == other) | ((one != one) & (other != other))  # NaN equals NaN here
     wide = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
     apart = torch.where(same, 0.0, (one.to(wide) - other.to(wide)).abs())
     largest = float(apart.max()) if one.numel() else 0.0
@@ -157,7 +157,7 @@ def _has_values(side: Side, name: str) -> bool:
 
 
 def _described(side: Side, name: str) -> str:
-    """What a side says of a name: a plan its fill, a checkpoint the spread of its values."""
+    """Describe a name: by its fill in a plan, by the spread of its values in a checkpoint."""
     if isinstance(side, Plan):
         return _said(side, name)
     tensor = side.tensors.get(name)

@@ -1,4 +1,4 @@
-"""Structure and plan → everything about one parameter."""
+"""Structure × plan → everything about one parameter."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ROWS, COLUMNS = 6, 12
 
 @dataclass(frozen=True)
 class Explanation:
-    """One parameter: what it is, where it is used, what is written into it and the corner of its matrix.
+    """One parameter: its role, its uses, its decision, and the corner of its matrix.
 
-    `matrix` holds the first rows of the first matrix (D_out, D_in), columns in the order of the fill; it is empty
-    where the parameter is kept or is no matrix. `size` is (D_out, D_in) of the whole.
+    `matrix` holds the first rows of the first matrix (D_out, D_in), with columns in the order of the fill; it is empty
+    if the parameter is kept or is not a matrix. `size` is (D_out, D_in) of the whole matrix.
     """
 
     parameter: ParameterInfo
@@ -30,7 +30,7 @@ class Explanation:
 
 
 def explain(structure: Structure, plan: Plan, name: str) -> Explanation:
-    """Return what is known of one parameter.
+    """Return everything that is known about one parameter.
 
     Args:
         structure, plan: of the same model.
@@ -62,7 +62,7 @@ def explain(structure: Structure, plan: Plan, name: str) -> Explanation:
 def _corner(
     info: ParameterInfo, decision: Decision, seed: int
 ) -> tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]:
-    """Fill only the first rows, as a shard, and read them as the fill does."""
+    """Fill only the first rows, as a shard, and return them in the column order of the fill."""
     import torch
 
     from idfx.fills import fill_

@@ -1,8 +1,8 @@
-"""State dict → file, whole or not at all.
+"""State dict → file, written atomically.
 
-The bytes depend on the tensors, the plan and the versions, not on the file's name, on the device or on which
-tensors share a storage by chance. safetensors is asked for the names of types only: its own writer orders the
-metadata at random, leaves its `.tmp` file behind when killed, and needs a copy of every tied tensor.
+The bytes depend on the tensors, the plan and the versions, not on the file's name, the device, or tensors that happen
+to share a storage. The safetensors package is only used for the names of types: its own writer orders the metadata at
+random, leaves its `.tmp` file behind when killed, and needs a copy of every tied tensor.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class SavedFile:
-    """A file that was written: where it is, its size in bytes, and how many entries it holds."""
+    """A file that was written: its path, its size in bytes, and its number of tensors."""
 
     path: Path
     bytes: int
@@ -40,14 +40,14 @@ class SavedFile:
 
 
 def check_path(path: str | os.PathLike[str]) -> None:
-    """Return if a state dict can be written to this path; called before any work is done.
+    """Check that a state dict can be written to this path, before any work is done; raise UsageError otherwise.
 
     Args:
-        path: the file to be; one that exists will be replaced.
+        path: of the future file; an existing file will be replaced.
 
     Raises:
-        UsageError: another suffix than .pt, .pth or .safetensors; no folder, or one that cannot be written
-            to; or the path is a folder or a device.
+        UsageError: the suffix is not .pt, .pth or .safetensors; the folder does not exist or is not writable; or the
+            path is a folder or a device.
 
     Example:
         >>> check_path("weights.safetensor")  # doctest: +ELLIPSIS
@@ -59,7 +59,7 @@ def check_path(path: str | os.PathLike[str]) -> None:
         near = difflib.get_close_matches(path.suffix.lower(), SUFFIXES, n=1, cutoff=0.5) or [SUFFIXES[0]]
         found = f"the suffix is '{path.suffix}'" if path.suffix else "there is no suffix"
         hint = f"Did you mean {path.with_suffix(near[0]) if path.name else 'weights.pt'}?"
-        raise UsageError(f"{path}: {found}; .pt, .pth or .safetensors was expected. {hint}")
+        raise UsageError(f"{path}: {found}; expected .pt, .pth or .safetensors. {hint}")
     check_writable(path)
 
 
@@ -67,7 +67,7 @@ def digest(plan: Plan) -> str:
     """Return the sha256 of the plan as canonical JSON (sorted keys, no spaces), in hexadecimal.
 
     Args:
-        plan: any plan; the order of its mappings, and tuple or list, make no difference.
+        plan: any plan; the order of its mappings does not matter, nor does tuple or list.
 
     Example:
         >>> plan = Plan("m", "idinit", 0, {"eps": 1e-6}, {"w": (2, 3)}, {}, {"b": "bias"})
@@ -84,23 +84,23 @@ def save(
     plan: Plan | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> SavedFile:
-    """Write the state dict of a model to a file that appears whole or not at all.
+    """Write the state dict of a model to a file, atomically.
 
-    `.pt` and `.pth` hold a plain dict of CPU tensors, ties kept as shared storage. `.safetensors` holds every
-    name of a tied tensor with its own copy; its metadata have the ties, the versions and, if a plan is given,
-    its scheme, seed, options and sha256. Names are those of `model.state_dict()`; a model that is itself a
-    DataParallel, a DistributedDataParallel or made by torch.compile is saved without the wrapper's prefix.
+    `.pt` and `.pth` hold a plain dict of CPU tensors, in which tied tensors share storage. `.safetensors` holds a copy
+    for every name of a tied tensor; its metadata contain the ties, the versions and, if a plan is given, its scheme,
+    seed, options and sha256. The names are those of `model.state_dict()`; DataParallel, DistributedDataParallel and
+    torch.compile models are saved without the wrapper's prefix.
 
     Args:
-        model: on any device, in any mode; left as it is.
-        path: with suffix .pt, .pth or .safetensors; a symbolic link is followed, an old file replaced.
-        plan: the plan that the weights were made by; only .safetensors has a place for it.
-        metadata: further entries for the metadata of .safetensors; those of idfx win.
+        model: on any device, in any mode; not modified.
+        path: with suffix .pt, .pth or .safetensors; symbolic links are followed, an existing file is replaced.
+        plan: that produced the weights; only .safetensors stores it.
+        metadata: further entries for the metadata of .safetensors; entries of idfx take precedence.
 
     Raises:
         UsageError: the path is not usable, see `check_path`.
-        ExportError: an entry of the state dict does not fit the format, or the system refused to write.
-            Nothing is left behind, and an old file at this path is as it was.
+        ExportError: an entry of the state dict does not fit the format, or the system refused to write. Nothing is left
+            behind, and an existing file at this path is unchanged.
     """
     from idfx.capture.wrappers import unwrap
 
@@ -117,13 +117,13 @@ def save(
     try:
         size = write_atomically(real_path(path), writer)
     except (OSError, RuntimeError) as error:
-        # torch.save hides what stopped it behind its own complaint that the archive is incomplete.
+        # torch.save hides the cause behind its own error about an incomplete archive.
         cause = root_cause(error)
         if not isinstance(cause, OSError):
             raise cause from error
         found = cause.strerror or str(cause)
         hint = "Nothing was written. Free some space, check quota and permissions, or choose another path"
-        raise ExportError(f"{path}: {found}; the whole file had to be written. {hint}") from error
+        raise ExportError(f"{path}: {found}; expected to write the whole file. {hint}") from error
     return SavedFile(Path(path), size, len(state))
 
 
@@ -145,7 +145,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _loads(value: Any) -> bool:
-    """Return True if torch.load(weights_only=True) takes this entry."""
+    """Return whether torch.load(weights_only=True) accepts this entry."""
     import torch
 
     file = io.BytesIO()
@@ -164,11 +164,11 @@ def _check_entries(state: Mapping[str, Any], path: str | os.PathLike[str], fits:
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and (torch.nn.parameter.is_lazy(value) or value.is_meta):
             hint = "Materialise the model (run it once, or model.to_empty and initialise it) before saving"
-            raise ExportError(f"{path}: {name} has no values yet; a tensor with values was expected. {hint}")
+            raise ExportError(f"{path}: {name} has no values yet; expected a tensor with values. {hint}")
         if not fits(value):
             kind = f"{type(value).__qualname__} {getattr(value, 'dtype', '')}".strip()
             hint = "Save as .pt" if _loads(value) else "Remove it from the state dict (see get_extra_state)"
-            raise ExportError(f"{path}: {name} is a {kind}; a tensor that the format holds was expected. {hint}")
+            raise ExportError(f"{path}: {name} is a {kind}; expected a tensor that the format supports. {hint}")
 
 
 def _write_torch(state: Mapping[str, Any], file: IO[bytes]) -> None:
@@ -184,15 +184,15 @@ def _write_torch(state: Mapping[str, Any], file: IO[bytes]) -> None:
         tensor = value.detach().resolve_conj().resolve_neg()
         storage, stride = tensor.untyped_storage(), tensor.stride()
         key: Any = (tensor.device, storage.data_ptr()) if tensor.numel() else name
-        # A view is packed by itself: it must not drag the storage behind it into the file, and on a GPU the
-        # weights of an LSTM lie in one storage, on a CPU they do not. torch.save takes one dtype per storage.
+        # A view is packed on its own, so that its storage does not get into the file; the weights of an LSTM share a
+        # storage on a GPU but not on a CPU. torch.save accepts one dtype per storage.
         whole = storage.nbytes() == tensor.nbytes and dtypes.setdefault(key, tensor.dtype) == tensor.dtype
         if not whole:
             key = (key, tensor.dtype, tensor.storage_offset(), tensor.shape, stride)
             stride = torch.empty(tensor.shape, device="meta").stride()
         if key not in storages:
             own = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
-            storages[key] = own.untyped_storage().cpu(), tensor  # the tensor keeps its address taken
+            storages[key] = own.untyped_storage().cpu(), tensor  # keeping the tensor alive reserves its address
         packed[name] = torch.empty(0, dtype=tensor.dtype, device="cpu")
         packed[name].set_(storages[key][0], 0, tensor.size(), stride)
     torch.save(packed, file)  # to a file object: to a path, the archive would contain the name of the file
@@ -200,7 +200,7 @@ def _write_torch(state: Mapping[str, Any], file: IO[bytes]) -> None:
 
 @functools.cache
 def _type_name(dtype: torch.dtype) -> str:
-    """Return what safetensors calls this type, "" if it has no name for it."""
+    """Return the safetensors name of this type, or ""."""
     import safetensors.torch
     import torch
 
@@ -223,7 +223,7 @@ def _describe(state: Mapping[str, torch.Tensor], plan: Plan | None) -> dict[str,
     about = {
         "format": "pt",
         "idfx_version": __version__,
-        # What follows the "+" names the device that torch is built for.
+        # The suffix after "+" is the device that torch was built for.
         "torch_version": torch.__version__.partition("+")[0],
         "ties": _json({first: others for first, *others in names.values() if others}),
     }
@@ -234,7 +234,7 @@ def _describe(state: Mapping[str, torch.Tensor], plan: Plan | None) -> dict[str,
 
 
 def _header(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the head of a safetensors file for the tensors in the order of `_by_size`."""
+    """Return the header of a safetensors file for the tensors in the order of `_by_size`."""
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     start = 0
     for name, tensor in _by_size(state):

@@ -62,11 +62,11 @@ def from_json(text: str, subject: str = "plan") -> Plan:
     """Return the plan that a JSON text holds.
 
     Args:
-        text: as `to_json` writes it, perhaps edited.
-        subject: what to call it in errors, its path as a rule.
+        text: as written by `to_json`, possibly edited.
+        subject: its name in errors, usually its path.
 
     Raises:
-        PlanError: no JSON, another version, or an entry that is malformed; the message names it.
+        PlanError: the text is not JSON, has another version, or has a malformed entry, which the message names.
     """
     document = _document(text, subject)
     from idfx.core.forms import read
@@ -105,7 +105,7 @@ def _document(text: str, subject: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, value in pairs:
             if name in found:
-                raise ValueError(f"the entry {name!r} stands there twice")
+                raise ValueError(f"the entry {name!r} occurs twice")
             found[name] = value
         return found
 

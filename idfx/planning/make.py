@@ -1,4 +1,4 @@
-"""Structure × scheme → plan. Touches no tensor."""
+"""Structure × scheme → plan; touches no tensor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from idfx.schemes.scheme import SCHEMES, Keep
 
 
 def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **options: Any) -> Plan:
-    """Return what the scheme writes into each parameter, and why the others are kept.
+    """Return the plan of a scheme: what it writes into each parameter, and why it keeps the others.
 
     Args:
         structure: of the model.
@@ -22,7 +22,7 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
         options: the scheme's own.
 
     Raises:
-        UsageError: an unknown scheme or option, or a value that it does not take.
+        UsageError: an unknown scheme or option, or an invalid value.
     """
     found = SCHEMES.find(scheme)
     chosen = found.read_options(options)
@@ -51,7 +51,7 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
 
 
 def notes(structure: Structure, decisions: Mapping[str, Decision]) -> tuple[str, ...]:
-    """Return in words what the numbers of a dtype do to a plan.
+    """Return notes on how the precision of a dtype affects a plan.
 
     Args:
         structure: of the model.
@@ -74,7 +74,7 @@ def notes(structure: Structure, decisions: Mapping[str, Decision]) -> tuple[str,
         if not resolves_loosening(getattr(torch, dtype), tau, eps_tau):
             lost[dtype] = lost.get(dtype, 0) + 1
     return tuple(
-        f"loosening: {dtype} rounds the noise beside tau away, so the copies in {count} weight(s) are exact replicas; "
-        "--loosen dense survives; so do float32 weights under autocast"
+        f"loosening: {dtype} rounds the noise next to tau away, so the copies in {count} weight(s) are exact replicas; "
+        "use --loosen dense, or float32 weights under autocast"
         for dtype, count in lost.items()
     )

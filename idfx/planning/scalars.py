@@ -1,4 +1,4 @@
-"""Learned scalars on residual branches, added to a model through torch.nn.utils.parametrize, and folded away again."""
+"""Learned scalars on residual branches: added to a model through torch.nn.utils.parametrize, and folded in again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from idfx.core.records import End, Scalar
 
 
 class BranchScalar(nn.Module):
-    """What a parametrised tensor is multiplied by: a scalar, in some rows or in all.
+    """Multiplies a parametrised tensor by a scalar, in some rows or in all.
 
-    `names` are those of its module's parameters before, whose order `fold_` brings back.
+    `names` are the former names of the module's parameters, whose order `fold_` restores.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class BranchScalar(nn.Module):
 
 
 def _owner(model: nn.Module, end: End) -> tuple[nn.Module, str]:
-    """The module that has a parameter, and its name there."""
+    """Return the module that owns a parameter, and its name there."""
     path, _, name = end.parameter.rpartition(".")
     return model.get_submodule(path), name
 
 
 def check_scalars(model: nn.Module, scalars: Sequence[Scalar]) -> None:
-    """Return if the scalars of a plan can be added to a model.
+    """Check that the scalars of a plan can be added to a model; raise PlanError otherwise.
 
     Raises:
-        PlanError: a parameter that the model has not, that is tied, or that torch cannot parametrise.
+        PlanError: a parameter that does not exist, is tied, or cannot be parametrised by torch.
     """
     if not scalars:
         return
@@ -64,7 +64,7 @@ def check_scalars(model: nn.Module, scalars: Sequence[Scalar]) -> None:
         for end in scalar.on:
             subject = f"scalar of {scalar.join} on {end.parameter}"
             if end.parameter in taken:
-                raise PlanError(f"{subject}: it has one already; expected one on each parameter. Leave this one out.")
+                raise PlanError(f"{subject}: it already has a scalar; expected one per parameter. Leave this one out.")
             taken.add(end.parameter)
             try:
                 module, name = _owner(model, end)
@@ -73,28 +73,28 @@ def check_scalars(model: nn.Module, scalars: Sequence[Scalar]) -> None:
             own = module._parameters.get(name)
             if own is None or isinstance(module, parametrize.ParametrizationList):
                 raise PlanError(
-                    f"{subject}: it is no plain parameter of a module; expected one that torch can parametrise. "
+                    f"{subject}: it is not a plain parameter of a module; expected one that torch can parametrise. "
                     "Leave this scalar out of the plan."
                 )
             if len(names[id(own)]) > 1:
                 raise PlanError(
                     f"{subject}: it is tied to {', '.join(set(names[id(own)]) - {end.parameter})}; expected a "
-                    "parameter of one place. Leave this scalar out of the plan, or untie the weights."
+                    "parameter that is not tied. Leave this scalar out of the plan, or untie the weights."
                 )
 
 
 def add_scalars_(model: nn.Module, scalars: Sequence[Scalar], axes: Mapping[str, int] | None = None) -> list[str]:
-    """Multiply branches by learned scalars, in place, and return the names of these parameters.
+    """Multiply branches by learned scalars, in place, and return the names of the scalars.
 
     The parameter `fc.weight` becomes `fc.parametrizations.weight.original`; `fc.weight` is computed from it.
 
     Args:
-        model: any module; wrappers are looked through.
+        model: any module; it is unwrapped.
         scalars: of a plan for this model.
-        axes: the axis along which the rows of a parameter lie, where it is not 0.
+        axes: the axis of the rows, for parameters where it is not 0.
 
     Raises:
-        PlanError: as in `check_scalars`; the model is as it was.
+        PlanError: as in `check_scalars`; the model is unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2))
@@ -128,7 +128,7 @@ def add_scalars_(model: nn.Module, scalars: Sequence[Scalar], axes: Mapping[str,
 
 
 def scalar_values(scalars: Sequence[Scalar]) -> dict[str, float]:
-    """Return what each learned scalar starts at, by its name in the model that has it.
+    """Return the initial value of each learned scalar, by its name in the model.
 
     Example:
         >>> scalar_values([Scalar("join", 0.0, (End("fc.weight"), End("fc.bias")))])
@@ -138,7 +138,7 @@ def scalar_values(scalars: Sequence[Scalar]) -> dict[str, float]:
 
 
 def source_of(name: str) -> str:
-    """Return the name that a parameter had before a scalar was put on it.
+    """Return the name of a parameter before a scalar was added to it.
 
     Example:
         >>> source_of("fc.parametrizations.weight.original"), source_of("fc.bias")
@@ -154,9 +154,9 @@ def _alpha(parameter: str) -> str:
 
 
 def fold_(model: nn.Module) -> nn.Module:
-    """Return the model with its learned branch scalars multiplied into what they scale, in place: a plain model again.
+    """Multiply the learned branch scalars into the parameters they scale, in place, and return the plain model.
 
-    Its outputs stay as they are, and its state dict has the keys that it had before the scalars were added.
+    The outputs do not change, and the state dict has the same keys as before the scalars were added.
 
     Args:
         model: to which a plan with scalars was applied.

@@ -1,4 +1,4 @@
-"""What a model remembers of its weights and must learn anew when they are written: the vectors of a spectral norm."""
+"""Updates the buffers of spectral norms, which store estimates of the weights, after the weights are written."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-ROUNDS = 15  # of the power iteration, as many as torch makes when a spectral norm is registered
+ROUNDS = 15  # of the power iteration, as in torch when a spectral norm is registered
 
 
 def refresh_(model: nn.Module, written: Collection[str]) -> None:
-    """Let spectral norms estimate the size of the weights that have been written, as in training mode.
+    """Update the estimates that spectral norms have of newly written weights, as in training mode.
 
     Args:
         model: any module.
@@ -50,7 +50,7 @@ def _estimates(chain: nn.Module) -> Iterator[nn.Module]:
 
 
 def _in_training(module: nn.Module, act: object) -> None:
-    """Act as often as it takes with the module, and what is in it, in training mode."""
+    """Run the iterations with the module and its submodules in training mode."""
     assert callable(act)
     before = [(part, part.training) for part in module.modules()]
     try:

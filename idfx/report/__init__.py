@@ -1,1 +1,1 @@
-"""Records → what a person or a program reads; the only place that renders."""
+"""Records → output for people or programs; the only place that renders."""

@@ -1,4 +1,4 @@
-"""Audits → annotations of GitHub Actions, which stand beside the code of a pull request."""
+"""Audits → GitHub Actions annotations, which appear next to the code of a pull request."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _COMMANDS = {"info": "notice", "warning": "warning", "error": "error"}
 
 
 def audits(found: Sequence[tuple[str, Audit]]) -> str:
-    """Return a workflow command for each finding; where a case is named after a Python file, it points to that file.
+    """Return a workflow command for each finding, which points to the Python file of the model if there is one.
 
     Source: GitHub's documentation, "Workflow commands for GitHub Actions".
 
     Args:
-        found: each audit with what it is called, which begins with its SPEC.
+        found: each audit with its label, which begins with its SPEC.
     """
     return "\n".join(annotation(label, one) for label, audit in found for one in audit.findings)
 

@@ -12,10 +12,10 @@ _SHOWN = 3
 
 
 def audits(found: Sequence[tuple[str, Audit]]) -> str:
-    """Return audits as text, several of them side by side.
+    """Return audits as text, with several of them side by side.
 
     Args:
-        found: each with what it is called.
+        found: each audit with its label.
     """
     if len(found) == 1:
         label, audit = found[0]
@@ -71,7 +71,7 @@ def _number(value: float | int | str | None) -> str:
 
 
 def _rest(found: Audit) -> list[object]:
-    """What was left out, and what was costly."""
+    """What was left out, and what took long."""
     parts: list[object] = []
     if found.left_out:
         parts += ["", *(f"left out: {metric}: {reason}" for metric, reason in found.left_out.items())]
@@ -82,7 +82,7 @@ def _rest(found: Audit) -> list[object]:
 
 
 def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """The findings of one kind together, in the order of the first of each."""
+    """Group findings by kind, in the order of the first of each."""
     found: dict[tuple[str, str, str], list[Finding]] = {}
     for one in findings:
         found.setdefault((one.severity, one.metric, one.remedy), []).append(one)

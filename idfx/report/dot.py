@@ -1,4 +1,4 @@
-"""Structure → a picture for graphviz: weights and joins in the order of the data, branches beside the main stem."""
+"""Structure → a picture for graphviz: weights and joins in data-flow order, branches next to the main stem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Audits → one HTML file that holds all it needs: findings, structure, plots, tables."""
+"""Audits → one self-contained HTML file: findings, structure, plots, tables."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SPECTRA = {
 
 
 def page(cases: Sequence[tuple[str, Audit]], command: str) -> str:
-    """Return the report of one or more audits as one HTML page, which loads nothing from anywhere.
+    """Return the report of one or more audits as one self-contained HTML page.
 
-    Cases share the plots and tables, and are told apart by colour, symbol and name. Without a script the page still
-    shows verdicts, findings, measures and costs. plotly.js is in it (about 4.8 MB) only where there is a plot to draw.
+    Cases share the plots and tables, and differ in colour, symbol and name. Without scripts the page still shows
+    verdicts, findings, measures and costs. plotly.js (about 4.8 MB) is included only if there is a plot.
 
     Args:
-        cases: the label and the audit of each, all different things: models, or one model under several schemes.
-        command: what was typed to get this page, "" if it was made otherwise.
+        cases: the label and the audit of each case: models, or one model under several schemes.
+        command: the command line that made this page, or "".
 
     Example:
         >>> page([("mine", Audit("M", (), {}, ("dead",)))], "")[:30]
@@ -71,7 +71,7 @@ _NAMES = {
 
 
 def _sections(cases: Sequence[tuple[str, Audit]]) -> dict[str, str]:
-    """The sections of the page by their names, "" for one that there is nothing to say in."""
+    """The sections of the page by name; empty sections are ""."""
     audits = [audit for _, audit in cases]
     drawn = any(audit.parameters or audit.blocks for audit in audits)
     missing = sections.left_out(cases)
@@ -130,7 +130,7 @@ def _plotly() -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """What the page may do: run these scripts, by their hashes, style itself and make pictures; load nothing."""
+    """The content security policy: run these scripts, by their hashes, apply styles and make images; load nothing."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts if script)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     rest = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"

@@ -1,4 +1,4 @@
-"""Audits → the numbers that the page's script draws, as JSON for a script block."""
+"""Audits → the data for the page's script, as JSON for a script block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLOTS = {
 
 
 def data(cases: Sequence[tuple[str, Audit]]) -> str:
-    """Return the cases as JSON that may stand in a script block: nothing in it ends the block.
+    """Return the cases as JSON that is safe in a script block: nothing in it ends the block.
 
     Example:
         >>> data([("</script>", Audit("m", (), {}, ()))])[:45]
@@ -36,7 +36,7 @@ def data(cases: Sequence[tuple[str, Audit]]) -> str:
 
 
 def plots(cases: Sequence[tuple[str, Audit]]) -> list[str]:
-    """Return the names of the depth plots that any case has numbers for."""
+    """Return the names of the depth plots for which any case has data."""
     points = [point for _, audit in cases for point in audit.profile]
     return [name for name in PLOTS if any(getattr(point, name) is not None for point in points)]
 
@@ -77,7 +77,7 @@ def _spectrum(one: Spectrum, places: Places) -> dict[str, Any]:
 
 
 def _marks(audit: Audit, places: Places) -> list[list[Any]]:
-    """The place and the severity of each finding that has a place, in the order of the findings."""
+    """The place and severity of each finding with a place, in the order of the findings."""
     return [
         [place, SEVERITIES.index(one.severity), position]
         for position, one in enumerate(audit.findings)
@@ -86,7 +86,7 @@ def _marks(audit: Audit, places: Places) -> list[list[Any]]:
 
 
 def number(value: Any) -> Any:
-    """Return a value as JSON can hold it: floats that are not finite by their JavaScript names.
+    """Return a value that JSON can represent: non-finite floats become their JavaScript names.
 
     Example:
         >>> number(float("nan")), number(-float("inf")), number(0.5), number("a")

@@ -1,4 +1,4 @@
-"""Where each thing of an audit stands: its boxes in the drawing of the structure, and the places of its findings."""
+"""Places on the audit page: the boxes in the drawing of the structure, and the places of findings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _STEM = -1  # around the blocks that lie in no branch
 class Places:
     """The places of one audit, by their numbers in its records.
 
-    A box stands for one parameter, and for those that go with it: each matrix has one; a module without any, a
-    normalisation say, has one for all its parameters.
+    A box represents one parameter and the parameters that belong to it: each matrix has a box; a module without a
+    matrix, such as a normalisation, has one box for all its parameters.
     """
 
     audit: Audit
@@ -49,7 +49,7 @@ class Places:
 
     @cached_property
     def home(self) -> tuple[int | None, ...]:
-        """The block in whose branch each parameter stands; None on the main stem."""
+        """The block whose branch contains each parameter; None on the main stem."""
         inner = {name: number for number in self._outer_first for name in self.audit.blocks[number].branch}
         return tuple(self.blocks.get(one.block or "", inner.get(one.name)) for one in self.audit.parameters)
 
@@ -72,7 +72,7 @@ class Places:
 
     @cached_property
     def box(self) -> tuple[int, ...]:
-        """The parameter that each parameter has its box with, itself where it has its own."""
+        """The parameter whose box each parameter shares; itself if it has its own box."""
         modules = [one.name.rpartition(".")[0] for one in self.audit.parameters]
         first: dict[str, int] = {}
         for number, one in enumerate(self.audit.parameters):
@@ -84,9 +84,9 @@ class Places:
         )
 
     def tree(self) -> list[Any]:
-        """Return what stands on the main stem, in the order of execution as far as it is known.
+        """Return the contents of the main stem, in order of execution as far as it is known.
 
-        A number is the box of a parameter; {"block", "branch", "over"} is a block, with what stands in its branch and
+        A number is the box of a parameter; {"block", "branch", "over"} is a block with the contents of its branch and
         the boxes on its shortcut.
         """
         inside: dict[int | None, list[tuple[int, Any]]] = {}
@@ -107,7 +107,7 @@ class Places:
 
     @cached_property
     def _order(self) -> list[int]:
-        """When each parameter acts; one that is not seen to act goes with the one before it."""
+        """The position of each parameter in execution order; one without a known use follows the previous one."""
         seen: dict[str, int] = {}
         for position, point in enumerate(self.audit.profile):
             seen.setdefault(point.parameter, position)
@@ -122,9 +122,9 @@ class Places:
 
     @cached_property
     def shown_at(self) -> tuple[tuple[str, int] | None, ...]:
-        """Where the drawing shows each point: ("p", parameter) for a box, ("b", block) for a join, None nowhere.
+        """Where the drawing shows each point: ("p", parameter) for a box, ("b", block) for a join, or None.
 
-        A function is shown by the box of the weight that last acted in the same block.
+        A function is shown at the box of the last weight before it in the same block.
         """
         last: dict[str | None, int] = {}
         found: list[tuple[str, int] | None] = []
@@ -140,7 +140,7 @@ class Places:
         return tuple(found)
 
     def of(self, finding: Finding) -> str:
-        """Return the row of the page that a finding is about: p, b or s with a number, "" for none.
+        """Return the row of the page for a finding: p, b or s with a number, or "".
 
         Example:
             >>> one = Finding("error", "dead", "w", "", 1, 0, "", "")

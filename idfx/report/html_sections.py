@@ -1,4 +1,4 @@
-"""Audits → the parts of the page that need no script: verdict, findings, measures, spectra in numbers, costs."""
+"""Audits → the parts of the page that need no script: verdict, findings, measures, spectra as numbers, costs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from idfx.report.html_places import Places
 from idfx.report.layout import count
 
 SYMBOLS = {"error": "✕", "warning": "▲", "info": "●", "clean": "✓"}
-_FIRST = 8  # findings of one kind that are shown before one asks for the rest
+_FIRST = 8  # findings of one kind that are shown without expanding
 
 Cases = Sequence[tuple[str, Audit]]
 
 
 def digits(value: float | int | str | None) -> str:
-    """Return a number to four digits with a true minus sign; text as it is, escaped.
+    """Return a number with four digits and a true minus sign; text is escaped.
 
     Example:
         >>> digits(0.02131), digits(-12), digits(1.5e-7), digits(None), digits("<b>")
@@ -36,13 +36,13 @@ def digits(value: float | int | str | None) -> str:
 
 
 def badge(severity: str, words: str = "") -> str:
-    """Return a severity as symbol and word."""
+    """Return a severity as a symbol and a word."""
     symbol = f'<span class="symbol" aria-hidden="true">{SYMBOLS[severity]}</span>'
     return f'<span class="badge {severity}">{symbol}{escape(words or severity)}</span>'
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> str:
-    """Return a table of cells that are HTML already; the first cell of each row is its heading."""
+    """Return a table of HTML cells; the first cell of each row is its heading."""
     head = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
@@ -53,7 +53,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool 
 
 
 def summary(cases: Cases) -> str:
-    """Return the verdict on each case, how many findings there are, and what was run."""
+    """Return the verdict, the number of findings and the batch of each case."""
     return '<div class="cards">' + "".join(_card(label, audit) for label, audit in cases) + "</div>"
 
 
@@ -81,14 +81,14 @@ def _count(total: int, name: str) -> str:
 
 def _batch(audit: Audit) -> str:
     if audit.batch is None:
-        return "none: no data went through the model"
+        return "none: no data was run through the model"
     shapes = ", ".join("×".join(map(str, shape)) or "scalar" for shape in audit.batch.shapes)
     samples = "an unknown number of samples" if audit.batch.samples is None else count(audit.batch.samples, "sample")
     return f"{escape(audit.batch.source)}: {samples}" + (f", {shapes}" if shapes else "")
 
 
 def findings(cases: Cases) -> str:
-    """Return the findings of each case by severity and kind, each a link to its place."""
+    """Return the findings of each case by severity and kind, each with a link to its place."""
     return "".join(_findings(number, label, audit, len(cases) > 1) for number, (label, audit) in enumerate(cases))
 
 
@@ -133,7 +133,7 @@ def measures(cases: Cases) -> str:
 
 
 def left_out(cases: Cases) -> str:
-    """Return what was not measured, and why."""
+    """Return what was not measured, with the reasons."""
     kept = [(label, *item) for label, audit in cases for item in audit.left_out.items()]
     several = len(cases) > 1
     return "".join(
@@ -153,7 +153,7 @@ def costs(cases: Cases) -> str:
 def spectra(cases: Cases) -> str:
     """Return the spectrum of each whole model in numbers.
 
-    The largest singular value may be larger by what stands behind it, and the smallest smaller.
+    The number after a singular value bounds its error: the largest may be larger, and the smallest smaller.
     """
     rows = [
         [f"<code>{escape(label)}</code>", *_spectrum(one)]
@@ -179,7 +179,7 @@ def _spectrum(one: Spectrum) -> list[str]:
 
 
 def _within(value: float, error: float, side: str) -> str:
-    """A number and how far off it may be, to one side or to both."""
+    """A number and its error, on one side or on both."""
     if math.isnan(value):
         return "not measured"
     return digits(value) if not error or math.isnan(error) else f"{digits(value)} {side} {digits(error)}"

@@ -39,7 +39,7 @@ def _text(value: Any) -> str:
 
 
 def structure(found: Structure) -> str:
-    """Return a structure as JSON: joins, sums, sites, roles, unknown operators, and how it was captured."""
+    """Return a structure as JSON: joins, sums, sites, roles, unknown operators, and the method of capture."""
     capture = {
         "how": found.capture.how,
         "nodes": len(found.capture.graph.nodes),
@@ -49,14 +49,14 @@ def structure(found: Structure) -> str:
 
 
 def certificate(found: Certificate | None) -> Any:
-    """Return a certificate as plain JSON values; null for none."""
+    """Return a certificate as plain JSON values, or null."""
     if found is None:
         return None
     return {**_plain(found), "passed": found.passed, "certified": found.certified, "joins": len(found.checks)}
 
 
 def init(report: Report, spec: str, saved: SavedFile) -> str:
-    """Return what `idfx init` did as JSON."""
+    """Return the result of `idfx init` as JSON."""
     made = report.plan
     return _text(
         {
@@ -76,7 +76,7 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
 
 
 def differences(found: Sequence[Difference]) -> str:
-    """Return what differs between two sides as JSON."""
+    """Return the differences between two sides as JSON."""
     return _text({"same": all(one.status == "same" for one in found), "parameters": list(found)})
 
 

@@ -1,4 +1,4 @@
-"""Lines and tables for a terminal, by rich."""
+"""Lines and tables for a terminal, with rich."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_WIDEST = 10_000  # of a line; a terminal wraps what is too wide, and a pipe gets all of it
+_WIDEST = 10_000  # of a line; a terminal wraps longer lines, and a pipe gets them whole
 
 
 def text(*parts: Any) -> str:
-    """Render without colour at a fixed width, so that what is piped is what is shown; tables may be wider."""
+    """Render without colour at a fixed width, so that piped output equals terminal output; tables may be wider."""
     file = io.StringIO()
     console = Console(file=file, width=_WIDEST, no_color=True, highlight=False, markup=False, emoji=False)
     for part in parts:
@@ -22,7 +22,7 @@ def text(*parts: Any) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table without lines, its columns as wide as what stands in them."""
+    """Return a table without lines, with columns as wide as their contents."""
     made = Table(box=None, pad_edge=False, header_style="", show_edge=False)
     for heading in headings:
         made.add_column(heading, no_wrap=True, overflow="ignore")

@@ -1,4 +1,4 @@
-"""Places along depth → a profile drawn in characters."""
+"""Statistics along depth → a profile drawn in characters."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _share(point: ActivationStats) -> float | None:
 
 
 def profile(points: Sequence[ActivationStats]) -> list[tuple[str, str, str, str]]:
-    """Return rows (quantity, where, bars from the first place to the last, range), of what was measured.
+    """Return rows (quantity, part, bars from the first point to the last, range) of the measured quantities.
 
-    Each bar stands for a place, or for the mean of several neighbours where there are more than `WIDTH`.
+    Each bar represents a point, or the mean of several neighbours if there are more than `WIDTH` points.
 
     Args:
-        points: of one batch, in the order of execution.
+        points: of one batch, in order of execution.
     """
     parts = [("main stem", [p for p in points if p.block is None]), ("branches", [p for p in points if p.block])]
     rows = []
@@ -49,7 +49,7 @@ def profile(points: Sequence[ActivationStats]) -> list[tuple[str, str, str, str]
 
 
 def bars(values: Sequence[float]) -> str:
-    """Return numbers as bars, the smallest lowest, the largest highest; a flat line where they are all equal.
+    """Return numbers as bars, from the lowest for the smallest to the highest for the largest; flat if all are equal.
 
     Example:
         >>> bars([0.0, 1.0, 2.0, 7.0])

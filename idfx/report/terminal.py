@@ -1,4 +1,4 @@
-"""Records → text for a terminal, tables by rich."""
+"""Records → text for a terminal, with rich tables."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _scheme(made: Plan) -> str:
 
 
 def init(report: Report, spec: str, saved: SavedFile) -> str:
-    """Return what `idfx init` did, in a few lines."""
+    """Return the result of `idfx init` in a few lines."""
     made = report.plan
     size = sum(math.prod(shape) for shape in made.shapes.values())
     fills = Counter(decision.fill for decision in made.decisions.values())
@@ -62,14 +62,14 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
     for reason, count in Counter(made.kept.values()).most_common():
         rows.append(("kept", f"{_count(count, 'tensor')}: {reason}"))
     if made.scalars:
-        how = "through torch.nn.utils.parametrize; idfx.fold_ multiplies them in and makes the model plain again"
+        how = "through torch.nn.utils.parametrize; idfx.fold_ multiplies them into the weights"
         rows.append(("added", f"{_count(len(made.scalars), 'learned scalar')} {how}"))
     rows += _certificate_rows(report.certificate)
     rows.append(("file", f"{saved.path}: {_count(saved.bytes, 'byte')}, {_count(saved.tensors, 'tensor')}"))
     return _text(_table(("", ""), rows)).lstrip("\n")
 
 
-_SAME_OUTPUT = "different features at every join, and the same output, which only closed branches reach"
+_SAME_OUTPUT = "different features at every join but the same output, which only closed branches reach"
 
 
 def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
@@ -82,11 +82,11 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
         text = f"{found.certified} of {len(closed)} residual blocks start as their shortcut"
         rows.append(("blocks", f"{text}; worst deviation {worst.deviation:.2g} at {worst.join}" if worst else text))
     elif not any(check.status == "unclaimed" for check in found.checks):
-        rows.append(("blocks", "the model has no residual block that could be closed"))
+        rows.append(("blocks", "the model has no residual block that can be closed"))
     if unclaimed := [check for check in found.checks if check.status == "unclaimed"]:
         deviations = sorted(check.deviation for check in unclaimed)
         count = _count(len(unclaimed), "residual block")
-        text = f"{count} {'is' if len(unclaimed) == 1 else 'are'} not closed by the plan"
+        text = f"the plan does not close {count}"
         span = f"{deviations[0]:.2g} to {deviations[-1]:.2g}" if len(deviations) > 1 else f"{deviations[0]:.2g}"
         rows.append(("blocks", f"{text}: output and shortcut differ by {span} of the shortcut"))
     if still_open := [check.join for check in found.checks if check.status == "open"]:
@@ -94,8 +94,8 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
         rows.append(("open", f"{_count(len(still_open), 'join')} cannot be closed: {names} (see idfx analyze)"))
     if unseen := [check.join for check in found.checks if check.status == "unseen"]:
         names = ", ".join(unseen[:3]) + (" ..." if len(unseen) > 3 else "")
-        why = "their shortcut exists only inside an operator"
-        rows.append(("unseen", f"{_count(len(unseen), 'join')} cannot be compared, {why}: {names}"))
+        why = "because their shortcut exists only inside an operator"
+        rows.append(("unseen", f"{_count(len(unseen), 'join')} cannot be compared {why}: {names}"))
     if found.growth is not None:
         rows.append(("growth", _growth(found.growth)))
     if found.passed:
@@ -106,15 +106,15 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
 
 
 def _growth(found: Growth) -> str:
-    """Say how a model relates to the one whose checkpoint was loaded into it."""
+    """Return how a model relates to the one whose checkpoint was loaded into it."""
     why = [
-        (found.fresh, "not loaded and outside of added blocks"),
-        (found.unplaced, "in the checkpoint and not in the model as it is there"),
-        (found.altered, "blocks whose shortcut is no identity"),
+        (found.fresh, "not loaded, outside the added blocks"),
+        (found.unplaced, "in the checkpoint, but missing or different in the model"),
+        (found.altered, "blocks whose shortcut is not an identity"),
     ]
     if reasons := [f"{', '.join(names[:3])}{_more(names)} ({what})" for names, what in why if names]:
-        return f"the outputs are not held to those of the loaded model: {'; '.join(reasons)}"
-    rest = "all outside of them was loaded" if found.blocks else "everything was loaded"
+        return f"the outputs are not compared with those of the loaded model: {'; '.join(reasons)}"
+    rest = "everything outside them was loaded" if found.blocks else "everything was loaded"
     if not found.blocks:
         return f"{rest}, and no block was added"
     added = _count(len(found.blocks), "added branch", "added branches")
@@ -122,7 +122,7 @@ def _growth(found: Growth) -> str:
         return f"{added}; {rest}. The outputs with and without them could not be compared"
     verb = "changes" if len(found.blocks) == 1 else "change"
     if not found.difference:
-        return f"{added} {verb} nothing in the outputs; {rest}"
+        return f"{added} {'does' if len(found.blocks) == 1 else 'do'} not change the outputs; {rest}"
     return f"{added} {verb} the outputs by {found.difference:.2g} of the largest; {rest}"
 
 
@@ -131,7 +131,7 @@ def _more(names: Sequence[str]) -> str:
 
 
 def structure(found: Structure, spec: str) -> str:
-    """Return the structure of a model: its joins, its main stem, and what was not understood."""
+    """Return the structure of a model: its joins, other sums, weights, and unknown operators."""
     size = sum(math.prod(info.shape) for info in found.parameters.values())
     kinds = Counter(join.kind for join in found.joins)
     closed = sum(join.zeroable for join in found.joins)
@@ -146,7 +146,7 @@ def structure(found: Structure, spec: str) -> str:
     if found.joins:
         parts += [_joins_table(found.joins), ""]
     if found.sums:
-        parts += ["sums that are no residual joins:", _sums_table(found.sums), ""]
+        parts += ["sums that are not residual joins:", _sums_table(found.sums), ""]
     parts += ["weights:", _weights_table(found), ""]
     if found.unknown:
         rows = [(unknown.operator, ", ".join(unknown.sites)) for unknown in found.unknown]
@@ -203,7 +203,7 @@ def plan(made: Plan, spec: str) -> str:
 
 
 def differences(found: Sequence[Difference], left: str, right: str, every: bool = False) -> str:
-    """Return what differs between two sides, one line per parameter."""
+    """Return the differences between two sides, one line per parameter."""
     counts = Counter(one.status for one in found)
     shown = [one for one in found if every or one.status != "same"]
     rows = [
@@ -247,4 +247,4 @@ def explanation(found: Explanation) -> str:
 
 def catalogue(rows: Sequence[tuple[str, str]]) -> str:
     """Return names with their summaries."""
-    return _text(_table(("name", "what it is"), rows))
+    return _text(_table(("name", "description"), rows))

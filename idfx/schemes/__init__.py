@@ -1,1 +1,1 @@
-"""Which role gets which fill: one file per scheme."""
+"""Schemes decide which role gets which fill: one file per scheme."""

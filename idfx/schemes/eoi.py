@@ -11,7 +11,7 @@ from idfx.schemes.scheme import Keep, beside, check_number, is_weight, scheme, w
 
 @dataclass(frozen=True)
 class Options:
-    """`density`: the share of entries (of the central tap) that are not zero. `gain`: a factor."""
+    """`density`: the share of non-zero entries (of the central tap). `gain`: a factor."""
 
     density: float = 0.1
     gain: float = 1.0
@@ -26,8 +26,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     """EOI: sparse orthogonal weights, composed of Givens rotations (Nowak et al., 2024), biases 0, norms 1.
 
     Source: Nowak, Grooten, Mocanu and Tabor, "Sparser, better, deeper, stronger", ICML 2024; kernels as
-    delta-orthogonal. A weight has at least one entry in each column, or row if those are fewer, whatever the
-    density. The mask is where the weight is not zero (`idfx.masks`).
+    delta-orthogonal. A weight has at least one entry in each column, or row if those are fewer, whatever the density.
+    The mask marks the non-zero entries (`idfx.masks`).
     """
     if not is_weight(role):
         return beside(parameter, role)

@@ -1,4 +1,4 @@
-"""Fixup: residual nets without normalisation, the weights inside of branches scaled by the depth."""
+"""Fixup: residual networks without normalisation; weights inside branches are scaled by the depth."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from idfx.schemes.scheme import Keep, beside, check_choice, check_flag, is_weigh
 class Options:
     """The options of Fixup.
 
-    `mode`, `distribution`: of He's initialisation, which is scaled. `multipliers`: add a learned scalar, 1 at first, to
-    each branch, as the paper's third rule asks.
+    `mode`, `distribution`: of the He initialisation that is scaled. `multipliers`: add a learned scalar, initially 1,
+    to each branch, as in the paper's third rule.
     """
 
     mode: str = "fan_in"
@@ -36,7 +36,7 @@ def _scalars(network: StructureQueries, options: Options) -> Sequence[Scalar]:
 
 
 def share(parameter: ParameterInfo, role: Role, network: StructureQueries) -> tuple[float, str]:
-    """Return the second rule's factor on a weight inside of a residual branch, and why; 1 and "" for any other one."""
+    """Return the factor of the second rule for a weight inside a residual branch, and the reason; else 1 and ""."""
     join = network.around(parameter.name)
     if role.name != "inner" or "gating" in role.traits or join is None:
         return 1.0, ""
@@ -54,8 +54,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     L is the number of residual branches, m the number of weights in the branch.
 
     Source: Zhang, Dauphin and Ma, "Fixup initialization: residual learning without normalization", ICLR 2019, the three
-    rules. The scalar biases of the third are the biases that the model has, at 0; where it has none, none are added.
-    Ours: weights that only steer the branch (gates) are not scaled and do not count.
+    rules. The scalar biases of the third rule are the model's own biases, at 0; none are added. Ours: weights that only
+    gate the branch are not scaled and do not count.
     """
     if role.name.is_last:
         what = "the last weight of a residual branch" if role.name == "end" else "the classification layer"

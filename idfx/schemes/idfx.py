@@ -1,4 +1,4 @@
-"""idfx's own scheme: identities on the main stem, orthogonal matrices everywhere else, branches almost zero."""
+"""idfx's own scheme: identities on the main stem, orthogonal matrices everywhere else, branches near zero."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ ENDS = ("scale", "weight")
 class Options:
     """The options of idfx's own scheme: how each of five kinds of weights starts, and how branches end.
 
-    `main`: weights of the main stem with as many outputs as inputs, taps aside. `inner`: such weights inside of
-    residual branches. `other`: weights with more or fewer outputs than inputs. `stem`, `head`: the first and the last
-    weights of the model, whatever their shape. Each is "identity" (padded where it is not square; a kernel from its
-    centre), "orthogonal" times the gain of the function that follows, "delta" (likewise, at the centre of a kernel, 0
-    elsewhere), "mirrored" ([M; −M] where a ReLU follows, else orthogonal), "random" (Kaiming) or "keep"; the head may
-    also be "zero". `ends`: whether a residual branch ends at the last scale before the join where there is one, or
-    always at a weight. `eps`: the almost zero, 0 for an exact one. `depth`: weights inside of the branches of a model
-    that normalises nowhere are times L^(−1/(2m−2)), L the number of branches and m that of the weights in one
-    (Fixup's second rule); false leaves it out.
+    `main`: weights of the main stem with as many outputs as inputs, without taps. `inner`: such weights inside residual
+    branches. `other`: weights with different numbers of outputs and inputs. `stem`, `head`: the first and the last
+    weights of the model, whatever their shape. Each is "identity" (padded if not square; in the order `centre` for a
+    kernel), "orthogonal" times the gain of the function that follows, "delta" (the same at the centre of a kernel, 0
+    elsewhere), "mirrored" ([M; −M] if a ReLU follows, otherwise orthogonal), "random" (Kaiming) or "keep"; the head may
+    also be "zero". `ends`: whether a residual branch ends at the last scale before the join, if there is one, or always
+    at a weight. `eps`: the size of the ends; 0 for exact zeros. `depth`: in a model without any normalisation, multiply
+    weights inside branches by L^(−1/(2m−2)), where L is the number of branches and m the number of weights in the
+    branch (Fixup's second rule); false turns this off.
     """
 
     main: str = "identity"
@@ -54,12 +54,12 @@ _WHAT = {
     "head": "the head",
     "main": "a square weight of the main stem",
     "inner": "a square weight inside a residual branch",
-    "other": "a weight that is not square",
+    "other": "a non-square weight",
 }
 
 
 def _fused(parameter: ParameterInfo, layout: Layout, traits: Collection[str]) -> Layout:
-    """The layout with queries, keys and values as parts, where they are square and lie one after the other."""
+    """The layout with queries, keys and values as parts, if they are square and contiguous."""
     rows, columns = layout.matrix(parameter.shape)
     parts = sum(part in traits for part in ("query", "key", "value"))
     alone = layout.parts == layout.groups == 1 and not layout.tap_axes
@@ -67,7 +67,7 @@ def _fused(parameter: ParameterInfo, layout: Layout, traits: Collection[str]) ->
 
 
 def _kind(parameter: ParameterInfo, role: Role) -> str:
-    """Which of the options speaks of a weight."""
+    """The option that applies to a weight."""
     if role.name in ("input stem", "head"):
         return role.name.removeprefix("input ")
     assert role.layout is not None
@@ -88,13 +88,13 @@ def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: f
         return Decision(parameter.name, fill, with_layout(arguments, role), f"{what}: {reason}", role.evidence)
 
     if how == "keep":
-        return Keep(f"{what}: the author's values stay")
+        return Keep(f"{what}: its own values are kept")
     if how == "zero":
         return Decision(parameter.name, "constant", {"value": 0.0}, f"{what} starts at 0", role.evidence)
     if how == "random":
         return he(parameter, role, nonlinearity="auto", factor=factor, why=f"{why}; {what}")
     if how == "identity" and "normalised" in role.traits:
-        return Keep(f"{what}: it is divided by norms of slices that the identity leaves zero; the author's values stay")
+        return Keep(f"{what}: it is divided by norms of slices that the identity leaves zero; its own values are kept")
     if how == "identity":
         return write(
             "idic" if kernel else "idi",
@@ -106,7 +106,7 @@ def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: f
         return write(
             "mirrored",
             {"inputs": False, "outputs": True, "gain": factor},
-            f"mirrored{why}, so that the ReLU behind loses nothing",
+            f"mirrored{why}, so that the following ReLU loses nothing",
         )
     gain = gain_of("auto", role) * factor
     centre = {"taps": "centre"} if how == "delta" and kernel else {}
@@ -122,7 +122,7 @@ def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: f
 
 def _end(parameter: ParameterInfo, role: Role, eps: float) -> Decision:
     """The decision for the last weight of a residual branch."""
-    reason = "the last weight of a residual branch starts at almost zero"
+    reason = "the last weight of a residual branch starts near zero"
     if role.layout is None:
         return Decision(parameter.name, "constant", {"value": 0.0}, "the last weight of a branch: 0", role.evidence)
     kernel = bool(role.layout.tap_axes)
@@ -136,21 +136,21 @@ def _end(parameter: ParameterInfo, role: Role, eps: float) -> Decision:
 
 @scheme("idfx", Options, prefer_scale_ends=lambda options: options.ends == "scale")
 def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
-    """idfx: identities on the main stem, orthogonal elsewhere, branches almost zero at their last scale or weight.
+    """idfx: identities on the main stem, orthogonal elsewhere, branches near zero at their last scale or weight.
 
-    Source: ours, put together of what measured best (docs/evidence.md has the ablation of each part). From Pan et al.,
-    "IDInit", ICLR 2025, arXiv 2503.04626, the identity where the signal has to pass, and almost zeros at the ends of
-    branches; from Goyal et al., arXiv 1706.02677, that the almost zero is the scale of a normalisation where one ends
-    the branch, for it would divide by the size of an almost zero weight before it; from Saxe, McClelland and Ganguli,
-    ICLR 2014, orthogonal matrices wherever a weight widens, narrows or mixes; from Zhang, Dauphin and Ma, "Fixup",
-    ICLR 2019, smaller weights inside of branches the deeper a model is, where nothing normalises. Fused queries, keys
-    and values are a matrix each. Biases 0, norms 1, everything else is kept.
+    Source: ours, a combination of the parts that measured best (docs/evidence.md has the ablation of each part). From
+    Pan et al., "IDInit", ICLR 2025, arXiv 2503.04626: identities where the signal has to pass, and near-zero ends of
+    branches. From Goyal et al., arXiv 1706.02677: if a normalisation ends the branch, its scale is near zero, because
+    it would divide by the size of a near-zero weight before it. From Saxe, McClelland and Ganguli, ICLR 2014:
+    orthogonal matrices where a weight widens, narrows or mixes. From Zhang, Dauphin and Ma, "Fixup", ICLR 2019: in
+    models without normalisation, weights inside branches are smaller the deeper the model is. Fused queries, keys and
+    values are separate matrices. Biases are 0, norms 1, and everything else is kept.
     """
     if role.name == "end scale":
-        reason = "the branch ends at this scale, which carries the almost zero"
+        reason = "the branch ends at this scale, which starts near zero"
         return Decision(parameter.name, "constant", {"value": options.eps}, reason, role.evidence)
     if role.name == "end" and "normalised" in role.traits and role.layout is not None:
-        return Keep("it is divided by norms of slices that an almost zero leaves zero; the author's values stay")
+        return Keep("it is divided by norms of slices that a near-zero matrix leaves zero; its own values are kept")
     if role.name == "end":
         return _end(parameter, role, options.eps)
     if is_weight(role):

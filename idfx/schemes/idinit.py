@@ -1,8 +1,8 @@
-"""IDInit: every layer starts as an identity, every residual branch at almost zero.
+"""IDInit: every layer starts as an identity, every residual branch near zero.
 
 Source: Pan, Wang, Wu, Wang, Zhang, Xu, "IDInit: A Universal and Stable Initialization Method for Neural Network
-Training", ICLR 2025, arXiv 2503.04626. What the paper leaves open is decided here and marked ours; docs/method.md
-gives the reasons.
+Training", ICLR 2025, arXiv 2503.04626. Decisions that the paper leaves open are marked as ours; docs/method.md gives
+the reasons.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ LOOSEN = ("diagonal", "dense", "none")
 ORDERS = ("auto", "channel", "tap", "centre")
 DEPTHWISE = ("auto", "identity", "keep")
 
-# What the paper does not speak of, where a weight is otherwise the paper's case.
+# Properties that the paper does not mention, of weights that it otherwise covers.
 _OURS = {
     "grouped": "one matrix per group",
     "depthwise": "one matrix per channel",
-    "gating": "it only steers other values",
+    "gating": "it only gates other values",
 }
 
 _KEEP = {
-    "embedding": "rows that are looked up are not a map from inputs to outputs; the author's values stay (ours)",
-    "offset": "what is added to the data, a position say, is no layer; the author's values stay (ours)",
-    "token": "a token beside the data is no layer; the author's values stay (ours)",
-    "scale": "a scale that ends no residual branch keeps the author's value (ours)",
-    "position": "a position is no layer; the author's values stay (ours)",
-    "attention bias": "what is added to attention scores is no layer; the author's values stay (ours)",
-    "fixed": "it makes a value that no input changes, a learned query or a position; the author's values stay (ours)",
+    "embedding": "a table of looked-up rows does not map inputs to outputs; its own values are kept (ours)",
+    "offset": "an offset that is added to the data is not a layer; its own values are kept (ours)",
+    "token": "a token next to the data is not a layer; its own values are kept (ours)",
+    "scale": "a scale that ends no residual branch keeps its own values (ours)",
+    "position": "a position is not a layer; its own values are kept (ours)",
+    "attention bias": "a bias of attention scores is not a layer; its own values are kept (ours)",
+    "fixed": "it makes a value that is independent of the input, like a learned query; its own values are kept (ours)",
     "unused": "the forward pass does not use it",
-    "unresolved": "it is a weight whose matrix idfx cannot read; the author's values stay",
-    "other": "idfx has no rule for how it meets the data; the author's values stay",
+    "unresolved": "it is a weight whose matrix idfx cannot read; its own values are kept",
+    "other": "idfx has no rule for how it acts on the data; its own values are kept",
 }
 
 
@@ -45,12 +45,12 @@ _KEEP = {
 class Options:
     """The options of IDInit.
 
-    `tau`: entry of the identity, a number or "gain" for the gain of the activation that follows. `eps`: entry of
-    the zero-preserving matrix; 0 makes it zero. `loosen`: which entries get noise N(0, eps_tau²). `conv_order`:
-    how a kernel is read as a matrix; "auto" is "channel" in residual branches, the order that was best with
-    BatchNorm, and "centre" elsewhere, where a shift by each layer would move the signal off the image (docs/method.md).
-    `depthwise`: depthwise kernels as identities, or as the author drew them ("keep"); "auto" keeps those inside of
-    branches, where identities cost accuracy (docs/evidence.md).
+    `tau`: entry of the identity, a number or "gain" for the gain of the activation that follows. `eps`: entry of the
+    zero-preserving matrix; 0 makes it zero. `loosen`: which entries get noise N(0, eps_tau²). `conv_order`: the order
+    of the columns of a kernel; "auto" is "channel" in residual branches, which was best with BatchNorm, and "centre"
+    elsewhere, where shifting by each layer would move the signal off the image (docs/method.md). `depthwise`: depthwise
+    kernels as identities ("identity") or kept ("keep"); "auto" keeps those inside branches, where identities cost
+    accuracy (docs/evidence.md).
     """
 
     tau: float | str = 1.0
@@ -77,18 +77,18 @@ class Options:
 
 
 def _order(role: Role, options: Options) -> tuple[str, str]:
-    """How a kernel is read, and why where the user's word does not settle it."""
+    """The kernel order, and the reason unless the user set it."""
     if role.layout is not None and role.layout.grouped == "in":
-        return "centre", "; a transposed kernel is read from its centre (ours)"
+        return "centre", "; a transposed kernel is filled from its centre (ours)"
     if options.conv_order != "auto":
         return options.conv_order, ""
     if role.name.in_branch:
         return "channel", ""
-    return "centre", "; outside of branches a kernel is read from its centre, which shifts nothing (ours)"
+    return "centre", "; outside branches a kernel is filled from its centre, which does not shift (ours)"
 
 
 def _identity(role: Role, options: Options) -> tuple[dict[str, Any], str]:
-    """The arguments of an identity, and why where the user's word does not settle them."""
+    """The arguments of an identity, and the reason unless the user set them."""
     gain = GAINS.get(role.activation.removeprefix("aten."), 1.0)
     tau = gain if options.tau == "gain" else options.tau
     why = f"; tau is the gain of {role.activation or 'no activation'}" if options.tau == "gain" else ""
@@ -117,14 +117,14 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
 
 
 def _keeps_depthwise(role: Role, options: Options) -> bool:
-    """Whether a weight is a depthwise kernel that stays as the author drew it."""
+    """Whether a weight is a depthwise kernel that is kept."""
     if "depthwise" not in role.traits or not role.name.is_weight or options.depthwise == "identity":
         return False
     return options.depthwise == "keep" or role.name == "inner"
 
 
 def _recurrent(parameter: ParameterInfo, role: Role, options: Options) -> Decision | Keep:
-    """A recurrent layer: the candidate an identity, the gates the same for every input, the forget gate near open.
+    """A recurrent layer: the candidate is an identity, gates ignore the input, and the forget gate is nearly open.
 
     Source: ours. Le, Jaitly and Hinton, "A simple way to initialize recurrent networks of rectified linear units",
     2015, arXiv 1504.00941, for identities; Gers, Schmidhuber and Cummins, "Learning to forget", 2000, and Jozefowicz,
@@ -132,48 +132,48 @@ def _recurrent(parameter: ParameterInfo, role: Role, options: Options) -> Decisi
     """
     gates = {name: rows for name, rows in role.gates.items() if name != "candidate"}
     if role.layout is not None and gates:
-        reason = f"the {', '.join(gates)} gates start at almost zero, the same for every input (ours)"
+        reason = f"the weights of the {', '.join(gates)} gates start near zero, equal for every input (ours)"
         return _weight(parameter, replace(role, rows=tuple(gates.values())), options, True, reason)
     if role.layout is not None:
         reason = "a weight of a recurrent layer starts as the identity (ours, after Le et al., 2015)"
         return _weight(parameter, role, options, False, reason)
     if "forget" in gates and "input bias" in role.traits:
         arguments = {"rows": [list(gates["forget"])], "inside": 1.0, "value": 0.0}
-        reason = "the forget gate starts near open, by a 1 in one of its two biases (ours, after Gers et al., 2000)"
+        reason = "a 1 in one of its two biases starts the forget gate nearly open (ours, after Gers et al., 2000)"
         return Decision(parameter.name, "piecewise_constant", arguments, reason, role.evidence)
     if role.gates:
-        reason = "a bias at 0 adds nothing to the identity (ours)"
+        reason = "a bias of 0 adds nothing to the identity (ours)"
         return Decision(parameter.name, "constant", {"value": 0.0}, reason, role.evidence)
-    return Keep(f"{role.evidence}; the author's values stay (ours)")
+    return Keep(f"{role.evidence}; its own values are kept (ours)")
 
 
 @scheme("idinit", Options)
 def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | Keep:
-    """IDInit: identity everywhere, almost zero at the end of every residual branch (Pan et al., ICLR 2025).
+    """IDInit: identity everywhere, near zero at the end of every residual branch (Pan et al., ICLR 2025).
 
-    Source: arXiv 2503.04626. Paper: main-stem weights and inner weights of branches IDI/IDIC, last weight of a
-    branch IDIZ/IDIZC. Ours: biases and shifts 0, norm and branch scales 1, a scale at the end of a branch eps,
-    projection shortcuts and the head as main stem, depthwise kernels inside of branches kept, recurrent layers gate by
-    gate, bilinear forms as products, all else kept.
+    Source: arXiv 2503.04626. Paper: IDI/IDIC for main-stem weights and inner weights of branches, IDIZ/IDIZC for the
+    last weight of a branch. Ours: 0 for biases and shifts, 1 for norm and branch scales, eps for a scale at the end of
+    a branch; projection shortcuts and the head as main stem; depthwise kernels inside branches kept; recurrent layers
+    gate by gate; bilinear forms as products; everything else kept.
     """
 
     def constant(value: float, reason: str) -> Decision:
         return Decision(parameter.name, "constant", {"value": value}, reason, role.evidence)
 
     if role.name == "end" and role.layout is None:
-        return constant(0.0, "the last weight of a residual branch, not read as a plain matrix, starts at zero (ours)")
+        return constant(0.0, "the last weight of a residual branch, which is not a plain matrix, starts at zero (ours)")
     if "normalised" in role.traits and role.layout is not None:
-        return Keep("it is divided by norms of slices that the identity leaves zero; the author's values stay (ours)")
+        return Keep("it is divided by norms of slices that the identity leaves zero; its own values are kept (ours)")
     if role.name == "end":
         return _weight(
             parameter,
             role,
             options,
             True,
-            "the last weight of a residual branch starts at almost zero (paper)",
+            "the last weight of a residual branch starts near zero (paper)",
         )
     if _keeps_depthwise(role, options):
-        reason = "a depthwise kernel only mixes neighbours, and an identity mixes none; the author's values stay (ours)"
+        reason = "a depthwise kernel only mixes neighbours, and an identity mixes none; its own values are kept (ours)"
         return Keep(reason)
     if role.name in ("main stem", "transition", "inner"):
         where = "a residual branch" if role.name == "inner" else "the main stem"
@@ -184,15 +184,15 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
         reason = f"the {role.name} is a weight of the main stem and starts as the identity (ours)"
         return _weight(parameter, role, options, False, reason)
     if role.name == "end scale":
-        return constant(options.eps, "the branch ends at this scale, which carries the almost zero (ours)")
+        return constant(options.eps, "the branch ends at this scale, which starts near zero (ours)")
     if role.name in ("norm scale", "branch scale", "gain"):
-        return constant(1.0, f"a {role.name} at 1 leaves the identity, or the zero before it, as it is (ours)")
+        return constant(1.0, f"a {role.name} of 1 preserves the identity, or the zero before it (ours)")
     if role.name.is_shift:
-        return constant(0.0, f"a {role.name} at 0 adds nothing to the identity (ours)")
+        return constant(0.0, f"a {role.name} of 0 adds nothing to the identity (ours)")
     if role.name == "recurrent":
         return _recurrent(parameter, role, options)
     if role.name == "bilinear form":
         identity, why = _identity(role, options)
-        reason = f"a bilinear form starts as the identity in each argument while the other is ones (ours){why}"
+        reason = f"a bilinear form starts as the identity in each argument if the other is all ones (ours){why}"
         return Decision(parameter.name, "bilinear", identity, reason, role.evidence)
     return Keep(_KEEP[role.name])

@@ -1,4 +1,4 @@
-"""Kaiming (He): random weights whose variance keeps that of the signal through ReLU."""
+"""Kaiming (He): random weights that preserve the variance of the signal through ReLUs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Options:
 def spread(
     parameter: ParameterInfo, role: Role, distribution: str, std: float, reason: str, factor: float = 1.0
 ) -> Decision:
-    """Return the decision for random entries of this standard deviation, times a factor."""
+    """Return the decision for random entries with this standard deviation, times a factor."""
     value = std * factor
     name = {"std": value} if distribution == "normal" else {"bound": math.sqrt(3.0) * value}
     return Decision(parameter.name, distribution, dict(name), reason, role.evidence)
@@ -49,7 +49,7 @@ def he(
     parameter: ParameterInfo, role: Role, mode: str = "fan_in", distribution: str = "normal",
     nonlinearity: str = "relu", factor: float = 1.0, why: str = "",
 ) -> Decision:  # fmt: skip
-    """Return He's decision for a weight, its standard deviation gain / √fan, times a factor."""
+    """Return He's decision for a weight: standard deviation gain / √fan, times a factor."""
     fan_in, fan_out = fans(parameter, role)
     fan = fan_in if mode == "fan_in" else fan_out
     gain = gain_of(nonlinearity, role)
@@ -62,8 +62,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     """Kaiming: random weights of standard deviation gain / √fan (He et al., 2015), biases 0, norms 1.
 
     Source: He, Zhang, Ren and Sun, "Delving deep into rectifiers", ICCV 2015; torch.nn.init.kaiming_normal_ and
-    kaiming_uniform_. Deviation: the fan is that of the matrix that idfx reads, of one group and with inputs as inputs;
-    torch.nn.init takes it from the shape alone.
+    kaiming_uniform_. Deviation: the fan is that of the matrix that idfx identifies, of one group and with the actual
+    inputs; torch.nn.init derives it from the shape alone.
     """
     if is_weight(role):
         return he(parameter, role, options.mode, options.distribution, options.nonlinearity)

@@ -1,4 +1,4 @@
-"""Looks-linear: ReLU nets that start as linear ones."""
+"""Looks-linear: ReLU networks that start as linear maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Options:
 
 
 def _mirrors(name: str, network: StructureQueries) -> bool:
-    """Whether the outputs of a weight can be mirrored: a ReLU follows, and they are even in number."""
+    """Whether the outputs of a weight can be mirrored: a ReLU follows, and their number is even."""
     info, role = network.structure.parameters[name], network.structure.roles[name]
     if not is_weight(role) or role.layout is None or role.activation != "aten.relu":
         return False
@@ -34,9 +34,9 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     """Looks-linear: mirrored blocks [M, −M; −M, M], with which ReLU layers act as M (Balduzzi et al., 2017).
 
     Source: Balduzzi et al., "The shattered gradients problem", ICML 2017; core "normal": Burkholz and Dubatovka,
-    "Initialization of ReLUs for dynamical isometry", NeurIPS 2019. A net of nothing but weights and ReLU is linear
-    then, exactly; maxima, other functions, groups and joins before a ReLU break that. Ours: outputs are mirrored where
-    a ReLU follows, inputs where all the weights before are mirrored.
+    "Initialization of ReLUs for dynamical isometry", NeurIPS 2019. A network of only weights and ReLUs is then exactly
+    linear; maxima, other functions, groups and joins before a ReLU break this. Ours: outputs are mirrored if a ReLU
+    follows, inputs if all preceding weights are mirrored.
     """
     if not is_weight(role) or role.layout is None:
         return beside(parameter, role)
@@ -44,6 +44,6 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     inputs = bool(before) and role.layout.groups == 1 and all(_mirrors(name, network) for name in before or ())
     outputs = _mirrors(parameter.name, network)
     sides = [side for side, mirrored in (("inputs", inputs), ("outputs", outputs)) if mirrored]
-    reason = f"its {' and '.join(sides)} are mirrored around a ReLU" if sides else "no ReLU stands before or behind it"
+    reason = f"its {' and '.join(sides)} are mirrored around a ReLU" if sides else "there is no ReLU before or after it"
     arguments = {"inputs": inputs, "outputs": outputs, "core": options.core, "gain": options.gain}
     return Decision(parameter.name, "mirrored", with_layout(arguments, role), reason, role.evidence)

@@ -1,4 +1,4 @@
-"""Mimetic: attention that starts as trained attention looks."""
+"""Mimetic: attention that starts similar to trained attention."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     """Mimetic: products of attention weights near multiples of the identity (Trockman and Kolter, 2023), the rest kept.
 
     Source: Trockman and Kolter, "Mimetic initialization of self-attention layers", ICML 2023, arXiv 2305.09828. The
-    defaults are those for vision transformers. Deviation: positions stay as the author made them. Ours: a product is
-    written whole or not at all, so a weight is kept with the one that it is multiplied by.
+    defaults are those for vision transformers. Deviation: positions are kept. Ours: a product is written completely or
+    not at all, so if one of its two weights is kept, so is the other.
     """
     found = _attentions(network, parameter.name)
     if not found:
-        return Keep("it is no weight of attention; the author's values stay")
+        return Keep("it is not an attention weight; its own values are kept")
     attention = found[0]
     why = _unfit(network, parameter.name) or _alone(attention, parameter, network)
     if why:
-        return Keep(f"{why}; the author's values stay")
+        return Keep(f"{why}; its own values are kept")
     assert attention.head_width is not None and role.layout is not None
     parts = _parts(attention, parameter)
     width = role.layout.matrix(parameter.shape)[1]
@@ -52,7 +52,7 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
         "alpha": [options.alpha_qk, options.alpha_vo],
         "beta": [options.beta_qk, options.beta_vo],
     }
-    reason = f"the weights of attention {attention.name} make products near the identity: {', '.join(parts)}"
+    reason = f"the weights of attention {attention.name} have products near the identity: {', '.join(parts)}"
     return Decision(parameter.name, "mimetic", with_layout(arguments, role), reason, role.evidence)
 
 
@@ -61,7 +61,7 @@ def _attentions(network: StructureQueries, name: str) -> list[AttentionWeights]:
 
 
 def _unfit(network: StructureQueries, name: str) -> str:
-    """Why the method does not speak of a weight of attention, if so."""
+    """Return the reason why the method does not cover an attention weight, or ""."""
     parameter, role = network.structure.parameters[name], network.structure.roles[name]
     attention, *others = _attentions(network, name)
     if reason := not_writable_reason(parameter):
@@ -69,24 +69,24 @@ def _unfit(network: StructureQueries, name: str) -> str:
     if others:
         return "several attentions share it"
     if attention.cross:
-        return f"attention {attention.name} looks at other data than its queries come from"
+        return f"attention {attention.name} attends to other data than its queries come from"
     if role.layout is None or attention.head_width is None:
-        return "its matrix is not read"
+        return "idfx cannot read its matrix"
     rows, columns = role.layout.matrix(parameter.shape)
     rows *= role.layout.parts
     count = 1 if name in attention.output else sum(name in names for names in attention.parts.values())
     if rows != columns * count or columns % attention.head_width:
         return f"its {count} part(s) of ({rows // count}, {columns}) are not square"
-    return "" if _parts(attention, parameter) else "which of its rows make queries, keys and values is not seen"
+    return "" if _parts(attention, parameter) else "its rows of queries, keys and values are not known"
 
 
 def _alone(attention: AttentionWeights, parameter: ParameterInfo, network: StructureQueries) -> str:
-    """Why a weight has nothing to make a product with, if so."""
+    """Return the reason why a weight has no partner for a product, or ""."""
     for part in _parts(attention, parameter):
         partner = _PARTNERS[part]
         names = attention.output if partner == "output" else attention.parts[partner]
         if not names:
-            return f"attention {attention.name} has no {partner} weight to make a product with"
+            return f"attention {attention.name} has no {partner} weight for its product"
         for name in names:
             if name != parameter.name and (why := _unfit(network, name)):
                 return f"{name}, the other weight of its product, is kept: {why}"
@@ -94,7 +94,7 @@ def _alone(attention: AttentionWeights, parameter: ParameterInfo, network: Struc
 
 
 def _parts(attention: AttentionWeights, parameter: ParameterInfo) -> list[str]:
-    """Which parts a weight makes, from the first row to the last; none if they do not lie one below the other."""
+    """The parts of a weight, from the first row to the last; empty if they are not contiguous."""
     if parameter.name in attention.output:
         return ["output"]
     own = [part for part, names in attention.parts.items() if parameter.name in names]

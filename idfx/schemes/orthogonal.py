@@ -1,4 +1,4 @@
-"""Orthogonal matrices, and delta-orthogonal kernels, whose convolution itself keeps norms."""
+"""Orthogonal matrices, and delta-orthogonal kernels, whose convolution itself preserves norms."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def delta_orthogonal(
 ) -> Decision | Keep:
     """Delta-orthogonal: an orthogonal matrix at the centre of every kernel (Xiao et al., 2018), biases 0, norms 1.
 
-    Source: Xiao, Bahri, Sohl-Dickstein, Schoenholz and Pennington, ICML 2018, algorithm 1, which asks for c_out ≥ c_in.
-    Deviation: where there are fewer outputs, the rows are orthonormal. Weights without taps are orthogonal.
+    Source: Xiao, Bahri, Sohl-Dickstein, Schoenholz and Pennington, ICML 2018, algorithm 1, which requires c_out ≥ c_in.
+    Deviation: with fewer outputs, the rows are orthonormal. Weights without taps are orthogonal.
     """
-    reason = "an orthogonal matrix at the centre of the kernel keeps norms through the convolution (Xiao et al.)"
+    reason = "an orthogonal matrix at the centre of the kernel makes the convolution preserve norms (Xiao et al.)"
     return _decide(parameter, role, options, "centre", reason)

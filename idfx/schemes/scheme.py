@@ -1,4 +1,4 @@
-"""What a scheme is, and the registry of schemes."""
+"""The interface of schemes, and their registry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Keep:
     reason: str
 
 
-# Standard deviations are kept through these functions by these gains (torch.nn.init.calculate_gain).
+# The gains that preserve standard deviations through these functions (torch.nn.init.calculate_gain).
 GAINS = {
     "linear": 1.0,
     "relu": math.sqrt(2.0),
@@ -40,10 +40,10 @@ PreferScaleEnds = Callable[[Any], bool]
 class Scheme:
     """A scheme: a frozen dataclass of its options and a function from parameter, role and network to a decision.
 
-    The options class checks its values in `__post_init__` and raises UsageError. `decide` sees one parameter at a
-    time, touches no tensor, and is called once for each parameter that may be written. `prefer_scale_ends` says of the
-    options whether branches end as near to the join as they can, at scales rather than at weights.
-    `scalars` returns the learned scalars that the scheme adds to branches.
+    The options class checks its values in `__post_init__` and raises UsageError. `decide` sees one parameter at a time,
+    touches no tensor, and is called once for each parameter that may be written. `prefer_scale_ends` tells, from the
+    options, whether branches end as close to the join as possible, at scales rather than at weights. `scalars` returns
+    the learned scalars that the scheme adds to branches.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Scheme:
         return (self.decide.__doc__ or "").strip().splitlines()[0]
 
     def read_options(self, given: Mapping[str, Any]) -> Any:
-        """Return the options with these values; raises UsageError for an unknown name or an unusable value."""
+        """Return the options with these values; raise UsageError for an unknown name or an invalid value."""
         known = [field.name for field in dataclasses.fields(self.options)]
         for name in given:
             if name not in known:
@@ -90,32 +90,32 @@ def scheme(
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For schemes that have none."""
+    """The options of schemes that have none."""
 
 
 def check_number(
     name: str, value: object, least: float = -math.inf, most: float = math.inf, such_as: str = "1"
 ) -> None:
-    """Return if a value is a finite number within bounds, both included; raises UsageError if not."""
+    """Check that a value is a finite number within inclusive bounds; raise UsageError otherwise."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(as_float(value))
     if not number or not least <= value <= most:  # type: ignore[operator]
         span = {
             (False, False): "a finite number",
-            (True, False): f"a number from {least:g}",
-            (False, True): f"a number up to {most:g}",
+            (True, False): f"a number of at least {least:g}",
+            (False, True): f"a number of at most {most:g}",
             (True, True): f"a number from {least:g} to {most:g}",
         }[math.isfinite(least), math.isfinite(most)]
         raise UsageError(f"{name} {value!r}; expected {span}. Write one such as {such_as}.")
 
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Return if a value is one of the known names; raises UsageError if not."""
+    """Check that a value is one of the known names; raise UsageError otherwise."""
     if value not in known:
         raise UsageError(f"{name} {value!r}; expected one of {', '.join(known)}.{did_you_mean(str(value), known)}")
 
 
 def check_flag(name: str, value: object) -> None:
-    """Return if a value is true or false; raises UsageError if not."""
+    """Check that a value is true or false; raise UsageError otherwise."""
     if not isinstance(value, bool):
         raise UsageError(f"{name} {value!r}; expected true or false. Write one of them.")
 
@@ -138,16 +138,16 @@ def layout_fields(layout: Layout | None) -> dict[str, Any]:
 
 
 def with_layout(arguments: dict[str, Any], role: Role) -> dict[str, Any]:
-    """Return the arguments of a fill with the layout of a weight beside them, where it is not (out, in)."""
+    """Return the arguments of a fill, with the layout of the weight added if it is not (out, in)."""
     layout = layout_fields(role.layout)
     return {**arguments, "layout": layout} if layout else arguments
 
 
 def fans(parameter: ParameterInfo, role: Role) -> tuple[int, int]:
-    """Return (fan-in, fan-out) of a weight: how many inputs an output has, and how many outputs an input goes into.
+    """Return (fan-in, fan-out) of a weight: the number of inputs of an output, and of outputs of an input.
 
-    Those of one matrix of each group, expert and fused part. torch.nn.init reads them off the shape alone, which gives
-    other ones for transposed kernels (the two exchanged), groups and transposed layouts.
+    They belong to one matrix of a group, expert and fused part. torch.nn.init derives them from the shape alone, which
+    gives different values for transposed kernels (swapped), groups and transposed layouts.
 
     Example:
         >>> fans(ParameterInfo("w", (8, 4, 3, 3), "float32"), Role("inner", "", Layout(tap_axes=(2, 3))))
@@ -161,19 +161,19 @@ def fans(parameter: ParameterInfo, role: Role) -> tuple[int, int]:
 
 
 def is_weight(role: Role) -> bool:
-    """Return whether a role is that of a weight whose matrix is known."""
+    """Return whether a role belongs to a weight whose matrix is known."""
     return role.name.is_weight and role.layout is not None
 
 
 def beside(parameter: ParameterInfo, role: Role) -> Decision | Keep:
-    """Return what most schemes do with a parameter that is no weight: 0 for what is added, 1 for norms, else kept."""
+    """Return the usual decision for a parameter that is not a weight: 0 for additive ones, 1 for norms, else keep."""
     if role.name.is_shift:
         return Decision(parameter.name, "constant", {"value": 0.0}, f"a {role.name} starts at 0", role.evidence)
     if role.name == "norm scale" or (role.name == "end scale" and "norm" in role.traits):
         return Decision(parameter.name, "constant", {"value": 1.0}, "a norm scale starts at 1", role.evidence)
     if role.name.is_weight:
-        return Keep("it is a weight whose matrix idfx cannot read; the author's values stay")
-    return Keep(f"{_article(role.name)} is no weight that the scheme speaks of; the author's values stay")
+        return Keep("it is a weight whose matrix idfx cannot read; its own values are kept")
+    return Keep(f"the scheme does not cover {_article(role.name)}; its own values are kept")
 
 
 def _article(noun: str) -> str:

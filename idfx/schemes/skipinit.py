@@ -1,4 +1,4 @@
-"""SkipInit and ReZero: a learned scalar, 0 at first, on every residual branch."""
+"""SkipInit and ReZero: a learned scalar, initially 0, on every residual branch."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def skipinit(parameter: ParameterInfo, role: Role, network: StructureQueries, op
     """SkipInit: kaiming, and a learned scalar at 0 on every residual branch (De and Smith, 2020).
 
     Source: De and Smith, "Batch normalization biases residual blocks towards the identity function in deep networks",
-    NeurIPS 2020, arXiv 2002.10444. The scalar is added by torch.nn.utils.parametrize to what ends the branch; the
-    normalisation that the paper leaves out is the model's own affair.
+    NeurIPS 2020, arXiv 2002.10444. The scalar is added to the end of the branch through torch.nn.utils.parametrize.
+    Normalisations, which the paper removes, stay in the model.
     """
     if is_weight(role):
         return he(parameter, role, options.mode, options.distribution, options.nonlinearity)
     if role.name == "branch scale" or (role.name == "end scale" and "norm" not in role.traits):
-        reason = "a branch scale at 1 leaves the learned scalar to do its work (ours)"
+        reason = "a branch scale of 1 does not interfere with the learned scalar (ours)"
         return Decision(parameter.name, "constant", {"value": 1.0}, reason, role.evidence)
     return beside(parameter, role)
 
 
 @dataclass(frozen=True)
 class Start:
-    """`start`: what the learned scalars start at."""
+    """`start`: the initial value of the learned scalars."""
 
     start: float = 0.0
 
@@ -58,14 +58,14 @@ class Start:
     scalars=lambda network, options: on_every_branch(network, options.start),
 )
 def rezero(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Start) -> Decision | Keep:
-    """ReZero: the author's own weights, and a learned scalar at 0 on every residual branch (Bachlechner et al., 2020).
+    """ReZero: the model's own weights, and a learned scalar at 0 on every residual branch (Bachlechner et al., 2020).
 
     Source: Bachlechner et al., "ReZero is all you need: fast convergence at large depth", UAI 2021, arXiv 2003.04887.
-    The scalar is added by torch.nn.utils.parametrize to what ends the branch; normalisation stays as the model has it.
-    Ours: a norm scale that the scalar multiplies is 1, for many authors start it at 0, and behind a zero no scalar ever
-    gets a gradient.
+    The scalar is added to the end of the branch through torch.nn.utils.parametrize; normalisations stay in the model.
+    Ours: a norm scale that the scalar multiplies is set to 1, because many models start it at 0, and a scalar that
+    multiplies a zero never gets a gradient.
     """
     if role.name == "end scale" and "norm" in role.traits:
-        reason = "a norm scale at 1 leaves the learned scalar to do its work (ours)"
+        reason = "a norm scale of 1 does not interfere with the learned scalar (ours)"
         return Decision(parameter.name, "constant", {"value": 1.0}, reason, role.evidence)
-    return Keep("ReZero adds a scalar to every branch and leaves the weights to the author")
+    return Keep("ReZero adds a scalar to every branch and keeps the model's own weights")

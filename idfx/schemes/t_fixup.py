@@ -12,7 +12,7 @@ from idfx.schemes.xavier import glorot
 
 
 def _depth(network: StructureQueries, encoder: bool) -> int:
-    """The number of layers: self-attentions of the encoder, or cross-attentions of the decoder."""
+    """The number of layers: that of self-attentions in the encoder, or of cross-attentions in the decoder."""
     cross = any(attention.cross for attention in network.attentions)
     if encoder:
         return sum(not a.cross and (a.encodes or not cross) for a in network.attentions)
@@ -38,9 +38,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     times (9 · N)^(−1/4), N the layers of their own stack.
 
     Source: Huang, Perez, Ba and Volkovs, "Improving transformer optimization through better initialization", ICML
-    2020, and its code, github.com/layer6ai-labs/T-Fixup. The normalisation that the paper leaves out is the model's own
-    affair. Ours: stacks without cross-attention count as encoders; of a fused weight, the rows that make values are
-    scaled.
+    2020, and its code, github.com/layer6ai-labs/T-Fixup. Normalisations, which the paper removes, stay in the model.
+    Ours: stacks without cross-attention count as encoders; in a fused weight, the rows of the values are scaled.
     """
     if role.name == "embedding":
         factor, why = _factor(parameter, network, embedding=True)
@@ -59,7 +58,7 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     spans = [attention.rows.get(("value", parameter.name)) for attention in network.attentions]
     rows = next((span for span in spans if span), None)
     if rows is None:
-        return Keep("which of its rows make values is not seen, and only those are scaled; the author's values stay")
+        return Keep("only its rows of values would be scaled, and they are not known; its own values are kept")
     plain = glorot(parameter, role)
     count = len(fused)
     assert role.layout is not None

@@ -1,4 +1,4 @@
-"""Xavier (Glorot): random weights whose variance lies between what forward and backward pass ask for."""
+"""Xavier (Glorot): random weights whose variance is a compromise between the forward and the backward pass."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     """Xavier: random weights of variance 2 / (fan-in + fan-out) (Glorot and Bengio, 2010), biases 0, norms 1.
 
     Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS
-    2010; torch.nn.init.xavier_uniform_ and xavier_normal_. Deviation: the fans are those of the matrix that idfx reads.
+    2010; torch.nn.init.xavier_uniform_ and xavier_normal_. Deviation: the fans are those of the matrix that idfx
+    identifies.
     """
     if is_weight(role):
         return glorot(parameter, role, options.distribution, gain_of(options.nonlinearity, role))

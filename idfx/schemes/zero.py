@@ -1,4 +1,4 @@
-"""ZerO: zeros and ones alone, by partial identities and Hadamard matrices."""
+"""ZerO: only zeros and ones, through partial identities and Hadamard matrices."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     rows, columns = role.layout.matrix(parameter.shape)
     for axis in role.layout.tap_axes:
         columns //= parameter.shape[axis]
-    what = "a Hadamard matrix, for it has more outputs than inputs" if rows > columns else "a partial identity"
+    what = "a Hadamard matrix, because it has more outputs than inputs" if rows > columns else "a partial identity"
     return Decision(parameter.name, "hadamard", with_layout({}, role), f"it is {what}", role.evidence)

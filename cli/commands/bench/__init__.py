@@ -1,4 +1,4 @@
-"""`idfx bench`: evidence, how schemes train and how fast idfx is."""
+"""`idfx bench`: measurements of how schemes train and how fast idfx is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...discovery import Commands
 
 @click.command("bench", cls=Commands, package=__name__)
 def command() -> None:
-    """Measure: how models train from each scheme, and how fast idfx is.
+    """Measure how models train from each scheme, and how fast idfx is.
 
     \b
     Example:

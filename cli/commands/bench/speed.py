@@ -1,4 +1,4 @@
-"""`idfx bench speed`: how fast idfx is, in ratios within one run."""
+"""`idfx bench speed`: the speed of idfx, as ratios within one run."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def _count(text: str) -> int:
     """Read a number of parameters such as 100M or 1e9."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([kmb]?)", text.strip().lower())
     if found is None:
-        raise click.BadParameter(f"{text!r}: no number of parameters; expected one such as 100M or 1e9.")
+        raise click.BadParameter(f"{text!r}: not a number of parameters; expected one such as 100M or 1e9.")
     return int(float(found[1]) * _UNIT[found[2]])
 
 
 @click.command("speed")
-@click.option("-o", "--output", metavar="DIR", help="Write speed.json and speed.md here, anew after each ratio.")
+@click.option("-o", "--output", metavar="DIR", help="Write speed.json and speed.md here, updated after each ratio.")
 @click.option(
-    "--max-parameters", type=_count, default="100M", show_default=True, metavar="N", help="The largest model."
+    "--max-parameters", type=_count, default="100M", show_default=True, metavar="N", help="Size of the largest model."
 )
 @click.option(
-    "--max-blocks", type=click.IntRange(10), default=1000, show_default=True, metavar="N", help="The deepest chain."
+    "--max-blocks", type=click.IntRange(10), default=1000, show_default=True, metavar="N", help="Length of the chain."
 )
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Rounds of each pair.")
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Rounds per pair.")
 @click.option(
     "--only", default="", metavar="SECTION,...", help="process, stages, fill, whole, read, depth, parameters."
 )
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:n]", help="Of fill and whole.")
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:n]", help="Device for fill and whole.")
 @output_options
 def command(
     output: str | None,
@@ -46,7 +46,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Measure idfx against what would be done anyway: pairs in turn, medians of their ratios.
+    """Measure the cost of idfx relative to the baseline: alternating pairs, medians of their ratios.
 
     \b
     Example:
@@ -82,7 +82,7 @@ def command(
                 write_text(Path(output) / "speed.md", page)
     if not ratios:
         raise UsageError(
-            f"--max-parameters {max_parameters}: no model is so small; expected {min(MODELS.values()):,} or more. "
+            f"--max-parameters {max_parameters}: there is no such model; expected at least {min(MODELS.values()):,}. "
             "Raise it."
         )
     click.echo(json.dumps(told, indent=2, ensure_ascii=False) if as_json else page, nl=as_json)

@@ -1,4 +1,4 @@
-"""`idfx bench train`: how models train from each scheme, into a results directory that can be gone on with."""
+"""`idfx bench train`: trains models from each scheme, with a results directory that can be resumed."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r}: expected numbers with commas between them, such as 0.1,0.01.") from error
+        raise click.BadParameter(f"{text!r}: expected comma-separated numbers, such as 0.1,0.01.") from error
 
 
 @click.command("train")
-@click.option("--suite", metavar="NAME|FILE.toml", help="What to train; left out, what DIR was begun with.")
-@click.option("-o", "--output", required=True, metavar="DIR", help="The results directory; an old one is gone on with.")
-@click.option("--schemes", metavar="A,B,...", help="Schemes with options, and `default`: as the author initialises.")
-@click.option("--models", metavar="A,B,...", help="These models of the suite alone.")
-@click.option("--seeds", type=click.IntRange(1), metavar="N", help="How many seeds, 0 to N - 1 [5].")
-@click.option("--lr-grid", type=_numbers, metavar="A,B,...", help="Learning rates instead of the suite's.")
-@click.option("--wd-grid", type=_numbers, metavar="A,B,...", help="Weight decays instead of the suite's.")
-@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Epochs instead of the suite's.")
-@click.option("--full", is_flag=True, help="Every seed at every point of the grid, not only at the best one.")
-@click.option("--watch", is_flag=True, help="Record gradients, dead units and ranks as well.")
+@click.option("--suite", metavar="NAME|FILE.toml", help="Suite to train; by default that of an existing DIR.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Results directory; an existing one is resumed.")
+@click.option("--schemes", metavar="A,B,...", help="Schemes with options; `default` is the model's own initialisation.")
+@click.option("--models", metavar="A,B,...", help="Only these models of the suite.")
+@click.option("--seeds", type=click.IntRange(1), metavar="N", help="Number of seeds, 0 to N - 1 [5].")
+@click.option("--lr-grid", type=_numbers, metavar="A,B,...", help="Learning rates, replacing the suite's.")
+@click.option("--wd-grid", type=_numbers, metavar="A,B,...", help="Weight decays, replacing the suite's.")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Number of epochs, replacing the suite's.")
+@click.option("--full", is_flag=True, help="Run every seed at every point of the grid, not only at the best one.")
+@click.option("--watch", is_flag=True, help="Also record gradients, dead units and ranks.")
 @click.option("--device", default=None, metavar="auto|cpu|cuda[:n]", help="Where to train [auto].")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Where the files of a suite's data lie.",
+    help="Location of the suite's data files.",
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Runs at a time.")
-@click.option("--budget", type=parse_seconds, metavar="SECONDS", help="Begin no run that would end later than this.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Parallel runs.")
+@click.option("--budget", type=parse_seconds, metavar="SECONDS", help="Start no run that would end later than this.")
 @click.option(
-    "--plots", type=click.Choice(["png", "svg", "none"]), default="png", show_default=True, help="Kind of pictures."
+    "--plots", type=click.Choice(["png", "svg", "none"]), default="png", show_default=True, help="File format of plots."
 )
 @output_options
 def command(
@@ -58,8 +58,8 @@ def command(
 ) -> None:
     """Train models from each scheme at its own best learning rate, and compare them over the same seeds.
 
-    Writes runs.jsonl, config.json, summary.md and pictures into DIR. Give the same command again, or -o DIR alone, to
-    go on after an end of any kind.
+    Writes runs.jsonl, config.json, summary.md and plots to DIR. To resume, run the same command again, or give only
+    -o DIR.
 
     \b
     Example:
@@ -80,20 +80,20 @@ def command(
             write_text(folder / "summary.md", markdown(study, outcome.records, outcome.done, outcome.total, pictures))
     except KeyboardInterrupt:
         click.echo(
-            f"idfx: interrupted; what was finished is in {folder / 'runs.jsonl'}. "
-            f"Go on with `idfx bench train -o {folder}`.",
+            f"idfx: interrupted; finished runs are in {folder / 'runs.jsonl'}. "
+            f"Resume with `idfx bench train -o {folder}`.",
             err=True,
         )
         raise SystemExit(130) from None
     if outcome.cut and not quiet:
         text = f"the budget of {budget:g} s is used; {outcome.done} of {outcome.total} runs are done"
-        click.echo(f"note: {text}. Go on with `idfx bench train -o {folder}`.", err=True)
+        click.echo(f"note: {text}. Resume with `idfx bench train -o {folder}`.", err=True)
     told = {"output": str(folder), "done": outcome.done, "total": outcome.total}
     click.echo(json.dumps(told) if as_json else f"{outcome.done} of {outcome.total} runs; see {folder / 'summary.md'}")
 
 
 def _study(folder: Path, options: Mapping[str, Any]) -> Study:
-    """Return what is wanted: a suite, or what a directory was begun with, and what is said about it."""
+    """Return the study: a suite, or the one that a directory was started with, changed by the options."""
     from idfx.bench.conduct import facts
     from idfx.bench.study import Study, read_config, suite_of
     from idfx.bench.suites import read_suite
@@ -102,7 +102,7 @@ def _study(folder: Path, options: Mapping[str, Any]) -> Study:
 
     old = read_config(folder)
     if options["suite"] is None and old is None:
-        raise UsageError(f"-o {folder}: no study was begun here; expected --suite beside it. See docs/bench.md.")
+        raise UsageError(f"-o {folder}: there is no study here to resume; expected --suite. See docs/bench.md.")
     if options["suite"] is not None:
         suite = read_suite(options["suite"])
     else:
@@ -121,7 +121,7 @@ def _study(folder: Path, options: Mapping[str, Any]) -> Study:
 
 
 def _said(suite: Suite, options: Mapping[str, Any], old: Mapping[str, Any] | None) -> Suite:
-    """The suite with models, schemes, seeds and settings as they were said; schemes in the order of the old study."""
+    """Return the suite with the given models, schemes, seeds and settings; schemes in the order of the old study."""
     from idfx.bench.suites import settings
     from idfx.core.errors import UsageError
     from idfx.core.literals import split_calls
@@ -141,14 +141,14 @@ def _said(suite: Suite, options: Mapping[str, Any], old: Mapping[str, Any] | Non
         models = {name: settings({**model.model_dump(), **changed}, f"model {name}") for name, model in models.items()}
     schemes = tuple(dict.fromkeys(split_calls(options["schemes"]))) if options["schemes"] is not None else suite.schemes
     if not schemes or "" in schemes:
-        raise UsageError(f"--schemes {options['schemes']!r}: expected names with commas between. Write kaiming,idinit.")
+        raise UsageError(f"--schemes {options['schemes']!r}: expected comma-separated names. Write kaiming,idinit.")
     before = [scheme for scheme in (old["schemes"] if old is not None else ()) if scheme in schemes]
     schemes = tuple(dict.fromkeys([*before, *schemes]))
     return dataclasses.replace(suite, models=models, schemes=schemes, seeds=options["seeds"] or suite.seeds)
 
 
 class _Listener:
-    """Bars on a terminal's stderr, one for each run; elsewhere a line for each run that has ended."""
+    """Shows a progress bar for each run on a terminal's stderr; otherwise prints a line for each finished run."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -170,7 +170,7 @@ class _Listener:
             self._bars.stop()
 
     def planned(self, done: int, total: int) -> None:
-        """Hear how many runs there are."""
+        """Handle the number of runs."""
         self.done, self.total = done, total
         if self._bars is not None:
             self._whole = self._bars.add_task("all runs", total=total, completed=done, told="")
@@ -178,19 +178,19 @@ class _Listener:
             click.echo(f"{done} of {total} runs are done", err=True)
 
     def begun(self, run: Run, epochs: int) -> None:
-        """Hear of a run that begins."""
+        """Handle the start of a run."""
         if self._bars is not None:
             name = f"{run.model} {run.scheme} {run.lr:g} seed {run.seed}"
             self._tasks[run] = self._bars.add_task(name, total=epochs, told="")
 
     def epoch(self, event: Event) -> None:
-        """Hear of an epoch."""
+        """Handle a finished epoch."""
         if self._bars is not None and event.values is not None:
             told = f"loss {event.values['train_loss']:.3f}, accuracy {event.values['validation_accuracy']:.3f}"
             self._bars.update(self._tasks[event.run], completed=event.epoch, told=told)
 
     def finished(self, run: Run, record: Mapping[str, Any]) -> None:
-        """Hear of a run that has ended."""
+        """Handle a finished run."""
         self.done += 1
         if self._bars is not None:
             self._bars.remove_task(self._tasks.pop(run))
