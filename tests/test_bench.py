@@ -135,11 +135,11 @@ def test_a_directory_begun_otherwise_is_refused_with_what_differs_and_may_grow(r
     for words, told in (
         ("--lr-grid 0.2 --epochs 1 --schemes default", "models.mlp.lr was [0.1] and is [0.2]"),
         ("--lr-grid 0.1 --epochs 2 --schemes default", "models.mlp.epochs was 1 and is 2"),
-        ("--lr-grid 0.1 --epochs 1 --schemes kaiming", "schemes: default is left out"),
+        ("--lr-grid 0.1 --epochs 1 --schemes kaiming", "schemes: default is missing"),
         ("--lr-grid 0.1 --epochs 1 --schemes default --watch", "watch was False and is True"),
     ):
         code, _, err = run(f"{start} {words}")
-        assert code == 2 and f"begun with another configuration: {told}; expected the same one." in err
+        assert code == 2 and f"started with a different configuration: {told}; expected the same one." in err
     changed = json.loads(Path("out/config.json").read_text())
     real = changed["versions"]["torch"]
     changed["versions"]["torch"] = "1.0"
@@ -199,11 +199,11 @@ def test_words_behind_a_scheme_change_what_it_writes(run, tiny):
 def test_one_process_writes_at_a_time_and_a_broken_line_is_an_error(tmp_path):
     with RunsFile(tmp_path) as runs:
         runs.append({"seed": 0})
-        with pytest.raises(UsageError, match="another process is writing into it"):
+        with pytest.raises(UsageError, match="another process is writing to it"):
             RunsFile(tmp_path)
     file = tmp_path / "runs.jsonl"
     file.write_bytes(b'{"seed": 0}\n{"seed": \n{"seed": 2}\n')
-    with pytest.raises(UsageError, match=r"runs\.jsonl, line 2: no JSON object"):
+    with pytest.raises(UsageError, match=r"runs\.jsonl, line 2: not a JSON object"):
         RunsFile(tmp_path)
     file.write_bytes(b'{"seed": 0}\n{"seed": 1}')
     with RunsFile(tmp_path) as runs:
@@ -242,10 +242,10 @@ def test_a_budget_begins_no_run_that_would_not_end_in_time(run, tiny):
         ("-o out --suite tiny.toml --lr-grid 0.1,x", "expected comma-separated numbers"),
         ("-o out --suite tiny.toml --lr-grid 0.1,0.1", "expected different numbers"),
         ("-o out --suite tiny.toml --seeds 0", "0 is not in the range x>=1"),
-        ("-o tiny.toml --suite tiny.toml", "-o tiny.toml: this is no folder"),
-        ("-o . --suite tiny.toml", "-o .: holds other files; expected a new folder or that of a study."),
-        ("-o out --suite cifar10", "data cifar10: no --data; expected the folder in which cifar-10-batches-py lies."),
-        ("-o out --suite cifar10 --data .", "cifar-10-batches-py is not there or not whole"),
+        ("-o tiny.toml --suite tiny.toml", "-o tiny.toml: this is not a folder"),
+        ("-o . --suite tiny.toml", "-o .: has other files; expected a new folder or that of a study."),
+        ("-o out --suite cifar10", "data cifar10: no --data; expected the folder that contains cifar-10-batches-py."),
+        ("-o out --suite cifar10 --data .", "cifar-10-batches-py is missing or incomplete"),
         ("-o out --suite imagenet --data .", "data imagefolder: .; expected a folder with train/CLASS/FILE"),
         ("-o out --suite sst2 --data .", "data sst2: .: no train.tsv and no dev.tsv; expected a folder with"),
         ("-o out --suite trec6", "data trec6: no --data; expected a folder with train_5500.label and TREC_10.label."),
@@ -644,7 +644,7 @@ def test_the_first_characters_of_the_corpus_are_a_data_set_of_their_own(name):
     windows = {"topics": (4096 - 1) // 64, "masked-topics": 4096 // 64}[name]
     assert [len(part) for part in (data.train, data.validation, data.test)] == [16 * windows, 2 * windows, 2 * windows]
     for characters in ("1000", "many", "true"):
-        with pytest.raises(UsageError, match="expected 40960 or more, for one chunk in ten is tested"):
+        with pytest.raises(UsageError, match="expected at least 40960: one chunk in ten is for testing"):
             load_data(f"{name}(characters={characters})")
 
 

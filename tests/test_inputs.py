@@ -129,7 +129,7 @@ MISSING = {
     "Block --input-shape x=2,4 --input-shape x=2,4": r"--input-shape x=2,4: x is given twice",
     "Block --input-shape x=2x4": r"--input-shape x=2x4: not a shape; .*1,3,224,224",
     "Block --input-shape x=2,4:flaot32": r"--input-shape x=2,4:flaot32: not a shape; .*float32",
-    "Block --input-shape 1=2,4": r"--input-shape 1=2,4: '1' is no name",
+    "Block --input-shape 1=2,4": r"--input-shape 1=2,4: '1' is not a name",
     "Block --input-shape x=2,5": r"module 'a' on inputs \(x=float32 \[2, 5\]\)",
     "Block --input x": r"--input x: neither NAME=VALUE nor a .safetensors file",
     "Block --input x.safetensors": r"--input x.safetensors: there is no such file; .*safetensors.torch.save_file",

@@ -145,19 +145,19 @@ def test_dtype_moves_weights_and_inputs(folder):
 
 
 REFUSED = {
-    "resnet50": "no source named.*Did you mean timm:resnet50 or torchvision:resnet50\\?",
-    "resnet5O": "no source named.*Did you mean timm:resnet\\w+ or torchvision:resnet\\w+.*\\?",
-    "qqqqqqqqqqq": "no source named.*See `idfx list sources`",
+    "resnet50": "no source.*Did you mean timm:resnet50 or torchvision:resnet50\\?",
+    "resnet5O": "no source.*Did you mean timm:resnet\\w+ or torchvision:resnet\\w+.*\\?",
+    "qqqqqqqqqqq": "no source.*See `idfx list sources`",
     "tim:resnet50": "'tim' is neither a source nor a module.*Did you mean timm\\?",
-    "timm:": "no model named",
+    "timm:": "no model name",
     "timm:resnet5O": "unknown model.*Did you mean resnet",
     "torchvision:resnet5O": "unknown model.*Did you mean resnet",
     "timm:resnet18.no_such_tag": "Invalid pretrained tag",
     "timm:hf-hub:timm/none_such": "not in the local Hugging Face cache",
-    "timm:hf-hub:a/b/c": "is no repository name",
+    "timm:hf-hub:a/b/c": "is not a repository name",
     "gone.py:make": "there is no file gone.py",
     "nett.py:make": "there is no file nett.py.*Did you mean net.py\\?",
-    "net.py": "no factory named",
+    "net.py": "no factory;",
     "net.py:mak": "there is no 'mak'.*Did you mean make\\?",
     "net:mak": "there is no 'mak'.*Did you mean make\\?",
     "wrong.py:make": "importing wrong.py raised ModuleNotFoundError: No module named 'nowhere_at_all'",
@@ -231,9 +231,9 @@ def test_devices_and_dtypes(monkeypatch):
     for name in ("tpu", "cuda:x", "cuda:-1", "cpu:1", ""):
         with pytest.raises(UsageError, match="unknown device"):
             parse_device(name)
-    with pytest.raises(UsageError, match=r"no dtype for weights.*Did you mean bfloat16"):
+    with pytest.raises(UsageError, match=r"not a dtype for weights.*Did you mean bfloat16"):
         parse_dtype("bfloat1")
-    with pytest.raises(UsageError, match="no dtype for weights"):
+    with pytest.raises(UsageError, match="not a dtype for weights"):
         parse_dtype(torch.int64)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert parse_device("auto") == torch.device("cpu")

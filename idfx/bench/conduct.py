@@ -1,4 +1,4 @@
-"""Conducting a study: open the results directory, train what is missing, write down each run as it ends."""
+"""Runs a study: opens the results directory, trains the missing runs, and records each run when it ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from idfx.core.files import write_text
 
 
 class Listener(Protocol):
-    """Is told how a study goes."""
+    """Receives the progress of a study."""
 
     def planned(self, done: int, total: int) -> None: ...
 
@@ -37,7 +37,7 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call ended: runs that are done and in all, whether the budget ended it, and every record."""
+    """The result of a call: the numbers of finished and planned runs, whether the budget ran out, and all records."""
 
     done: int
     total: int
@@ -46,10 +46,10 @@ class Outcome:
 
 
 def all_starts(study: Study) -> dict[tuple[str, str], Start]:
-    """Return by model and scheme what the scheme does to the model.
+    """Return the effect of each scheme on each model.
 
     Raises:
-        IdfxError: a model that cannot be built or read.
+        IdfxError: a model that cannot be built or analysed.
     """
     found: dict[tuple[str, str], Start] = {}
     data: dict[str, Data] = {}
@@ -64,20 +64,20 @@ def all_starts(study: Study) -> dict[tuple[str, str], Start]:
 
 
 def facts(study: Study) -> dict[str, Any]:
-    """Return what identifies the data of a study, by the text of each data set."""
+    """Return the identifying facts of each data set of a study, by its text."""
     texts = dict.fromkeys(settings.data for settings in study.suite.models.values())
     return {text: dict(load_data(text, study.path).facts) for text in texts}
 
 
 def conduct(study: Study, folder: Path, jobs: int, budget: float | None, listener: Listener) -> Outcome:
-    """Train what is missing in a results directory; every finished run is on the disk before the next one begins.
+    """Train the missing runs of a results directory; every finished run is on disk before the next one begins.
 
     Args:
-        study: what is wanted, with the facts of its data.
+        study: to run, with the facts of its data.
         folder: new, empty, or of the same study.
-        jobs: how many runs at a time, each in a process of its own if there are several.
-        budget: seconds, after which no run begins that would not end in time; None for no end.
-        listener: is told how it goes.
+        jobs: the number of parallel runs, in separate processes if there are several.
+        budget: in seconds; no run begins that would exceed it; None for no limit.
+        listener: receives the progress.
 
     Raises:
         UsageError: the directory belongs to something else.
@@ -105,20 +105,18 @@ def conduct(study: Study, folder: Path, jobs: int, budget: float | None, listene
 
 
 def _open(study: Study, folder: Path) -> None:
-    """Make the directory, or hold the study to what lies in it."""
+    """Create the directory, or check that it belongs to the study."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"-o {folder}: this is no folder; expected one for the results. Choose another name.")
+        raise UsageError(f"-o {folder}: this is not a folder; expected one for the results. Choose another name.")
     config = read_config(folder)
     if config is not None:
         check_same(folder, config, study)
     elif folder.exists() and any(path.name != "runs.jsonl" or path.stat().st_size for path in folder.iterdir()):
-        raise UsageError(f"-o {folder}: holds other files; expected a new folder or that of a study. Choose another.")
+        raise UsageError(f"-o {folder}: has other files; expected a new folder or that of a study. Choose another.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(
-            f"-o {folder}: {error.strerror}; expected a folder to write to. Choose another one."
-        ) from error
+        raise UsageError(f"-o {folder}: {error.strerror}; expected a writable folder. Choose another one.") from error
 
 
 def _noted(records: list[dict[str, Any]], model: str, scheme: str) -> bool:
@@ -126,7 +124,7 @@ def _noted(records: list[dict[str, Any]], model: str, scheme: str) -> bool:
 
 
 def _check_plans(folder: Path, records: list[dict[str, Any]], found: Mapping[tuple[str, str], Start]) -> None:
-    """Refuse to go on where a scheme writes something else than it wrote in the runs that are there."""
+    """Check that schemes write the same as in the recorded runs; raise UsageError otherwise."""
     for record in records:
         start = found.get((record["model"], record["scheme"]))
         if start is not None and record["plan"] != start.plan:
@@ -168,13 +166,13 @@ def _train(
 
 
 def _done(study: Study, found: Mapping[tuple[str, str], Start], records: list[dict[str, Any]]) -> int:
-    """How many of the planned runs are recorded."""
+    """The number of planned runs that are recorded."""
     keys = {key_of(record) for record in records if "lr" in record}
     return sum(run in keys for run in wanted(study, found, records))
 
 
 def _expected(records: list[dict[str, Any]], run: Run) -> float:
-    """The seconds that a run will take: the median of those of its model, 0 where there is none."""
+    """The expected seconds of a run: the median over the runs of its model, or 0."""
     known = [record["seconds"] for record in records if record["model"] == run.model and "seconds" in record]
     return statistics.median(known) if known else 0.0
 

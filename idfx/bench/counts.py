@@ -1,4 +1,4 @@
-"""What work is done, counted, not timed: entries written to memory, operators and functions called, forwards."""
+"""Counts of work, independent of time: entries written, operators and functions called, forward passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from idfx.core.torch_private import TorchDispatchMode, pytree
 
 
 class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up how many entries operators write, allocations and meta tensors left out."""
+    """Counts the entries that operators write, without allocations and meta tensors."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -36,7 +36,7 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def entries_written(act: Callable[[], object]) -> int:
-    """Return how many entries of tensors an action writes, temporary ones included.
+    """Return the number of tensor entries that an action writes, including temporary ones.
 
     Example:
         >>> x = torch.empty(3, 4)
@@ -49,7 +49,7 @@ def entries_written(act: Callable[[], object]) -> int:
 
 
 class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operators, those that only look at a tensor in another way left out."""
+    """Counts operators, without views."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -61,7 +61,7 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def operators(act: Callable[[], object]) -> int:
-    """Return how many operators of torch an action calls, views left out.
+    """Return the number of torch operators that an action calls, without views.
 
     Example:
         >>> x = torch.empty(3, 4)
@@ -74,7 +74,7 @@ def operators(act: Callable[[], object]) -> int:
 
 
 def calls(act: Callable[[], object], inside: str = "") -> int:
-    """Return how many calls of Python functions an action makes, of those whose file has `inside` in its path.
+    """Return the number of Python function calls of an action, for files with `inside` in their path.
 
     Example:
         >>> calls(lambda: [abs(-1), math.prod((2, 3))])

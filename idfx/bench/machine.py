@@ -1,4 +1,4 @@
-"""What is to be known of a machine beside numbers that were measured on it."""
+"""The description of a machine that accompanies measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Return the processor, its cores, the memory in GiB, the system and the GPU, if the device is one."""
+    """Return the processor, its cores, the memory in GiB, the system, and the GPU if it is the device."""
     info, memory = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     names = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.partition(":")[2].strip() for line in names if "model name" in line), platform.processor())
@@ -29,7 +29,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of idfx, Python and the packages that numbers depend on, those that are installed."""
+    """Return the versions of idfx, Python and the installed packages that affect the numbers."""
     found = {"idfx": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:

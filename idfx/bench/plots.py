@@ -1,4 +1,4 @@
-"""Pictures of a study: curves over epochs with bands over seeds, and what each learning rate gives."""
+"""Plots of a study: curves over epochs with bands over seeds, and accuracy by learning rate."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from idfx.core.errors import UsageError
 
 
 def draw(study: Study, records: Sequence[Record], folder: Path, suffix: str = "png") -> dict[str, list[str]]:
-    """Write the pictures of every model that has runs, and return their names by model.
+    """Write the plots of every model that has runs, and return their names by model.
 
     Args:
-        study: what was wanted.
+        study: of the runs.
         records: of runs.jsonl.
         folder: to write into.
         suffix: png or svg.
@@ -56,13 +56,13 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _style(study: Study, scheme: str) -> dict[str, Any]:
-    """Colour and line of a scheme, the same in every picture of a study."""
+    """Colour and line style of a scheme, the same in every plot of a study."""
     number = study.suite.schemes.index(scheme)
     return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "label": scheme}
 
 
 def _curves(study: Study, records: Sequence[Record], model: str, path: Path) -> bool:
-    """Test accuracy and training loss over epochs at each scheme's own rate: mean, and a band from least to most."""
+    """Test accuracy and training loss over epochs at each scheme's own rate: mean, and a band of the range."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
@@ -95,7 +95,7 @@ def _curves(study: Study, records: Sequence[Record], model: str, path: Path) -> 
 
 
 def _rates(study: Study, records: Sequence[Record], model: str, path: Path) -> None:
-    """Final validation accuracy by learning rate over the seeds of the choice, the best weight decay of each."""
+    """Final validation accuracy by learning rate over the selection seeds, each with its best weight decay."""
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 4.2))

@@ -1,4 +1,4 @@
-"""A ratio that was measured pair by pair in one run, and tables of them."""
+"""Ratios that were measured pair by pair in one run, and tables of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio in every round of a run; `detail` is what else is to be known, in words."""
+    """A ratio in every round of a run; `detail` is further information as text."""
 
     section: str
     name: str
@@ -35,12 +35,12 @@ class Ratio:
 
 
 def markdown(ratios: Sequence[Ratio], machine: Mapping[str, Any], versions: Mapping[str, str]) -> str:
-    """Return a page with a table of all ratios, and the machine they are of."""
+    """Return a page with a table of all ratios, and the machine they were measured on."""
     told = ", ".join(f"{key} {value}" for key, value in {**machine, **versions}.items())
     lines = ["# Speed of idfx", "", f"Machine: {told}.", ""]
     lines += [
-        "Ratios of pairs that were measured in turn in one run: median (least to most). Processes and stages have "
-        "the threads that torch takes, everything else has one.",
+        "Ratios of pairs that were measured alternately in one run: median (minimum to maximum). Processes and stages "
+        "use torch's default number of threads, everything else uses one.",
         "",
     ]
     lines += ["| section | what | ratio | rounds | |", "|---|---|---|---|---|"]

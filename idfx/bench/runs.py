@@ -1,4 +1,4 @@
-"""runs.jsonl: a line for each run that is finished, appended and synced; what a kill leaves half written is dropped."""
+"""runs.jsonl: one line per finished run, appended and synced; a partially written line is dropped."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from idfx.core.errors import ExportError, UsageError
 
 
 def parse_runs(text: bytes, where: str = "runs.jsonl") -> tuple[list[dict[str, Any]], int]:
-    """Return the records in a file, and how many of its bytes hold whole lines.
+    """Return the records in a file, and the number of bytes in complete lines.
 
     Raises:
-        UsageError: a line that is not the last is no record.
+        UsageError: a line other than the last is not a record.
 
     Example:
         >>> parse_runs(b'{"seed": 0}\\n{"se')
@@ -30,7 +30,7 @@ def parse_runs(text: bytes, where: str = "runs.jsonl") -> tuple[list[dict[str, A
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise UsageError(f"{where}, line {number}: no JSON object; expected a run. Repair or remove this line.")
+            raise UsageError(f"{where}, line {number}: not a JSON object; expected a run. Fix or remove this line.")
         records.append(record)
     return records, len(whole)
 
@@ -48,7 +48,7 @@ class RunsFile:
         folder: the results directory, which exists.
 
     Raises:
-        UsageError: another process has it, or a line of it is no record.
+        UsageError: another process uses it, or one of its lines is not a record.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class RunsFile:
         except OSError as error:
             os.close(self._file)
             raise UsageError(
-                f"{folder}: another process is writing into it; expected one at a time. Wait, or choose another -o."
+                f"{folder}: another process is writing to it; expected one at a time. Wait, or choose another -o."
             ) from error
         try:
             self.records, size = parse_runs(self.path.read_bytes(), str(self.path))
@@ -74,7 +74,7 @@ class RunsFile:
         os.ftruncate(self._file, size)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a record; when this returns it is on the disk.
+        """Add a record; it is on disk when this returns.
 
         Raises:
             ExportError: the system refused.
@@ -86,7 +86,7 @@ class RunsFile:
             os.fsync(self._file)
         except OSError as error:
             raise ExportError(
-                f"{self.path}: {error.strerror}; the run was not recorded. Make room and give the same command again."
+                f"{self.path}: {error.strerror}; the run was not recorded. Free some space and run the command again."
             ) from error
         self.records.append(record)
 

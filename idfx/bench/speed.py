@@ -1,4 +1,4 @@
-"""How fast idfx is, as ratios within one run: whole processes, their stages, fills, reading, growth."""
+"""The speed of idfx, as ratios within one run: whole processes, their stages, fills, analysis, growth."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def measured(command: list[str]) -> tuple[float, float]:
     seconds = time.perf_counter() - start
     process.returncode = status
     if status:
-        raise ResourceError(f"{' '.join(command)}: ended with status {status}; expected 0. Look for want of memory.")
+        raise ResourceError(
+            f"{' '.join(command)}: ended with status {status}; expected 0. It may have run out of memory."
+        )
     return seconds, usage.ru_maxrss / 1024
 
 
@@ -91,7 +93,7 @@ def stages(names: list[str], runs: int) -> Iterator[Ratio]:
         for name in names:
             rounds: list[dict[str, dict[str, float]]] = []
             for _ in range(runs + 1):
-                Path(f"{folder}/weights.pt").unlink(missing_ok=True)  # to replace a file is to sync the new one first
+                Path(f"{folder}/weights.pt").unlink(missing_ok=True)  # replacing a file would sync the new one first
                 command = [sys.executable, "-m", "idfx.bench.stages", f"timm:{name}", f"{folder}/weights.pt"]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:

@@ -1,11 +1,11 @@
-"""Where the time of `idfx init` goes: a process of its own does what the command does, then the floor of each.
+"""Where the time of `idfx init` goes: a separate process runs the stages of the command, then the floor of each.
 
     python -m idfx.bench.stages timm:resnet50 weights.pt
 
-Prints one JSON object, seconds by stage and by floor. The floor of a stage is the least that anyone has to do for it:
-the imports of torch and the model's library alone, a build with no value drawn, a forward pass on meta tensors for the
-capture, `zero_()` of fresh memory of the same size for the fills, the same two forward passes for the certificate, and
-writing the same bytes with one system call after the other.
+Prints one JSON object: seconds by stage and by floor. The floor of a stage is the minimum work for it: importing only
+torch and the model's library, a build without drawing values, a forward pass on meta tensors for the capture, `zero_()`
+of fresh memory of the same size for the fills, the same two forward passes for the certificate, and writing the same
+bytes with plain system calls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def of(self, name: str, act: Callable[[], Any]) -> Any:
-        """Return the result of an action, and note how long it took."""
+        """Return the result of an action, and record its time."""
         start = time.perf_counter()
         result = act()
         self.seconds[name] = time.perf_counter() - start
@@ -48,7 +48,7 @@ def _own_imports() -> None:
 
 
 def measure(spec: str, file: str) -> dict[str, dict[str, float]]:
-    """Return seconds by stage and by floor; to be called once, in a fresh process."""
+    """Return seconds by stage and by floor; call this once, in a fresh process."""
     stage, floor = Clock(), Clock()
     floor.of("imports", lambda: _imports(spec))
     stage.of("imports", _own_imports)
@@ -93,7 +93,7 @@ def _floors(floor: Clock, spec: str, file: str, built: Any) -> None:
 
 
 def write_raw(model: Any, file: str) -> int:
-    """Write the bytes of a state dict one tensor after the other, nothing else, and return how many there were."""
+    """Write only the bytes of a state dict, tensor by tensor, and return their number."""
     written = 0
     with open(file, "wb", buffering=0) as raw:  # noqa: PTH123
         for tensor in model.state_dict().values():

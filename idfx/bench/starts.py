@@ -1,4 +1,4 @@
-"""How a model starts: by its author, or by a scheme of idfx; and whether a scheme does anything of its own."""
+"""How a model starts, by its own initialisation or by a scheme of idfx, and whether a scheme has an effect."""
 
 from __future__ import annotations
 
@@ -21,41 +21,37 @@ from idfx.core.records import Plan
 from idfx.planning.overrides import Word, read_overrides
 from idfx.schemes.scheme import SCHEMES
 
-DEFAULT = "default"  # the model as its author initialises it
+DEFAULT = "default"  # the model's own initialisation
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a scheme does to a model: a fingerprint of its plan, or why it does not apply."""
+    """The effect of a scheme on a model: a fingerprint of its plan, or the reason why it does not apply."""
 
     plan: str
     reason: str = ""
 
     @property
     def applies(self) -> bool:
-        """Whether there is anything to train."""
+        """Whether there is something to train."""
         return not self.reason
 
 
 def check_scheme(text: str) -> None:
-    """Return if a text is `default`, or a scheme with options that it takes, and words in the form of --set behind it.
-
-    Raises:
-        UsageError: it is neither.
-    """
+    """Check that a text is `default`, or a scheme with valid options and overrides; raise UsageError otherwise."""
     if text != DEFAULT:
         name, options, _ = _read(text)
         SCHEMES.find(name).read_options(options)
 
 
 def _read(text: str) -> tuple[str, dict[str, Any], Mapping[str, Word]]:
-    """The scheme, its options, and what is set otherwise: `idinit(eps=0) + role:head=keep + trait:query=keep`."""
+    """The scheme, its options, and overrides: `idinit(eps=0) + role:head=keep + trait:query=keep`."""
     call, *sets = re.split(r"\s\+\s", text)
     return *parse_call(call, "--schemes"), read_overrides(sets)[0].set
 
 
 def fingerprint(made: Plan) -> str:
-    """Return 16 hexadecimal digits for what a plan writes: fills, arguments, scalars, but neither reasons nor the seed.
+    """Return 16 hexadecimal digits for what a plan writes: fills, arguments and scalars, without reasons or the seed.
 
     Example:
         >>> layer, x = nn.Linear(2, 2), (torch.ones(1, 2),)
@@ -70,14 +66,14 @@ def fingerprint(made: Plan) -> str:
 
 
 def starts(build: str, task: Task, example: Tensor, schemes: Sequence[str]) -> Mapping[str, Start]:
-    """Return what each scheme does to a model.
+    """Return the effect of each scheme on a model.
 
-    A scheme does not apply where it cannot be planned, writes nothing, or writes exactly what kaiming or a scheme
-    before it writes; the reason says which.
+    A scheme does not apply if it cannot be planned, writes nothing, or writes exactly what kaiming or an earlier scheme
+    writes; the reason says which.
 
     Args:
         build: the model, as in `build_model`.
-        task: it is for.
+        task: of the model.
         example: two inputs.
         schemes: texts that `check_scheme` takes.
     """
@@ -111,10 +107,10 @@ def starts(build: str, task: Task, example: Tensor, schemes: Sequence[str]) -> M
 
 
 def begin(build: str, task: Task, example: Tensor, scheme: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a model as a scheme starts it, and what is recorded of it: the plan's fingerprint, and the certificate.
+    """Return a model initialised by a scheme, and the record: the plan's fingerprint and the certificate.
 
-    The author's own random values are those of the seed, whatever the scheme. A certificate that fails is recorded, and
-    the model is trained all the same.
+    The model's own random values depend on the seed, whatever the scheme. A failed certificate is recorded, and the
+    model is trained anyway.
 
     Args:
         build, task, example: as in `starts`.

@@ -1,4 +1,4 @@
-"""Statistics of a study: which rate is chosen, spreads over seeds, paired tests and their correction."""
+"""Statistics of a study: the choice of the rate, spreads over seeds, paired tests and their correction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Point = tuple[float, float]  # learning rate, weight decay
 
 
 def final(record: Record, name: str) -> float:
-    """Return the last value of a curve; an accuracy is 0 and a loss infinite where a run diverged.
+    """Return the last value of a curve; for a diverged run, accuracy is 0 and loss infinite.
 
     Example:
         >>> final({"diverged": True, "test_accuracy": [0.5]}, "test_accuracy")
@@ -30,12 +30,12 @@ def point_of(record: Record) -> Point:
 
 
 def choose(records: Iterable[Record]) -> Point:
-    """Return the learning rate and weight decay with the best mean accuracy on the validation part at the end.
+    """Return the learning rate and weight decay with the best mean final validation accuracy.
 
-    Ties go to the lower mean validation loss, then to the lower rate. Test figures are not looked at.
+    Ties go to the lower mean validation loss, then to the lower rate. Test figures are not used.
 
     Args:
-        records: the runs of one model and scheme that the choice is made on.
+        records: the selection runs of one model and scheme.
 
     Example:
         >>> run = {"weight_decay": 0.0, "diverged": False, "validation_loss": [1.0]}
@@ -55,7 +55,7 @@ def choose(records: Iterable[Record]) -> Point:
 
 
 def epochs_to(curve: Sequence[float], level: float) -> int | None:
-    """Return the first epoch, from 1, at whose end a curve is at a level or above; None if none is.
+    """Return the first epoch, from 1, at whose end a curve reaches a level; None if it never does.
 
     Example:
         >>> epochs_to([0.2, 0.91, 0.89], 0.9), epochs_to([0.2], 0.9)
@@ -65,7 +65,7 @@ def epochs_to(curve: Sequence[float], level: float) -> int | None:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard deviation (n − 1); the latter is nan of one value.
+    """Return mean and standard deviation (n − 1); the latter is nan for a single value.
 
     Example:
         >>> spread([1.0, 2.0, 3.0])
@@ -79,7 +79,7 @@ class Comparison:
     """A paired comparison over the same seeds.
 
     `difference`: mean of value − reference, with its 95% interval of Student's t. `effect`: the mean over the standard
-    deviation of the differences. `t` and `wilcoxon`: two-sided p-values; nan where they are not defined.
+    deviation of the differences. `t` and `wilcoxon`: two-sided p-values; nan if they are not defined.
     """
 
     seeds: int
@@ -94,7 +94,7 @@ class Comparison:
 def compare(values: Mapping[int, float], reference: Mapping[int, float]) -> Comparison | None:
     """Return the paired comparison of two mappings from seed to value, over the seeds in both; None if fewer than two.
 
-    Source: scipy.stats.ttest_rel and scipy.stats.wilcoxon. Where all differences are 0, both p-values are 1.
+    Source: scipy.stats.ttest_rel and scipy.stats.wilcoxon. If all differences are 0, both p-values are 1.
 
     Example:
         >>> found = compare({0: 2.0, 1: 4.0, 2: 3.0}, {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0})

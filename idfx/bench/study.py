@@ -1,4 +1,4 @@
-"""A study: what is to be run, in which order, and whether a results directory belongs to it."""
+"""A study: its runs, their order, and whether a results directory belongs to it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from idfx.bench.suites import Settings, Suite, settings
 from idfx.bench.training import Run
 from idfx.core.errors import UsageError
 
-SELECTION = 2  # seeds that the learning rate is chosen on
-GROWS = ("models", "schemes", "seeds", "data")  # a study may be given more of these later on
-WIDENS = ("lr", "weight_decay")  # and more points in these
+SELECTION = 2  # seeds for choosing the learning rate
+GROWS = ("models", "schemes", "seeds", "data")  # more of these may be added to a study
+WIDENS = ("lr", "weight_decay")  # and more points of these
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is to be run: a suite with everything that was said about it.
+    """A suite with all options of its runs.
 
-    `full`: every seed at every point of the grid, not only at the chosen one. `watch`: look into the models as they
-    train. `facts`: of the data sets, by their texts.
+    `full`: every seed at every point of the grid, not only at the chosen one. `watch`: record the state of models
+    during training. `facts`: of the data sets, by their texts.
     """
 
     suite: Suite
@@ -38,21 +38,21 @@ class Study:
 
     @property
     def selection(self) -> range:
-        """The seeds that the learning rate is chosen on."""
+        """The seeds for choosing the learning rate."""
         return range(min(SELECTION, self.suite.seeds))
 
     @property
     def planned(self) -> int:
-        """How many runs one model and scheme take, for each model, schemes that do not apply left out."""
+        """The number of planned runs, without schemes that do not apply."""
         return sum(map(self.runs_of, self.suite.models.values()))
 
     def runs_of(self, model: Settings) -> int:
-        """Return how many runs a scheme takes on a model."""
+        """Return the number of runs of a scheme on a model."""
         points, chosen_on = len(model.grid), len(self.selection)
         return points * self.suite.seeds if self.full else points * chosen_on + self.suite.seeds - chosen_on
 
     def config(self) -> dict[str, Any]:
-        """Return what stands in config.json and tells a study from another one."""
+        """Return the contents of config.json, which identify a study."""
         return {
             "suite": self.suite.name,
             "about": self.suite.about,
@@ -69,7 +69,7 @@ class Study:
 
 
 def key_of(record: Record) -> Run:
-    """Return the run that a record is of."""
+    """Return the run of a record."""
     return Run(record["model"], record["scheme"], record["lr"], record["weight_decay"], record["seed"])
 
 
@@ -79,7 +79,7 @@ def unit(records: Sequence[Record], model: str, scheme: str) -> list[Record]:
 
 
 def chosen(study: Study, records: Sequence[Record], model: str, scheme: str) -> Point | None:
-    """Return the learning rate and weight decay of a model and a scheme; None while runs that decide it are missing."""
+    """Return the learning rate and weight decay of a model and a scheme; None while selection runs are missing."""
     grid = study.suite.models[model].grid
     if len(grid) == 1:
         return grid[0]
@@ -88,14 +88,14 @@ def chosen(study: Study, records: Sequence[Record], model: str, scheme: str) -> 
 
 
 def wanted(study: Study, starts: Mapping[tuple[str, str], Start], records: Sequence[Record]) -> Iterator[Run]:
-    """Yield the runs of a study as far as they are known, in order: model after model, in each scheme after scheme.
+    """Yield the runs of a study as far as they are known, in order of models and schemes.
 
-    Those of the remaining seeds are known once those that the rate is chosen on are recorded.
+    Runs of the remaining seeds are known once the selection runs are recorded.
 
     Args:
-        study: what is wanted.
+        study: to run.
         starts: by model and scheme.
-        records: of runs that are done.
+        records: of finished runs.
     """
     for model, settings_ in study.suite.models.items():
         for scheme in study.suite.schemes:
@@ -111,19 +111,19 @@ def wanted(study: Study, starts: Mapping[tuple[str, str], Start], records: Seque
 def ready(
     study: Study, starts: Mapping[tuple[str, str], Start], records: Sequence[Record], running: Collection[Run] = ()
 ) -> Iterator[Run]:
-    """Yield the wanted runs that are neither recorded nor among those that have begun."""
+    """Yield the planned runs that are neither recorded nor running."""
     begun = {*running, *(key_of(record) for record in records if "lr" in record)}
     yield from (run for run in wanted(study, starts, records) if run not in begun)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Return in words where two configurations differ; what a study may be given more of may be more in the new one.
+    """Return descriptions of the differences of two configurations; permitted additions do not count.
 
     Example:
         >>> differences({"seeds": 5, "device": "cpu"}, {"seeds": 6, "device": "cuda:0"})
         ["device was 'cpu' and is 'cuda:0'"]
         >>> differences({"schemes": ["kaiming", "zero"]}, {"schemes": ["zero", "xavier"]})
-        ['schemes: kaiming is left out']
+        ['schemes: kaiming is missing']
         >>> differences({"models": {"vit": {"lr": [0.1]}}}, {"models": {"vit": {"lr": [0.1, 0.3]}}})
         []
     """
@@ -132,14 +132,14 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         for key in [*old, *(key for key in new if key not in old)]:
             path = f"{where}.{key}" if where else str(key)
             if key not in new:
-                found.append(f"{where}: {key} is left out" if where in GROWS else f"{path} is left out")
+                found.append(f"{where}: {key} is missing" if where in GROWS else f"{path} is missing")
             elif key in old:
                 found += differences(old[key], new[key], path)
             elif where not in GROWS:
                 found.append(f"{path} is new")
         return found
     if where == "schemes":
-        return [f"{where}: {name} is left out" for name in old if name not in new]
+        return [f"{where}: {name} is missing" for name in old if name not in new]
     if where == "seeds" and new >= old:
         return []
     if where.startswith("models.") and where.rpartition(".")[2] in WIDENS and {*old} <= {*new}:
@@ -148,7 +148,7 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return what stands in the config.json of a results directory; None where there is none.
+    """Return the contents of config.json in a results directory, or None if there is no such file.
 
     Raises:
         UsageError: it cannot be read.
@@ -161,21 +161,21 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: {error}; expected the configuration of a study. Choose another -o.") from error
     if not isinstance(found, dict) or not {"suite", "models", "schemes", "seeds"} <= found.keys():
-        raise UsageError(f"{path}: no configuration of a study; expected one. Choose another -o.")
+        raise UsageError(f"{path}: not the configuration of a study; expected one. Choose another -o.")
     return found
 
 
 def suite_of(config: Mapping[str, Any]) -> Suite:
-    """Return the suite that a configuration was made of."""
+    """Return the suite of a configuration."""
     models = {name: settings(given, f"config.json, model {name}") for name, given in config["models"].items()}
     return Suite(config["suite"], config.get("about", ""), models, tuple(config["schemes"]), config["seeds"])
 
 
 def check_same(folder: Path, old: Mapping[str, Any], study: Study) -> None:
-    """Return if a study goes on with what lies in a results directory.
+    """Check that a study can resume a results directory; raise UsageError otherwise.
 
     Raises:
-        UsageError: it was begun with another configuration; the message says what differs.
+        UsageError: it was started with a different configuration; the message lists the differences.
     """
     new = json.loads(json.dumps(study.config()))
     old, new = ({key: its[key] for key in its if key not in ("machine", "about")} for its in (old, new))
@@ -183,6 +183,6 @@ def check_same(folder: Path, old: Mapping[str, Any], study: Study) -> None:
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise UsageError(
-            f"{folder}: begun with another configuration: {'; '.join(found[:5])}{more}; expected the same one. "
-            "Choose another -o, or go on as it was begun with -o alone."
+            f"{folder}: started with a different configuration: {'; '.join(found[:5])}{more}; expected the same one. "
+            "Choose another -o, or resume the original study with only -o."
         )

@@ -1,4 +1,4 @@
-"""summary.md: what a study has found, every number with its spread."""
+"""summary.md: the results of a study, every number with its spread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENOUGH = 5  # seeds
 
 @dataclass(frozen=True)
 class Row:
-    """One scheme on one model at its own best rate, over the seeds that are done.
+    """One scheme on one model at its own best rate, over the finished seeds.
 
     `soon`: epochs to the level, by seed. `corrected`: p of the paired t-test after Holm's correction.
     """
@@ -37,7 +37,7 @@ class Row:
 
 
 def at_best(study: Study, records: Sequence[Record], model: str, scheme: str) -> tuple[Point, list[Record]] | None:
-    """Return the chosen rate of a model and a scheme and its runs by seed; None while it is not known."""
+    """Return the chosen rate of a model and a scheme and its runs by seed; None if it is not known yet."""
     point = chosen(study, records, model, scheme)
     if point is None:
         return None
@@ -73,7 +73,7 @@ def rows(study: Study, records: Sequence[Record], model: str, reference: str) ->
 
 
 def tables(study: Study, records: Sequence[Record], reference: str) -> dict[str, tuple[float, list[Row]]]:
-    """Return level and rows of every model, as `rows` does, p corrected for all comparisons of the study."""
+    """Return level and rows of every model as in `rows`, with p corrected for all comparisons of the study."""
     found = {model: rows(study, records, model, reference) for model in study.suite.models}
     values = iter(holm([row.against.t for _, its in found.values() for row in its if row.against is not None]))
     return {
@@ -83,7 +83,7 @@ def tables(study: Study, records: Sequence[Record], reference: str) -> dict[str,
 
 
 def reference_of(study: Study) -> str:
-    """Return the scheme that others are compared with: the author's own initialisation, or else the first one."""
+    """Return the scheme that others are compared with: the model's own initialisation, or otherwise the first one."""
     return "default" if "default" in study.suite.schemes else study.suite.schemes[0]
 
 
@@ -93,10 +93,10 @@ def markdown(
     """Return the summary of a study as Markdown.
 
     Args:
-        study: what was wanted.
+        study: of the runs.
         records: of runs.jsonl.
-        done, total: runs.
-        pictures: by model, file names.
+        done, total: numbers of runs.
+        pictures: file names by model.
     """
     reference = reference_of(study)
     made = tables(study, records, reference)
@@ -122,15 +122,15 @@ def _head(study: Study, done: int, total: int, reference: str, comparisons: int)
         "",
         study.suite.about,
         "",
-        "The learning rate (and weight decay) of each scheme is the one of the grid with the best mean accuracy "
-        f"on the validation part over the seeds {chosen_on}; test figures are of that rate over all its seeds. All "
-        "schemes of a seed have the same samples for training, validation and test, in the same order with the same "
-        "augmentation. ± is the standard deviation over seeds. A run that diverged counts with accuracy 0.",
+        "The learning rate (and weight decay) of each scheme is the point of the grid with the best mean validation "
+        f"accuracy over the seeds {chosen_on}; test figures are for that rate over all its seeds. All schemes of a "
+        "seed share the samples for training, validation and testing, their order and the augmentation. ± is the "
+        "standard deviation over seeds. A diverged run counts as accuracy 0.",
         "",
         f"*Against {reference}*: mean of the differences seed by seed, its 95% interval (Student), effect size (mean / "
         "standard deviation of the differences), p of the paired t-test, the same after Holm's correction for all "
-        f"{comparisons} comparisons of this page, and p of Wilcoxon's signed-rank test, which with 5 seeds is never "
-        "below 0.0625. ◦ marks a rate at the edge of the grid, † fewer than 5 seeds.",
+        f"{comparisons} comparisons on this page, and p of Wilcoxon's signed-rank test, which is never below 0.0625 "
+        "with 5 seeds. ◦ marks a rate at the edge of the grid, † fewer than 5 seeds.",
         *(["", f"**{study.suite.seeds} seeds are too few: for orientation only.**"] if few else []),
     ]
 
@@ -163,7 +163,7 @@ def _table(level: float, found: Sequence[Row], reference: str) -> list[str]:
 
 
 def _epochs(soon: Sequence[int | None]) -> str:
-    """Median and range of the epochs; a run that never got there counts as later than all."""
+    """Median and range of the epochs; a run that never reaches the level counts as later than all others."""
     ordered = sorted(math.inf if epoch is None else epoch for epoch in soon)
     middle = statistics.median(ordered)
     told = ["never" if math.isinf(value) else f"{value:g}" for value in (middle, ordered[0], ordered[-1])]
@@ -185,7 +185,7 @@ def _p(value: float) -> str:
 
 
 def _grid(study: Study, records: Sequence[Record], model: str) -> list[str]:
-    """Validation accuracy at the end at every point of the grid, mean over the seeds of the choice."""
+    """Final validation accuracy at every point of the grid, averaged over the selection seeds."""
     points = study.suite.models[model].grid
     if len(points) < 2:
         return []
@@ -193,7 +193,7 @@ def _grid(study: Study, records: Sequence[Record], model: str) -> list[str]:
         f"{lr:g}" + (f", {decay:g}" if len(study.suite.models[model].weight_decay) > 1 else "") for lr, decay in points
     ]
     lines = [
-        "Validation accuracy at the end, by learning rate: mean over the seeds of the choice; d: so many diverged.",
+        "Final validation accuracy by learning rate, averaged over the selection seeds; d: number of diverged runs.",
         "",
         f"| scheme | {' | '.join(names)} |",
         "|---" * (len(points) + 1) + "|",
@@ -213,7 +213,7 @@ def _grid(study: Study, records: Sequence[Record], model: str) -> list[str]:
 
 
 def _notes(records: Sequence[Record], model: str, schemes: Sequence[str]) -> list[str]:
-    """Schemes that do not apply, and certificates that failed, each once."""
+    """Schemes that do not apply and failed certificates, without repetition."""
     notes: dict[str, Any] = {}
     for record in records:
         if record["model"] != model or record["scheme"] not in schemes:
@@ -221,5 +221,5 @@ def _notes(records: Sequence[Record], model: str, schemes: Sequence[str]) -> lis
         if record.get("applies") is False:
             notes[f"- `{record['scheme']}` was not run: {record['reason']}."] = True
         elif record["certificate"] not in (None, "passed"):
-            notes[f"- `{record['scheme']}` was trained though its certificate fails: {record['certificate']}"] = True
+            notes[f"- `{record['scheme']}` was trained although its certificate fails: {record['certificate']}"] = True
     return ["", *notes] if notes else []

@@ -1,4 +1,4 @@
-"""One run: a model, a scheme, a learning rate and a seed, trained and measured after every epoch."""
+"""One run: a model, a scheme, a learning rate and a seed; trained, and measured after every epoch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OnEpoch = Callable[[int, Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What tells one run of a study from the others."""
+    """The key of a run within a study."""
 
     model: str
     scheme: str
@@ -34,13 +34,13 @@ class Run:
 
 
 def loss_of(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits (..., classes) against class numbers; a target of -100 does not count."""
+    """Return the mean cross-entropy of logits (..., classes) with class numbers; targets of -100 do not count."""
     return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), ignore_index=-100)
 
 
 @torch.no_grad()
 def measure(model: nn.Module, samples: Samples, device: torch.device) -> tuple[float, float]:
-    """Return the mean loss and the accuracy over samples, the model in evaluation mode."""
+    """Return the mean loss and the accuracy over samples in evaluation mode."""
     model.eval()
     loss = right = count = 0.0
     for numbers in torch.split(torch.arange(len(samples)), MEASURED):
@@ -54,14 +54,14 @@ def measure(model: nn.Module, samples: Samples, device: torch.device) -> tuple[f
 
 
 def order_of(count: int, batch: int, seed: int, epoch: int) -> list[Tensor]:
-    """Return the batches of an epoch as sample numbers: a function of these four numbers alone; a rest is left out."""
+    """Return the batches of an epoch as sample numbers, which depend only on the arguments; a remainder is dropped."""
     order = torch.randperm(count, generator=generator_of("order", seed, epoch))
     size = min(batch, count)
     return list(torch.split(order[: count // size * size], size))
 
 
 def optimiser_of(model: nn.Module, settings: Settings, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return the optimiser of a run; only weights of two and more axes decay."""
+    """Return the optimiser of a run; only weights with two or more axes decay."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in learned if parameter.dim() > 1], "weight_decay": weight_decay},
@@ -75,7 +75,7 @@ def optimiser_of(model: nn.Module, settings: Settings, lr: float, weight_decay: 
 
 
 def schedule(step: int, steps: int, warm: int) -> float:
-    """Return the factor on the learning rate: rising over `warm` steps, then half a cosine down to 0.
+    """Return the factor of the learning rate: it rises over `warm` steps, then follows half a cosine down to 0.
 
     Example:
         >>> [round(schedule(step, 6, 2), 2) for step in range(6)]
@@ -89,24 +89,24 @@ def schedule(step: int, steps: int, warm: int) -> float:
 def train(
     settings: Settings, data: Data, run: Run, device: torch.device, watch: bool = False, on_epoch: OnEpoch | None = None
 ) -> dict[str, Any]:
-    """Return the record of a run: loss and accuracy after every epoch, on what was seen, validation and test.
+    """Return the record of a run: loss and accuracy after every epoch, for training, validation and testing.
 
-    A run whose loss is no finite number stops there and is marked as diverged.
+    A run whose loss is not finite stops and is marked as diverged.
 
     Args:
         settings: of the model.
-        data: as its loader gives it.
+        data: from its loader.
         run: scheme, learning rate, weight decay and seed.
         device: to train on.
         watch: also record gradients, dead units and ranks (see `watching`).
-        on_epoch: is told the number of each epoch that is done, and what was measured.
+        on_epoch: receives the number of each finished epoch, and its measurements.
     """
     started = time.perf_counter()
     seen, held = split(data, run.seed, settings.validation)
     with torch.random.fork_rng():
         example, _ = seen.take(torch.arange(2), None)
         model, record = begin(settings.build, data.task, example, run.scheme, run.seed)
-        torch.manual_seed(run.seed + 1_000_000)  # dropout: the same numbers whatever the scheme has drawn
+        torch.manual_seed(run.seed + 1_000_000)  # dropout: the same numbers, whatever the scheme has drawn
         model.to(device)
         curves, diverged = _epochs(model, settings, (seen, held, data.test), run, device, watch, on_epoch, record)
     return {

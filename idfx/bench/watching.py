@@ -1,4 +1,4 @@
-"""What a run looks at when it is asked to: the gradient that reaches each weight, dead units, ranks, isometry."""
+"""Optional measurements of a run: the gradient of each weight, dead units, ranks, isometry."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ BATCHES, SIZE = 4, 64
 
 
 class Watch:
-    """Looks at a model by the gradients of the same few batches every time; training goes on as if it had not.
+    """Measures a model through the gradients of the same few batches each time, without affecting training.
 
-    A unit is a row of a weight. It is dead if its gradient is exactly 0 in every one of the batches: nothing that it
-    does reaches the loss, or nothing reaches it.
+    A unit is a row of a weight. It is dead if its gradient is exactly 0 in every one of the batches: it has no effect
+    on the loss, or gets no input.
 
     Args:
         samples: for training.
@@ -34,10 +34,10 @@ class Watch:
         self._device = device
 
     def look(self, model: nn.Module, ranks: bool = False) -> dict[str, Any]:
-        """Return, by weight, the norm of the mean gradient, how many units there are and how many are dead.
+        """Return, by weight, the norm of the mean gradient, the number of units and the number of dead units.
 
         Args:
-            model: in the middle of training; its gradients are cleared, its mode and buffers stay.
+            model: during training; its gradients are cleared, its mode and buffers do not change.
             ranks: also the rank of each weight as a matrix (rows, the rest).
         """
         weights = {name: weight for name, weight in model.named_parameters() if weight.dim() > 1}
@@ -70,13 +70,13 @@ class Watch:
         return found
 
     def isometry(self, model: nn.Module) -> dict[str, Any]:
-        """Return what the audit says of the Jacobian of the model, and of its blocks, at four samples.
+        """Return the audit's measurements of the Jacobian of the model, and of its blocks, at four samples.
 
-        `chi`, `spread`, `largest` and `smallest` of the whole model; `block_chi` and `block_spread` are medians over
-        the residual blocks, None where there is none. Where the audit cannot run, `error` says why.
+        `chi`, `spread`, `largest` and `smallest` are for the whole model; `block_chi` and `block_spread` are medians
+        over the residual blocks, None if there are none. If the audit cannot run, `error` gives the reason.
 
         Args:
-            model: in the middle of training, where it stays.
+            model: during training, which is not affected.
         """
         try:
             found = audit(model, (self._batches[0][0][:4].to(self._device),), only=["jacobian"])

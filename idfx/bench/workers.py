@@ -1,4 +1,4 @@
-"""Where runs are trained: in this process, or in several beside it that end with it."""
+"""Workers for training runs: this process, or several child processes that end with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from idfx.core.errors import ResourceError
 
 @dataclass(frozen=True)
 class Bench:
-    """What a worker has to know beside the run: settings by model, and where to train."""
+    """What a worker needs in addition to the run: settings by model, and the device."""
 
     models: Mapping[str, Settings]
     path: Path | None
@@ -31,7 +31,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Event:
-    """An epoch that is done (`values`), or a run (`record`)."""
+    """A finished epoch (`values`) or a finished run (`record`)."""
 
     run: Run
     epoch: int = 0
@@ -40,7 +40,7 @@ class Event:
 
 
 class Workers(Protocol):
-    """Takes runs as long as it has room, and tells what becomes of them."""
+    """Accepts runs while it has room, and reports their progress."""
 
     @property
     def room(self) -> int: ...
@@ -54,7 +54,7 @@ class Workers(Protocol):
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One thread, and no numbers too small for the fast path of a CPU, inside the block."""
+    """Use one thread and flush denormal numbers inside the block."""
     import torch
 
     threads = torch.get_num_threads()
@@ -68,7 +68,7 @@ def _alone() -> Iterator[None]:
 
 
 class _Trainer:
-    """Trains runs in this process, each data set loaded once."""
+    """Trains runs in this process, and loads each data set once."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench, self._data = bench, dict[str, Any]()
@@ -87,7 +87,7 @@ class _Trainer:
 
 
 class Inline:
-    """Trains in this process: a run is trained while its events are asked for."""
+    """Trains in this process: a run is trained when its events are requested."""
 
     def __init__(self, bench: Bench, on_event: Callable[[Event], None]) -> None:
         self._train, self._on_event, self._waiting = _Trainer(bench), on_event, deque[Run]()
@@ -102,7 +102,7 @@ class Inline:
         self._waiting.append(run)
 
     def events(self) -> Iterator[Event]:
-        """Yield what has happened; epochs are told to `on_event` at once."""
+        """Yield events; epochs are passed to `on_event` immediately."""
         run = self._waiting.popleft()
         with _alone():
             record = self._train(run, lambda epoch, values: self._on_event(Event(run, epoch, values)))
@@ -110,11 +110,11 @@ class Inline:
 
 
 def _work(link: Connection, parent: int, bench: Bench) -> None:
-    """What a worker process does: train the runs that come over the link until it is closed."""
+    """The main function of a worker process: train the runs that arrive over the link until it is closed."""
     train = _Trainer(bench)
 
     def tell(event: Event | str) -> None:
-        if os.getppid() != parent:  # nobody is there to write the run down
+        if os.getppid() != parent:  # the parent that would record the run has ended
             os._exit(1)
         link.send(event)
 
@@ -132,13 +132,13 @@ def _work(link: Connection, parent: int, bench: Bench) -> None:
 
 
 class Processes:
-    """Trains in so many processes; they end when this one does."""
+    """Trains in several processes, which end with this one."""
 
     def __init__(self, bench: Bench, jobs: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._busy: dict[Connection, Run | None] = {}
         self._processes = []
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: only this process handles Ctrl-C
         try:
             for _ in range(jobs):
                 ours, theirs = context.Pipe()
@@ -165,7 +165,7 @@ class Processes:
         """Yield what has happened; waits until there is something.
 
         Raises:
-            ResourceError: a process is gone, killed for want of memory say.
+            ResourceError: a process has ended, for example because it ran out of memory.
             RuntimeError: a run raised.
         """
         for link in wait([link for link, run in self._busy.items() if run is not None]):
@@ -175,8 +175,8 @@ class Processes:
                 event = link.recv()
             except (EOFError, OSError) as error:
                 raise ResourceError(
-                    f"{run}: its process is gone; expected it to finish. Look for want of memory, try fewer --jobs, "
-                    "and give the same command again."
+                    f"{run}: its process has ended; expected it to finish. It may have run out of memory: try fewer "
+                    "--jobs, and run the same command again."
                 ) from error
             if isinstance(event, str):
                 raise RuntimeError(f"{run}: {event}")
@@ -185,7 +185,7 @@ class Processes:
             yield event
 
     def close(self) -> None:
-        """End the processes; what they were training is lost."""
+        """Stop the processes; the runs in progress are lost."""
         for process in self._processes:
             process.kill()
         for process in self._processes:

@@ -1,1 +1,1 @@
-"""Specification → model with its example inputs; the random draws of its constructor are put off."""
+"""Specification → model with its example inputs; the random draws of its constructor are deferred."""

@@ -1,8 +1,8 @@
-"""Specification → model and example inputs, the random initialisation put off.
+"""Specification → model and example inputs, with the random initialisation deferred.
 
-The model is built on the CPU, where a pending weight takes no time and no memory, and then moved: what an
-author computes (position tables, masks) has the same bytes on every device, and a weight that nobody drew is
-allocated on the target without ever having been copied. Nothing is downloaded.
+The model is built on the CPU, where a pending weight takes no time and no memory, and then moved. Values that the
+constructor computes (position tables, masks) have the same bytes on every device, and a pending weight is allocated on
+the target without a copy. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from idfx.sources import resolve
 
 @dataclass(frozen=True)
 class Built:
-    """A model as its source builds it, an example input for it, and the draws that are still pending.
+    """A model as built by its source, an example input, and the pending draws.
 
-    `example` is None where none could be derived. Before the model is run or saved, every pending weight has
-    to be overwritten (`pending.discard`) or drawn (`pending.materialize`).
+    `example` is None if none could be derived. Before the model is run or saved, every pending weight must be
+    overwritten (`pending.discard`) or drawn (`pending.materialize`).
     """
 
     model: nn.Module = field(repr=False)
@@ -51,17 +51,18 @@ def build(
     dtype: str | torch.dtype | None = None,
     seed: int = 0,
 ) -> Built:
-    """Return the model of a specification, without computing the random values that nobody has read.
+    """Return the model of a specification, without computing random values that are never read.
 
     Args:
         spec: `timm:NAME`, `torchvision:NAME`, `path/to/file.py:factory` or `package.module:factory`.
         arguments: keyword arguments for the model.
-        input_shapes: shapes of the example inputs, batch included, instead of what the source offers; with a name,
-            `mask=1,16:bool`, in the place of this argument alone.
-        inputs: values by name, `use_cache=false`, or .safetensors files with tensors by name, likewise.
-        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:n".
-        dtype: of the floating parameters, buffers and inputs; None leaves them as built.
-        seed: of every draw. The global random states are left as they were.
+        input_shapes: shapes of the example inputs, batch included, which replace those of the source; with a name, as
+            in `mask=1,16:bool`, they replace only this argument.
+        inputs: values by name, as in `use_cache=false`, or .safetensors files with tensors by name; they also replace
+            single arguments.
+        device: "auto" (CUDA if available), "cpu", "cuda" or "cuda:n".
+        dtype: of the floating-point parameters, buffers and inputs; None leaves them as built.
+        seed: of every draw. The global random states do not change.
 
     Raises:
         UsageError: an unknown source, model, device or dtype, or a malformed input.
@@ -103,10 +104,10 @@ def load(
     dtype: str | torch.dtype | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, tuple[Any, ...]]:
-    """Return the model of a specification with its author's own random initialisation, and example inputs.
+    """Return the model of a specification with its own random initialisation, and example inputs.
 
-    The arguments are those of `build`, which also says what is raised. The inputs are an empty tuple where
-    none could be derived; keyword inputs are in `build(spec).example.kwargs`.
+    Arguments and errors are those of `build`. The inputs are an empty tuple if none could be derived; keyword inputs
+    are in `build(spec).example.kwargs`.
 
     Example:
         >>> model, inputs = load("torchvision:squeezenet1_1")
@@ -123,7 +124,7 @@ def load(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global random states of the CPU inside the block, and put them back as they were."""
+    """Seed the global random states of the CPU inside the block, and restore them afterwards."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     torch.default_generator.manual_seed(seed % 2**63)
     random.seed(seed)
@@ -138,7 +139,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _reporting(spec: str, device: torch.device) -> Iterator[None]:
-    """Turn what a library raises while building into one line about the specification."""
+    """Turn any error of a library during building into one line about the specification."""
     try:
         yield
     except IdfxError:

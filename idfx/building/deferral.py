@@ -1,12 +1,12 @@
-"""Building a model without computing the random values that an initialisation is about to overwrite.
+"""Building a model without computing random values that an initialisation will overwrite.
 
-Under `DeferredDraws` an in-place draw (`normal_`, `uniform_`, ...) is written on a tape that belongs to the
-storage of its tensor, and so is every later in-place operator on that storage that reads nothing else
-(`erfinv_`, `mul_`, `clamp_`, a fill of some rows). Whatever reads such a storage plays its tape first, so a
-program never sees the difference; a full overwrite drops the tape. What is still pending when the model
-stands is played under the name of its parameter, or discarded because a plan overwrites it.
+Under `DeferredDraws`, an in-place draw (`normal_`, `uniform_`, ...) is recorded on a tape that belongs to the storage
+of its tensor, and so is every later in-place operator on that storage that reads nothing else (`erfinv_`, `mul_`,
+`clamp_`, a fill of some rows). Any read of such a storage replays its tape first, so the program cannot see the
+difference; a full overwrite drops the tape. Tapes that are pending when the model is complete are replayed under the
+name of their parameter, or discarded because a plan overwrites it.
 
-    vit_giant_patch14_224: 20 s of drawing on two cores, next to nothing when no one reads the draws
+    vit_giant_patch14_224: 20 s of drawing on two cores, almost nothing if the draws are never read
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from idfx.core.errors import UsageError
 from idfx.core.registry import did_you_mean
 from idfx.core.torch_private import TorchDispatchMode, has_memory, memory, plain_tensors, pytree
 
-# Initialisations of torch.nn.init that look at what they have drawn: whole functions go on the tape. From
-# torch 2.13 on, trunc_normal_ draws again until every value is inside the bounds.
+# Initialisations of torch.nn.init that read what they have drawn: the whole function goes on the tape. From torch 2.13
+# on, trunc_normal_ redraws until every value is within the bounds.
 COMPOSITES = ("_no_grad_trunc_normal_", "orthogonal_")
-# Ways to the values of a tensor that pass no dispatcher.
+# Accesses to the values of a tensor that bypass the dispatcher.
 UNDISPATCHED = frozenset(
     getattr(Tensor, name)
     for name in (
@@ -45,13 +45,14 @@ UNDISPATCHED = frozenset(
 
 
 class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Puts off in-place random draws for as long as nobody reads them.
+    """Defers in-place random draws until something reads them.
 
-    The values are drawn with a CPU generator seeded by the seed and the name of the parameter alone, whatever
-    the device and the order; a tensor that is read before it has a name takes its place in the order of draws
-    instead. Neither touches the global random state. A draw with a generator of its own is made at once.
+    Values are drawn with a CPU generator seeded from the seed and the name of the parameter, regardless of device and
+    order; a tensor that is read before it has a name uses its position in the order of draws instead. Neither affects
+    the global random state. A draw with its own generator is made immediately.
+
     Between leaving the block and `materialize` or `discard`, pending tensors hold no values: do not read them, and
-    move them with `move_` only.
+    move them only with `move_`.
 
     Args:
         seed: seeds every draw.
@@ -101,18 +102,18 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._thread = None
             self._tapes = {key: tape for key, tape in self._tapes.items() if not tape.reference.expired()}  # type: ignore[no-untyped-call]
 
-    # What the finished model is asked.
+    # Methods for the finished model.
 
     def names(self, model: nn.Module) -> set[str]:
-        """Return the names of the parameters and buffers, aliases included, that hold no values yet."""
+        """Return the names of the parameters and buffers, including aliases, that hold no values yet."""
         return {name for name, tensor in _tensors(model) if _key(tensor) in self._tapes}
 
     def materialize(self, model: nn.Module, names: Iterable[str] | None = None) -> None:
-        """Draw the values of these parameters and buffers; names that are not pending are left alone.
+        """Draw the values of these parameters and buffers; names that are not pending are ignored.
 
         Args:
             model: the model that was built.
-            names: of parameters and buffers; None for all, and for tensors that the model does not list.
+            names: of parameters and buffers; None for all, including tensors that the model does not register.
 
         Raises:
             UsageError: the model has no such name.
@@ -124,15 +125,15 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 owners.setdefault(key, []).append(name)
         for key, aliases in owners.items():
             if wanted is None or not wanted.isdisjoint(aliases):
-                # The draws follow the first name of a storage, whichever of its names was asked for.
+                # The draws depend on the first name of a storage, whichever of its names was requested.
                 self._play(key, aliases[0])
         if names is None:
             self.materialize_unregistered(model)
 
     def discard(self, model: nn.Module, names: Iterable[str]) -> None:
-        """Forget the draws of these parameters, which the caller overwrites entirely.
+        """Discard the draws of these parameters, which the caller overwrites entirely.
 
-        A parameter that is only part of its storage is materialized instead, for the sake of the rest.
+        A parameter that is only part of its storage is materialized instead, because the rest may be needed.
 
         Raises:
             UsageError: the model has no such name.
@@ -152,12 +153,12 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._play(key, None)
 
     def move_(self, model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        """Move a model as `Module.to` would, floating tensors alone to the dtype; what is pending stays so.
+        """Move a model like `Module.to`, which converts only floating-point tensors; pending draws stay pending.
 
         Args:
             model: the model, changed in place; the identity of its parameters and their ties are kept.
-            device: where to; None leaves every tensor where it is.
-            dtype: a floating dtype; None leaves every dtype as it is.
+            device: the target; None leaves every tensor where it is.
+            dtype: a floating-point dtype; None leaves every dtype unchanged.
         """
         seen: set[int] = set()
         for _, tensor in list(_tensors(model)):
@@ -168,7 +169,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             seen.add(id(tensor))
             self._move(tensor, place, kind)
 
-    # What happens while the model is built.
+    # Methods used while the model is built.
 
     def __torch_dispatch__(
         self,
@@ -189,7 +190,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _with_pending(self, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator that may touch a pending storage: tape it, drop the tape, or play it first."""
+        """Run an operator that may touch a pending storage: record it, drop the tape, or replay the tape first."""
         if kind in ("draw", "overwrite", "change") and (key := _key(args[0])) in self._tapes:
             others = [_key(tensor) for tensor in _flat_tensors((args[1:], kwargs)) if not self._is_number(tensor)]
             if kind != "change" and key not in others and _covers(args[0]):
@@ -204,17 +205,17 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _is_number(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a single number at hand, which a tape can hold a copy of."""
+        """Whether a tensor is a single available number, which a tape can copy."""
         plain = type(tensor) is Tensor and not tensor.dim() and tensor.device.type == "cpu"
         return plain and not tensor.requires_grad and _key(tensor) not in self._tapes
 
     def _put_off(
         self, function: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], draws: bool
     ) -> None:
-        """Write one call on the tape of the tensor's storage; a draw over all of it starts the tape anew."""
+        """Record one call on the tape of the tensor's storage; a draw over the whole storage starts a new tape."""
         kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
         if draws:
-            # One value drawn and thrown away: what is wrong with the arguments is told here and now.
+            # Draws and discards one value, so that invalid arguments raise here.
             with self._silence(), torch.no_grad():
                 one = torch.empty([1] * tensor.dim(), dtype=tensor.dtype, device="cpu")
                 function(one, *args, **kwargs, generator=self._probe)
@@ -234,7 +235,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._play(key, None)
 
     def _play(self, key: int, name: str | None) -> None:
-        """Play and remove one tape; a storage that is gone by now needs nothing."""
+        """Replay and remove one tape; nothing to do for a storage that no longer exists."""
         tape = self._tapes.pop(key)
         generator = torch.Generator(device="cpu")
         generator.manual_seed(_seed(self.seed, f"draw {tape.order}" if name is None else f"name {name}"))
@@ -247,7 +248,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = _key(tensor)
         tape = self._tapes.get(key)
         if tape is not None and not (tape.fresh and tape.moved is None and _covers(tensor)):
-            # Only part of a storage, or moved before: its values are needed now.
+            # Only part of a storage, or moved before: the values are needed now.
             self._read(tensor)
             tape = None
         if tape is None:
@@ -261,7 +262,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensor.data = target
 
     def _deferring(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return a form of a torch.nn.init function that goes on the tape as a whole."""
+        """Return a version of a torch.nn.init function that is recorded as a whole."""
 
         def deferred(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             mine = self._thread == threading.get_ident() and not self._quiet
@@ -277,7 +278,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _silence(self) -> Iterator[None]:
-        """Let operators of our own through, without taping them."""
+        """Let our own operators through without recording them."""
         before, self._quiet = self._quiet, True
         try:
             yield
@@ -286,7 +287,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Undispatched(TorchFunctionMode):
-    """Plays the tape of a tensor whose values are about to be read behind the dispatcher's back."""
+    """Replays the tape of a tensor whose values are about to be read without the dispatcher."""
 
     def __init__(self, draws: DeferredDraws) -> None:
         super().__init__()
@@ -302,10 +303,10 @@ class _Undispatched(TorchFunctionMode):
 
 
 def _deferrable(tensor: Any, *args: Any, **kwargs: Any) -> bool:
-    """Return whether a draw into this tensor can be put off.
+    """Return whether a draw into this tensor can be deferred.
 
-    The tensor needs a storage, on a device that a tape can be played for; the draw must depend on no other
-    tensor and on no generator of its own.
+    The tensor needs a storage on a device for which tapes can be replayed; the draw must not depend on another tensor
+    or on its own generator.
     """
     if _has_generator(args, kwargs) or any(True for _ in _flat_tensors((args, kwargs))):
         return False
@@ -341,7 +342,7 @@ def _key(tensor: Any) -> int:
 
 
 def _covers(tensor: Tensor) -> bool:
-    """Return whether the tensor is all of its storage, each element once."""
+    """Return whether the tensor covers its whole storage, each element once."""
     with plain_tensors():
         whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
     return whole and (tensor.is_contiguous() or _channels_last(tensor))
@@ -353,7 +354,7 @@ def _channels_last(tensor: Tensor) -> bool:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters, then buffers, under all of their names; lazy ones have no values to speak of."""
+    """Yield parameters, then buffers, under all of their names; lazy ones have no values."""
     yield from (item for item in model.named_parameters(remove_duplicate=False) if not nn.parameter.is_lazy(item[1]))
     yield from (item for item in model.named_buffers(remove_duplicate=False) if not nn.parameter.is_lazy(item[1]))
 
@@ -364,7 +365,7 @@ def _checked(model: nn.Module, names: Iterable[str] | None) -> set[str] | None:
     wanted, known = set(names), [name for name, _ in _tensors(model)]
     for name in sorted(wanted.difference(known)):
         raise UsageError(
-            f"{name}: no parameter or buffer of the model; expected one of its names.{did_you_mean(name, known)}"
+            f"{name}: not a parameter or buffer of the model; expected one of its names.{did_you_mean(name, known)}"
         )
     return wanted
 

@@ -1,4 +1,4 @@
-"""What an operator does to the memory of its first tensor, read from its schema."""
+"""The effect of an operator on the memory of its first tensor, from its schema."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHAPE_READERS = frozenset(
 
 @functools.cache
 def effect(func: Any) -> str:
-    """Return what an operator does: "draw", "overwrite", "change", "view" (it reads no value) or "read".
+    """Return the effect of an operator: "draw", "overwrite", "change", "view" (reads no value) or "read".
 
     Args:
         func: an overload of torch.ops.
@@ -46,7 +46,7 @@ def effect(func: Any) -> str:
     schema = func._schema
     if schema.name in SHAPE_READERS:
         return "view"
-    # Under inference_mode composite operators arrive whole, and may copy what their schema says they view.
+    # Under inference_mode, composite operators are not decomposed and may copy what their schema calls a view.
     if is_composite(func):
         return "read"
     aliases = [result.alias_info for result in schema.returns]

@@ -1,4 +1,4 @@
-"""Texts of the command line → devices, dtypes, arguments and example inputs."""
+"""Command-line texts → devices, dtypes, arguments and example inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_device(device: str | torch.device) -> torch.device:
     """Return the device, with its index if it is a CUDA device.
 
     Raises:
-        UsageError: no such device, here or at all.
+        UsageError: the device is unknown or not available.
     """
     name = str(device)
     if name == "auto":
@@ -47,17 +47,17 @@ def parse_device(device: str | torch.device) -> torch.device:
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return a floating dtype by its name.
+    """Return a floating-point dtype by its name.
 
     Raises:
-        UsageError: it is unknown, or no floating dtype.
+        UsageError: it is unknown or not a floating-point dtype.
     """
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")
     if name not in FLOATS:
         raise UsageError(
-            f"--dtype {name}: no dtype for weights; expected one of {', '.join(FLOATS)}.{did_you_mean(name, FLOATS)}"
+            f"--dtype {name}: not a dtype for weights; expected one of {', '.join(FLOATS)}.{did_you_mean(name, FLOATS)}"
         )
     return FLOATS[name]
 
@@ -66,7 +66,7 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
     """Return the values of `key=value` texts: Python literals, true, false and none; anything else is text.
 
     Raises:
-        UsageError: a text without key or "=", or a key given twice.
+        UsageError: a text without a key or "=", or a key given twice.
 
     Example:
         >>> parse_arguments(("a=1", "b=true", "c=[1, 2]", "d=avg"))
@@ -80,7 +80,7 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
                 f"--model-arg {pair}: not of the form key=value; expected for example drop_rate=0.1. Correct it."
             )
         if key in values:
-            raise UsageError(f"--model-arg {pair}: {key} is given twice; expected it once. Leave one out.")
+            raise UsageError(f"--model-arg {pair}: {key} is given twice; expected once. Leave one out.")
         values[key] = read_value(text)
     return values
 
@@ -88,12 +88,12 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
 def parse_shapes(texts: Sequence[str], seed: int = 0) -> tuple[Tensor, ...]:
     """Return one example input for each `1,3,224,224` or `1,16:int64`, on the CPU.
 
-    Floating inputs are standard normal; int64, int32 and bool inputs are drawn from {0, 1}, which every
-    vocabulary and every mask has, with both of them in each row of two or more: no mask hides a whole row. The
-    draws follow the seed and the place of the input alone.
+    Floating-point inputs are standard normal. int64, int32 and bool inputs are drawn from {0, 1}, which are valid in
+    every vocabulary and mask; each row of two or more contains both, so no mask hides a whole row. The draws depend
+    only on the seed and the position of the input.
 
     Args:
-        texts: comma-separated sizes, batch first, then optionally `:dtype` (float32 if left out).
+        texts: comma-separated sizes, batch first, then optionally `:dtype` (default float32).
         seed: of the draws.
 
     Raises:
@@ -108,15 +108,15 @@ def parse_shapes(texts: Sequence[str], seed: int = 0) -> tuple[Tensor, ...]:
 
 
 def parse_inputs(shapes: Sequence[str], inputs: Sequence[str], seed: int = 0) -> Example:
-    """Return the inputs that the command line gives: those without a name in order, the others by name.
+    """Return the inputs given on the command line: those without a name in order, the others by name.
 
     Args:
-        shapes: each of a form that `parse_shapes` takes, or with the name of the argument: `mask=1,16:bool`.
-        inputs: each a value by name, `use_cache=false`, or a .safetensors file with tensors by name.
+        shapes: as in `parse_shapes`, or with the name of the argument: `mask=1,16:bool`.
+        inputs: values by name, as in `use_cache=false`, or .safetensors files with tensors by name.
         seed: of the draws.
 
     Raises:
-        UsageError: a text of another form, a name given twice, or a file that cannot be read.
+        UsageError: a malformed text, a name given twice, or a file that cannot be read.
 
     Example:
         >>> found = parse_inputs(("1,3", "mask=1,8:bool"), ("use_cache=false", "mode=fast"))
@@ -128,15 +128,15 @@ def parse_inputs(shapes: Sequence[str], inputs: Sequence[str], seed: int = 0) ->
 
     def name_it(option: str, name: str, value: object) -> None:
         if name in kwargs:
-            raise UsageError(f"{option}: {name} is given twice; expected it once. Leave one out.")
+            raise UsageError(f"{option}: {name} is given twice; expected once. Leave one out.")
         kwargs[name] = value
 
     for place, text in enumerate(shapes):
         name, equals, sizes = (part.strip() for part in text.partition("="))
         if equals and not name.isidentifier():
             raise UsageError(
-                f"--input-shape {text}: {name!r} is no name; expected an argument of the forward. "
-                "Write for example mask=1,16:bool."
+                f"--input-shape {text}: {name!r} is not a name; expected an argument of the forward. "
+                "Write, for example, mask=1,16:bool."
             )
         value = _drawn(text, sizes if equals else text, (seed + place) % 2**63)
         if equals:
@@ -148,7 +148,7 @@ def parse_inputs(shapes: Sequence[str], inputs: Sequence[str], seed: int = 0) ->
         if equals and name.isidentifier():
             if word.endswith(".safetensors"):
                 raise UsageError(
-                    f"--input {text}: a file for one argument; expected the file alone, its tensors named as the "
+                    f"--input {text}: a file for one argument; expected only the file, with tensors named like the "
                     f"arguments of the forward. Write --input {word}."
                 )
             name_it(f"--input {text}", name, read_value(word))
@@ -165,7 +165,7 @@ def _drawn(text: str, shape: str, seed: int) -> Tensor:
     if dtype is None or not all(part.isdecimal() and int(part) > 0 for part in numbers):
         raise UsageError(
             f"--input-shape {text}: not a shape; expected positive sizes, batch first, then optionally"
-            f" :dtype ({', '.join(DTYPES)}). Write for example 1,3,224,224 or 1,16:int64."
+            f" :dtype ({', '.join(DTYPES)}). Write, for example, 1,3,224,224 or 1,16:int64."
         )
     lengths = [int(part) for part in numbers]
     generator = torch.Generator(device="cpu").manual_seed(seed)
@@ -179,7 +179,7 @@ def _drawn(text: str, shape: str, seed: int) -> Tensor:
 
 
 def _tensors_of(path: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file; nothing else is read, and nothing is unpickled."""
+    """Return the tensors of a .safetensors file; no other format is read, and nothing is unpickled."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -193,6 +193,6 @@ def _tensors_of(path: str) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         found = "there is no such file" if isinstance(error, FileNotFoundError) else shortened(error)
         raise UsageError(
-            f"--input {path}: {found}; expected a file of tensors named as the arguments of the forward. Write it"
+            f"--input {path}: {found}; expected a file of tensors named like the arguments of the forward. Write it"
             " with safetensors.torch.save_file."
         ) from error

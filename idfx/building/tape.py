@@ -1,4 +1,4 @@
-"""What has still to be done to the memory of a tensor: calls that were put off, and how to make up for them."""
+"""Tapes of deferred calls on the memory of a tensor, and their replay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class View(NamedTuple):
-    """How a tensor lies in its storage; `of` makes the tensor again."""
+    """The position of a tensor in its storage; `of` restores the tensor."""
 
     dtype: torch.dtype
     size: tuple[int, ...]
@@ -21,17 +21,17 @@ class View(NamedTuple):
 
     @classmethod
     def at(cls, tensor: Tensor) -> View:
-        """Return the view that this tensor has of its storage."""
+        """Return the view of a tensor on its storage."""
         return cls(tensor.dtype, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
 
     def of(self, storage: torch.UntypedStorage) -> Tensor:
-        """Return the tensor that this view shows of a storage."""
+        """Return the tensor of this view on a storage."""
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
         return empty.set_(storage, self.offset, self.size, self.stride)
 
 
 class Step(NamedTuple):
-    """One call on the tape: a function of the tensor that `view` shows, which is written in place."""
+    """One call on the tape: an in-place function of the tensor at `view`."""
 
     function: Callable[..., Any]
     view: View
@@ -42,12 +42,12 @@ class Step(NamedTuple):
 
 @dataclass
 class Tape:
-    """What has still to be done to one storage.
+    """The deferred calls on one storage.
 
-    `order` counts the tapes of one build. `fresh`: the first step overwrites everything, so nothing that
-    lies in the storage now matters. `moved` is set when the storage took the place of another one, of another
-    dtype or device: the steps are for a storage of `nbytes` seen as `moved[0]`, the result for this one seen
-    as `moved[1]`.
+    `order` counts the tapes of one build. `fresh` means that the first step overwrites everything, so the current
+    contents do not matter. `moved` is set if the storage replaced one of a different dtype or device: the steps apply
+    to a storage of `nbytes` with the dtype `moved[0]`, and the result is converted to the dtype `moved[1]` of this
+    storage.
     """
 
     reference: StorageWeakRef
@@ -58,7 +58,7 @@ class Tape:
     moved: tuple[View, View] | None = None
 
     def play(self, storage: torch.UntypedStorage, generator: torch.Generator) -> None:
-        """Write into the storage what was put off, drawing on the CPU whatever the storage's device."""
+        """Replay the deferred calls on the storage, drawing on the CPU whatever the storage's device."""
         in_place = self.moved is None and storage.device.type == "cpu"
         base = storage if in_place else torch.UntypedStorage(self.nbytes, device="cpu")  # type: ignore[no-untyped-call]
         if not in_place and not self.fresh:

@@ -1,4 +1,4 @@
-"""Which memory of a model no initialiser wrote: it is built while new memory is filled with a known pattern."""
+"""Detects uninitialised memory of a model by building it while new memory is filled with a known pattern."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _FRESH = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_stride
 
 @contextmanager
 def filled() -> Iterator[None]:
-    """Let torch fill all new memory inside the block: floats with NaN, whole numbers with the largest one.
+    """Let torch fill all new memory inside the block: floats with NaN, integers with the largest value.
 
-    torch's settings are put back as they were.
+    torch's settings are restored afterwards.
 
     Example:
         >>> with filled():
@@ -58,11 +58,11 @@ class Zeroed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def unwritten(model: nn.Module, again: Callable[[], nn.Module]) -> dict[str, int]:
-    """Return how many entries of each parameter and buffer no initialiser wrote; only those that have some.
+    """Return the number of uninitialised entries of each parameter and buffer that has any.
 
     Args:
-        model: built inside of `filled`, its values drawn.
-        again: builds the model another time and draws its values; called only if some entry may be unwritten.
+        model: built inside `filled`, with its values drawn.
+        again: builds the model again and draws its values; called only if some entry may be uninitialised.
     """
     suspects = {name: found for name, tensor in _tensors(model).items() if (found := _pattern(tensor)).any()}
     if not suspects:
@@ -79,7 +79,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _pattern(tensor: Tensor) -> Tensor:
-    """Which entries are what new memory was filled with."""
+    """Return which entries equal the fill value of new memory."""
     if tensor.is_floating_point() or tensor.is_complex():
         return torch.isnan(tensor)
     if tensor.dtype == torch.bool:

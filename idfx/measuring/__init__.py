@@ -1,1 +1,1 @@
-"""Numerics of linear maps that are known by their products alone: Jacobians and Hessians."""
+"""Statistics of one batch, and the numerics of Jacobians and Hessians through matrix-vector products."""

@@ -1,4 +1,4 @@
-"""Example inputs → a batch: more samples of the same form."""
+"""Example inputs → a batch with more samples of the same form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEWEST, MOST = 4, 64
 
 
 def described(example: Example, source: str = "given") -> Batch:
-    """Return what an example is, as a batch in words.
+    """Return the description of an example as a batch.
 
     Example:
         >>> described(Example((torch.ones(8, 3), torch.ones(8, 2))))
@@ -28,7 +28,7 @@ def described(example: Example, source: str = "given") -> Batch:
 
 
 def is_uniform(example: Example) -> bool:
-    """Return whether every tensor of an example is one number throughout, which says little of data.
+    """Return whether every tensor of an example is constant, which is not representative of data.
 
     Example:
         >>> is_uniform(Example((torch.ones(2, 3),))), is_uniform(Example((torch.arange(3.0),)))
@@ -40,7 +40,7 @@ def is_uniform(example: Example) -> bool:
 
 
 def sizes(example: Example) -> int:
-    """Return how many samples a batch has where nobody says: fewer, the larger they are.
+    """Return the default number of samples of a batch, which decreases with their size.
 
     Example:
         >>> sizes(Example((torch.ones(1, 3, 224, 224),))), sizes(Example((torch.ones(1, 3, 32, 32),)))
@@ -51,15 +51,15 @@ def sizes(example: Example) -> int:
 
 
 def enlarged(example: Example, samples: int, seed: int = 0) -> Iterator[tuple[Example, str]]:
-    """Yield batches of so many samples that have the form of an example of one, the most varied first.
+    """Yield batches of this many samples with the form of a one-sample example, the most varied first.
 
-    Floating tensors are drawn from a standard normal distribution. Whole numbers are drawn within the range of each
-    tensor or, as such a draw may make no sense to a model, repeated. Only an example whose tensors all have a first
-    axis of 1 is taken for one sample; nothing is yielded for any other.
+    Floating-point tensors are drawn from a standard normal distribution. Integers are drawn within the range of each
+    tensor, or repeated in case the model rejects such a draw. An example counts as one sample only if all its tensors
+    have a first axis of 1; otherwise nothing is yielded.
 
     Args:
         example: of one sample.
-        samples: how many are wanted.
+        samples: the number of samples.
         seed: of the draws.
 
     Example:
@@ -73,10 +73,10 @@ def enlarged(example: Example, samples: int, seed: int = 0) -> Iterator[tuple[Ex
     floating = any(tensor.is_floating_point() for tensor in tensors)
     whole = any(not tensor.is_floating_point() and _varies(tensor) for tensor in tensors)
     if whole:
-        words = "standard normal, and whole numbers drawn" if floating else "whole numbers drawn"
+        words = "standard normal, random integers" if floating else "random integers"
         yield _drawn(example, samples, seed, whole=True), words
     if floating:
-        words = "standard normal, whole numbers repeated" if whole else "standard normal"
+        words = "standard normal, repeated integers" if whole else "standard normal"
         yield _drawn(example, samples, seed, whole=False), words
 
 

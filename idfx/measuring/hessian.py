@@ -1,4 +1,4 @@
-"""A loss on the outputs of a batch → its Hessian, by products with vectors."""
+"""A loss on the outputs of a batch → its Hessian, through products with vectors."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def hessian(
 ) -> tuple[LinearMap, str]:
     """Return the Hessian of a loss with respect to all trainable parameters, and the loss in words.
 
-    A first output of shape (samples, classes) with at least two classes gets the cross-entropy against random classes;
-    any other the mean squared error against standard normal targets.
+    The loss is the cross-entropy with random classes if the first output has the shape (samples, classes) with at least
+    two classes, otherwise the mean squared error to standard normal targets.
 
     Args:
         model: with its values.
         structure: of this model, on a capture of the batch.
         seed: of the targets.
-        out_of_time: ends the pass where it says so.
+        out_of_time: ends the pass when it returns True.
 
     Raises:
-        AuditError: the graph cannot be run or differentiated twice, or no parameter has a say in its output.
+        AuditError: the graph cannot be run or differentiated twice, or no parameter affects its output.
     """
     run = Replay(model, structure.capture, seed, out_of_time)
     outputs = run.run(structure.capture.example, wanted="parameters", twice=True)
     if not outputs or not outputs[0].numel():
-        raise AuditError(f"{structure.model}: no floating output; expected one. Leave out the metric curvature.")
+        raise AuditError(f"{structure.model}: no floating-point output; expected one. Leave out the metric curvature.")
     for name, leaf in run.parameters.items():
         if leaf.is_complex() and leaf.requires_grad:
             raise AuditError(
@@ -45,7 +45,7 @@ def hessian(
     loss, words = _loss(outputs[0], seed)
     leaves = [leaf for leaf in run.parameters.values() if leaf.requires_grad]
     if not loss.requires_grad:
-        raise AuditError(f"{structure.model}: no parameter has a say in its output; expected one. Nothing is curved.")
+        raise AuditError(f"{structure.model}: no parameter affects its output; expected one. Leave out curvature.")
     differentiated = functools.partial(gradients, structure.model, "curvature", twice=True)
     slopes = differentiated([loss], leaves, None, create_graph=True)
     used = [(leaf, slope) for leaf, slope in zip(leaves, slopes, strict=True) if slope is not None]
@@ -67,6 +67,6 @@ def _loss(output: Tensor, seed: int) -> tuple[Tensor, str]:
     generator = torch.Generator().manual_seed(seed)
     if output.dim() == 2 and output.shape[1] > 1:
         classes = torch.randint(output.shape[1], (len(output),), generator=generator).to(output.device)
-        return functional.cross_entropy(output, classes), "cross-entropy against random classes"
+        return functional.cross_entropy(output, classes), "cross-entropy with random classes"
     target = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
-    return functional.mse_loss(output, target), "mean squared error against standard normal targets"
+    return functional.mse_loss(output, target), "mean squared error to standard normal targets"

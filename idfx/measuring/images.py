@@ -1,4 +1,4 @@
-"""Images that a person has → a batch."""
+"""The user's images → a batch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def images(path: Path, example: Example, samples: int) -> tuple[Example, str]:
     """Return images as a batch, scaled to the size of the example and normalised as torchvision's models expect.
 
     Args:
-        path: an image, or a folder that holds some, at any depth; the first ones are taken, by name, each
-            folder before those in it.
-        example: one floating tensor (1, channels, height, width), 1 or 3 channels.
-        samples: how many at most.
+        path: an image, or a folder with images at any depth; the first ones by name are used, each folder before its
+            subfolders.
+        example: one floating-point tensor (1, channels, height, width) with 1 or 3 channels.
+        samples: the maximum number of images.
 
     Raises:
-        UsageError: no such file, no image in it, or a model that takes something else than an image.
+        UsageError: no such file, no image in the folder, or a model whose input is not an image.
     """
     tensors = list(tensors_in((example.args, dict(example.kwargs))))
     wanted = tensors[0] if len(tensors) == 1 else None
@@ -46,7 +46,7 @@ def images(path: Path, example: Example, samples: int) -> tuple[Example, str]:
         )
     batch, number = torch.cat([_image(one, wanted) for one in found]), len(found)
     name = str(path) if path.is_dir() else path.name
-    words = f"{number} image{'s' if number > 1 else ''} of {name}, normalised by ImageNet's mean and deviation"
+    words = f"{number} image{'s' if number > 1 else ''} of {name}, normalised with ImageNet's mean and deviation"
 
     def place(tensor: Tensor) -> Tensor:
         return batch.to(tensor.device, tensor.dtype)
@@ -55,7 +55,7 @@ def images(path: Path, example: Example, samples: int) -> tuple[Example, str]:
 
 
 def _within(folder: Path) -> Iterator[Path]:
-    """Yield the images of a folder by name, then those of the folders in it; raises UsageError in a haystack."""
+    """Yield the images of a folder by name, then those of its subfolders; raise UsageError if there are too few."""
     looked = 0
     for place, folders, files in os.walk(folder):
         folders.sort()
@@ -63,8 +63,8 @@ def _within(folder: Path) -> Iterator[Path]:
             looked += 1
             if looked > LOOKED_AT:
                 raise UsageError(
-                    f"--batch {folder}: too few images among its first {LOOKED_AT:,} files; expected a folder of them. "
-                    "Name one nearer to them."
+                    f"--batch {folder}: too few images among its first {LOOKED_AT:,} files; expected a folder of "
+                    "images. Name a subfolder that contains them."
                 )
             if Path(name).suffix.lower() in IMAGES:
                 yield Path(place, name)

@@ -1,7 +1,7 @@
-"""A kept forward pass → the Jacobians between its values, by their products with vectors.
+"""A stored forward pass → the Jacobians between its values, through products with vectors.
 
-Jᵀu is a backward pass. J v is one too: Jᵀu is linear in u, and its derivative with respect to u is J. So one forward
-pass is made and kept, and each product is a pass of the autograd engine, without Python in between.
+Jᵀu is a backward pass. So is J v: Jᵀu is linear in u, and its derivative with respect to u is J. One forward pass is
+made and stored, and each product is a pass of the autograd engine, without Python in between.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _Value = Tensor | GradientEdge
 
 
 class Linearisation:
-    """One forward pass of a model with what is needed to go through it with derivatives.
+    """One stored forward pass of a model, from which derivatives are computed.
 
-    The inputs are the floating ones among the model's inputs, and for whole numbers the rows that they look up in
-    learned tables; the outputs are all floating ones.
+    The inputs are the model's floating-point inputs and, for integers, the rows that they look up in learned tables;
+    the outputs are all floating-point outputs.
 
     Args:
         model: with its values.
-        structure: of this model; the example of its capture is the point at which derivatives are taken.
+        structure: of this model; derivatives are taken at the example of its capture.
         flow: of this structure.
-        statistics: what batch normalisations take, by the names of their running statistics; held fixed.
-        seed: of what the forward draws.
-        out_of_time: ends the pass where it says so.
+        statistics: of the batch normalisations, by the names of their running statistics; held fixed.
+        seed: of the random numbers of the forward.
+        out_of_time: ends the pass when it returns True.
 
     Raises:
-        AuditError: the graph cannot be run, or no output depends on an input by way of floating numbers.
+        AuditError: the graph cannot be run, or no output depends on an input through floating-point numbers.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class Linearisation:
         """
         if not self._inputs or not self._outputs:
             raise AuditError(
-                f"{self._name}: no output depends on an input through floating numbers; expected one. Nothing is left "
-                "to differentiate."
+                f"{self._name}: no output depends on an input through floating-point numbers; expected one. Leave out "
+                "the metric jacobian."
             )
         return self._map(self._inputs, self._inputs, self._outputs, self._outputs)
 
     def block(self, join: Join) -> LinearMap | None:
-        """Return the Jacobian of a residual block, from its fork to its join; None where no gradient passes there.
+        """Return the Jacobian of a residual block, from its fork to its join; None if no gradient passes through it.
 
         Raises:
-            AuditError: an operator of it has no second derivative.
+            AuditError: one of its operators has no second derivative.
         """
         end = self._ends[join.name]
         if end not in self._edges or join.fork_node not in self._edges:
@@ -131,7 +131,7 @@ class Linearisation:
 
 
 def _is_lookup(flow: Dataflow, node: str) -> bool:
-    """Whether a value is made of rows of a learned table that whole numbers from the inputs have chosen."""
+    """Whether a value consists of rows of a learned table selected by integer inputs."""
     term = flow.terms[flow.positions[node]] if node in flow.positions else None
     if term is None or not term.data or "float" not in flow.capture.dtypes.get(node, ""):
         return False

@@ -1,7 +1,7 @@
-"""Lanczos processes on maps known by their products, and what they tell of the ends of a spectrum.
+"""Lanczos processes on maps given by their products, and bounds on the ends of a spectrum.
 
-Both keep all vectors orthogonal to each other explicitly, and note by how much a product missed what the earlier ones
-say of it. Up to there they are exact: the small matrix is that of a map which is off by this much (`rounding`).
+Both keep all vectors explicitly orthogonal, and record by how much each product disagrees with the earlier ones. They
+are exact up to this amount: the small matrix belongs to a map that differs by it (`rounding`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 from idfx.measuring.operators import LinearMap, norm
 
 DOUBT = 1e-3  # the probability that a bound on an end of a spectrum fails, over random starts
-CONTRADICTION = 0.1  # by which products may miss each other, of the norm: half precision misses by some 0.01
+CONTRADICTION = 0.1  # maximum disagreement of products, relative to the norm; about 0.01 in half precision
 NOT_FINITE = "a product is not finite"
 NOT_LINEAR = "the products contradict each other: they are not those of one linear map and its transpose"
 
 
 class _Process:
-    """What both processes keep: how far the products were consistent, and why no more of them are made."""
+    """State of both processes: the consistency of the products, and the reason to stop."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.rounding = 8 * torch.finfo(dtype).eps  # of the norm of the map
         self.scale = 0.0  # the longest product so far
-        self.exhausted = False  # the products stay in what is spanned already
+        self.exhausted = False  # the products stay in the span of the basis
         self.failure = ""
 
     @property
@@ -35,9 +35,9 @@ class _Process:
         return self.exhausted or bool(self.failure)
 
     def _remainder(self, product: Tensor, basis: Tensor, known: Mapping[int, float]) -> tuple[Tensor, float]:
-        """Return what of a product the basis does not span, and its length, 0 if it is rounding alone.
+        """Return the part of a product outside the span of the basis, and its length; 0 if it is only rounding.
 
-        `known` is what the components along the basis have to be, by number, where that is not 0.
+        `known` has the expected non-zero components along the basis, by number.
         """
         self.scale = max(self.scale, norm(product))
         along = basis @ product
@@ -55,15 +55,16 @@ class _Process:
 
 
 class Bidiagonalisation(_Process):
-    """Golub-Kahan-Lanczos: A V = U B and AᵀU = V Bᵀ + a rest, B upper bidiagonal, V and U orthonormal, V from a start.
+    """Golub-Kahan-Lanczos: A V = U B and AᵀU = V Bᵀ + remainder, B upper bidiagonal, V and U orthonormal.
 
-    BᵀB is the Lanczos matrix of AᵀA. After k steps `diagonal` holds the k entries of B's diagonal and `above` the k
-    ones next to it, of which the last one is the length of the rest. A step takes two products.
+    V begins with the start vector, and BᵀB is the Lanczos matrix of AᵀA. After k steps `diagonal` holds the k entries
+    of B's diagonal, and `above` the k entries next to it, the last of which is the length of the remainder. A step
+    takes two products.
 
     Args:
         tall: A, with at least as many rows as columns.
         start: a vector of length 1, by columns.
-        steps: how many steps there may be.
+        steps: the maximum number of steps.
 
     Source: Golub and Kahan, "Calculating the singular values and pseudo-inverse of a matrix", 1965.
     """
@@ -108,7 +109,7 @@ class Bidiagonalisation(_Process):
         return [(entry, links[k] + links[k + 1]) for k, entry in enumerate(entries)]
 
     def outside(self, vector: Tensor) -> Tensor:
-        """Return the direction of a vector outside of what V spans, as a vector of length 1."""
+        """Return the component of a vector outside the span of V, normalised to length 1."""
         basis = self._right[: len(self.diagonal)]
         for _ in range(2):
             vector = vector - basis.T @ (basis @ vector)
@@ -122,25 +123,25 @@ class Bidiagonalisation(_Process):
         return values.tolist(), right[:, 0].square().tolist()
 
     def beyond(self, largest: bool) -> float:
-        """Return how far the largest eigenvalue of AᵀA may lie above that of BᵀB, or the smallest below it."""
+        """Return a bound on how far the largest eigenvalue of AᵀA is above that of BᵀB, or the smallest below it."""
         nodes = [value * value for value in self.quadrature()[0]]
         links = [a * b for a, b in zip(self.diagonal, self.above, strict=True)]
         return beyond(nodes if largest else nodes[::-1], links, self._map.columns)
 
 
 def beyond(nodes: list[float], links: list[float], size: int) -> float:
-    """Return how far the end of a spectrum may lie beyond the Ritz values, but for a probability of `DOUBT`.
+    """Return how far the end of a spectrum may be beyond the Ritz values, except with probability `DOUBT`.
 
     After k Lanczos steps from v, the next vector has length 1 and is p(M) v, p of degree k with the Ritz values as
     roots and the product of the links, inverted, as leading coefficient. Hence |p(λ)| |⟨x, v⟩| <= 1 for each eigenvalue
-    λ with vector x. Of a random v, |⟨x, v⟩| >= DOUBT √(π / 2 size) but for this probability; and p grows beyond the
-    outermost root, so that λ is at most where it reaches the inverse of that. The residual of a Ritz pair is no such
-    bound: it is one on the distance to some eigenvalue, not to the last.
+    λ with vector x. For a random v, |⟨x, v⟩| >= DOUBT √(π / 2 size) except with this probability. Since p grows beyond
+    the outermost root, λ is at most the point where p reaches the inverse of this bound. The residual of a Ritz pair
+    does not give such a bound: it bounds the distance to some eigenvalue, not to the last.
 
     Args:
         nodes: Ritz values, the one at the end in question first.
         links: the entries beside the diagonal of the Lanczos matrix, the last one leading out of it.
-        size: how many rows and columns the symmetric map has.
+        size: the number of rows and columns of the symmetric map.
 
     Source: van Dorsselaer, Hochstenbach and van der Vorst, "Computing probabilistic bounds for extreme eigenvalues of
         symmetric matrices with the Lanczos method", SIAM J. Matrix Anal. Appl. 2000; for singular values Hochstenbach,
@@ -169,12 +170,12 @@ def beyond(nodes: list[float], links: list[float], size: int) -> float:
 
 
 class Tridiagonalisation(_Process):
-    """Lanczos on a symmetric map: H V = V T + a rest, T tridiagonal, V orthonormal, from a start.
+    """Lanczos on a symmetric map: H V = V T + remainder, T tridiagonal, V orthonormal.
 
-    `diagonal` holds the diagonal of T and `beside` the entries next to it, of which the last one is the length of the
-    rest. A step takes one product. If all vectors take more than `room` bytes the last ones alone are kept and V is
-    orthogonal locally: eigenvalues then come in copies, and those at the ends are as exact as before (Paige, "Accuracy
-    and effectiveness of the Lanczos algorithm for the symmetric eigenproblem", 1980).
+    `diagonal` holds the diagonal of T, and `beside` the entries next to it, the last of which is the length of the
+    remainder. A step takes one product. If the vectors would take more than `room` bytes, only the last ones are kept
+    and V is only locally orthogonal: eigenvalues are then repeated, but those at the ends are as exact as before
+    (Paige, "Accuracy and effectiveness of the Lanczos algorithm for the symmetric eigenproblem", 1980).
     """
 
     def __init__(self, symmetric: LinearMap, start: Tensor, steps: int, room: int = 2**30) -> None:
@@ -216,6 +217,6 @@ class Tridiagonalisation(_Process):
         return values
 
     def beyond(self, largest: bool) -> float:
-        """Return how far the largest eigenvalue may lie above that of T, or the smallest below it."""
+        """Return a bound on how far the largest eigenvalue is above that of T, or the smallest below it."""
         nodes = self.values()
         return beyond(nodes if largest else nodes[::-1], self.beside, self._map.columns)

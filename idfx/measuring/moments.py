@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-ENOUGH = 0.01  # a standard error of the mean square, relative to it, that asks for no further start
-FEWEST = 4  # starts, fewer of which tell no standard error of the spread
+ENOUGH = 0.01  # relative standard error of the mean square at which no further start is needed
+FEWEST = 4  # starts; fewer give no standard error of the spread
 
 Sample = tuple[float, float]
 
@@ -18,14 +18,14 @@ class Moments:
 
     A sample, of a vector v of length 1, is ⟨v, M v⟩ and ‖M v − ⟨v, M v⟩ v‖². The mean of the first is that of the
     eigenvalues; the mean of the second plus the variance of the first is their variance; no large numbers cancel. On
-    the subspace of a Krylov process there is a sample of each vector of a basis; outside of it, of random vectors. The
-    process finds the largest eigenvalues soon. Where moments are hard to estimate they are mostly made of these, and
-    little is left to chance.
+    the subspace of a Krylov process there is a sample for each basis vector; outside it, for random vectors. The
+    process finds the largest eigenvalues early. If moments are hard to estimate, these dominate them, so little depends
+    on the random vectors.
 
     Args:
         side: the number of eigenvalues.
-        spanned: samples of an orthonormal basis of the subspace, that of the vector which the process started from
-            first; it serves alone until there are starts.
+        spanned: samples of an orthonormal basis of the subspace, beginning with the start vector of the process; only
+            these are used until there are starts.
         starts: samples of vectors that are uniform on the sphere outside.
 
     Source: Meyer, Musco, Musco and Woodruff, "Hutch++: Optimal stochastic trace estimation", 2021; with a Krylov space
@@ -42,19 +42,19 @@ class Moments:
 
     @property
     def wanting(self) -> bool:
-        """Whether a further start is worth its products."""
+        """Whether a further start is useful."""
         if self._known:
             return False
         return len(self.starts) < FEWEST or self.mean_error > ENOUGH * self.mean
 
     @property
     def _known(self) -> bool:
-        """Whether nothing is left to chance: all is spanned, or M multiplies a random vector by a number, hence all."""
+        """Whether the moments are exact: the basis spans everything, or M multiplies a random vector by a number."""
         return len(self.spanned) == self.side or self.spanned[0][1] == 0
 
     @property
     def _groups(self) -> list[tuple[float, Sequence[Sample]]]:
-        """Samples, and the share of the dimensions that they stand for."""
+        """Samples, and the share of the dimensions that they represent."""
         if not self.starts and len(self.spanned) < self.side:
             return [(1.0, self.spanned[:1])]
         share = len(self.spanned) / self.side
@@ -76,8 +76,8 @@ class Moments:
     def mean_error(self) -> float:
         """The standard error of the mean.
 
-        Of a start that is uniform on the sphere in d dimensions, ⟨v, M v⟩ has 2 / (d + 2) times the variance of the
-        eigenvalues there. That variance is known better, from the same products, than how much the few starts differ.
+        For a start that is uniform on the sphere in d dimensions, the variance of ⟨v, M v⟩ is 2 / (d + 2) times that of
+        the eigenvalues there. The same products give that variance more precisely than the differences of a few starts.
         """
         if self._known:
             return 0.0
@@ -87,7 +87,7 @@ class Moments:
 
     @property
     def spread_error(self) -> float:
-        """The standard error of the spread, from how much the starts differ; NaN if there are too few."""
+        """The standard error of the spread, from the differences between starts; NaN if there are too few."""
         mean, spread = self.mean, self.spread
         if self._known or not mean:
             return 0.0
@@ -106,5 +106,5 @@ def _mean(numbers: Sequence[float]) -> float:
 
 
 def _variance(samples: Sequence[Sample], centre: float) -> float:
-    """The variance that samples tell of, about a centre."""
+    """The variance of samples about a centre."""
     return _mean([within + (first - centre) * (first - centre) for first, within in samples])

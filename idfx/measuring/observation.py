@@ -32,7 +32,7 @@ from idfx.measuring.statistics import (
 
 
 class _Watch:
-    """Looks at the values of some nodes as they are made, and at the gradients that come back to them."""
+    """Observes the values of some nodes, and the gradients with respect to them."""
 
     def __init__(self, wanted: dict[str, Place]) -> None:
         self._wanted = wanted
@@ -42,18 +42,18 @@ class _Watch:
         self._slopes: dict[str, float] = {}
 
     def before(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at what goes into an activation, which may overwrite it."""
+        """Observe the input of an activation, which may overwrite it."""
         place = self._wanted.get(node.name)
         if place is None or place.kind != "activation" or place.operator in SOFTMAX:
             return
         if place.operator == ATTENTION:
             self._slopes[node.name] = sure_attention(args, kwargs)
-        elif bool(args[0].any()):  # zeros throughout come from a zero before it, and say nothing of the function
+        elif bool(args[0].any()):  # a zero tensor comes from a zero before it, and is not informative
             assert callable(node.target)
             self._slopes[node.name] = flat_share(node.target, args, kwargs)
 
     def first(self, node: torch.fx.Node, result: Any) -> Any:
-        """Look at a value of the first batch."""
+        """Observe a value of the first batch."""
         place, value = self._wanted.get(node.name), _tensor(result)
         if place is not None and value is not None:
             self.points[node.name] = self._point(node, place, value)
@@ -87,7 +87,7 @@ class _Watch:
         )  # fmt: skip
 
     def _listen(self, name: str, value: Tensor) -> None:
-        """Keep the norm of the gradient when it comes back to this value, whatever overwrites the value later."""
+        """Record the norm of the gradient with respect to this value, even if the value is overwritten later."""
         edge = torch.autograd.graph.get_gradient_edge(value)
 
         def arrived(gradients: tuple[Tensor | None, ...]) -> None:
@@ -105,18 +105,18 @@ def observe(
     seed: int = 0,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> tuple[Observation, dict[str, Tensor]]:
-    """Return what one batch shows, and the statistics of its batch normalisations; the model is left as it was.
+    """Return the results of one batch, and the statistics of its batch normalisations; the model does not change.
 
-    The batch is the example of the structure's capture. Batch normalisations take its statistics, dropout is off. The
-    gradient at the outputs is normal, of norm 1 over all of them together. A backward pass or a second batch that
-    cannot be run is missing, and the observation says why.
+    The batch is the example of the structure's capture. Batch normalisations use its statistics; dropout is off. The
+    gradient at the outputs is normal, with norm 1 over all of them together. If a backward pass or a second batch
+    cannot be run, it is missing, and the observation gives the reason.
 
     Args:
         model: with its values.
         structure: of this model, on a capture of the batch.
-        batch: what the example is, in words.
-        seed: of the gradient at the outputs and of what the forward draws.
-        out_of_time: ends the work where it says so.
+        batch: the description of the example.
+        seed: of the gradient at the outputs and of the random numbers of the forward.
+        out_of_time: ends the work when it returns True.
 
     Raises:
         AuditError: the graph cannot be run, or the budget ran out.
@@ -139,8 +139,8 @@ def observe(
             correlation, difference = _compared(outputs, again)
         except OutOfTimeError:
             raise
-        except AuditError:  # the graph is that of one batch, and another may be routed otherwise
-            no_second = "a second batch does not fit the graph of the first"
+        except AuditError:  # the graph belongs to one batch, and another may be routed differently
+            no_second = "a second batch does not fit the graph of the first one"
             watch.points = alone
     points = tuple(replace(point, gradient=watch.gradients.get(name)) for name, point in watch.points.items())
     finite = all(bool(torch.isfinite(output).all()) for output in outputs)
@@ -151,14 +151,12 @@ def _backward(model: str, outputs: list[Tensor], parameters: dict[str, Tensor], 
     """Send a random gradient of norm 1 back from the outputs; return the norm of each parameter's.
 
     Raises:
-        AuditError: there is no floating output, or an operator raised.
+        AuditError: there is no floating-point output, or an operator raised.
     """
     ends = [output for output in outputs if output.requires_grad]
     leaves = {name: leaf for name, leaf in parameters.items() if leaf.requires_grad}
     if leaves and not sum(output.numel() for output in outputs):
-        raise AuditError(
-            f"{model}: no number among the outputs is a floating one; expected some. No gradient starts there."
-        )
+        raise AuditError(f"{model}: no output is floating-point; expected at least one. No gradient can start there.")
     if not ends or not leaves:
         return dict.fromkeys(leaves, 0.0)
     found = gradients(model, "backward", ends, list(leaves.values()), unit_gradients(ends, seed))
@@ -166,13 +164,13 @@ def _backward(model: str, outputs: list[Tensor], parameters: dict[str, Tensor], 
 
 
 def _size(gradient: Tensor) -> float:
-    """The norm of a gradient, in float32 or better, of complex numbers by their absolute values."""
+    """The norm of a gradient, in at least float32; complex numbers count by absolute value."""
     gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
     return float(torch.linalg.vector_norm(gradient.abs().float() if gradient.is_complex() else gradient.float()))
 
 
 def unit_gradients(outputs: list[Tensor], seed: int) -> list[Tensor]:
-    """Return normal tensors of the shapes of the outputs, of norm 1 together, the same on every device.
+    """Return normal tensors of the shapes of the outputs, with total norm 1, equal on every device.
 
     Example:
         >>> [round(float(g.norm()), 3) for g in unit_gradients([torch.zeros(2, 3)], 0)]
@@ -185,7 +183,7 @@ def unit_gradients(outputs: list[Tensor], seed: int) -> list[Tensor]:
 
 
 def _compared(outputs: list[Tensor], again: list[Tensor]) -> tuple[float | None, float | None]:
-    """The cosine between two runs' outputs, and the norm of their difference over that of the first."""
+    """The cosine between the outputs of two runs, and the norm of their difference over that of the first."""
     one = torch.cat([sampled(output) for output in outputs]) if outputs else torch.zeros(0)
     other = torch.cat([sampled(output) for output in again]) if again else torch.zeros(0)
     if one.shape != other.shape:
@@ -195,7 +193,7 @@ def _compared(outputs: list[Tensor], again: list[Tensor]) -> tuple[float | None,
 
 
 def _tensor(value: Any) -> Tensor | None:
-    """The first tensor of a result, if it is one whose numbers can be looked at."""
+    """The first tensor of a result, if its values can be read."""
     if isinstance(value, (tuple, list)) and value:
         value = value[0]
     plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested

@@ -1,4 +1,4 @@
-"""A linear map that is known by its products with vectors, and what may be spent on it."""
+"""A linear map given by its products with vectors, and a budget of products."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class LinearMap:
     """A map of shape (rows, columns) on flat vectors of one dtype on one device, which counts its products.
 
     Args:
-        rows, columns: the length of what comes out, and of what goes in.
-        forward: its product with a vector, by columns → rows.
-        adjoint: the product of its transpose with a vector, by rows → columns.
+        rows, columns: the lengths of outputs and inputs.
+        forward: the product with a vector, columns → rows.
+        adjoint: the product of the transpose with a vector, rows → columns.
         dtype: torch.float32 or torch.float64, of the vectors.
         device: of the vectors.
 
@@ -41,17 +41,17 @@ class LinearMap:
 
     @property
     def products(self) -> int:
-        """How many products were made with it or its transpose."""
+        """The number of products with it or its transpose."""
         return self._made["products"]
 
     @property
     def transposed(self) -> LinearMap:
-        """The transpose of it; its products count as products of this map."""
+        """Its transpose; products with it count as products of this map."""
         return LinearMap(self.columns, self.rows, self.adjoint, self.forward, self.dtype, self.device, self._made)
 
     @property
     def tall(self) -> LinearMap:
-        """Itself or its transpose, whichever has the fewer columns."""
+        """Itself or its transpose, whichever has fewer columns."""
         return self if self.columns <= self.rows else self.transposed
 
     def times(self, vector: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class LinearMap:
         return self.forward(vector).detach().to(self.dtype)
 
     def start(self, seed: int, stream: str) -> Tensor:
-        """Return a random vector of length 1 to multiply it with, uniform on the sphere, the same on each device."""
+        """Return a random vector of length 1, uniform on the sphere, equal on every device."""
         drawn = normal(seed, stream, torch.arange(self.columns))
         unit: Tensor = drawn / torch.linalg.vector_norm(drawn)
         return unit.to(self.device, self.dtype)
@@ -68,7 +68,7 @@ class LinearMap:
 
 @dataclass
 class Budget:
-    """How many products may be made, and for how long; `spent` tells whether time ended it."""
+    """A limit on the number of products and on the time; `spent` tells whether time ran out."""
 
     made: Callable[[], int]
     products: int
@@ -80,11 +80,11 @@ class Budget:
 
     @property
     def used(self) -> int:
-        """How many products were made since it was opened."""
+        """The number of products since the budget was created."""
         return self.made() - self._before
 
     def allows(self, number: int, limit: int | None = None) -> bool:
-        """Whether there is time, and room for so many products more, up to a limit of them or to all."""
+        """Whether time remains for this many more products, within a limit or the whole budget."""
         if self.used + number > (self.products if limit is None else limit):
             return False
         self.spent = self.spent or self.out_of_time()
@@ -92,7 +92,7 @@ class Budget:
 
 
 def norm(vector: Tensor) -> float:
-    """Return the length of a vector, whatever its scale.
+    """Return the length of a vector without overflow.
 
     Example:
         >>> round(norm(torch.tensor([3e30, 4e30])) / 1e30, 5), norm(torch.zeros(2))

@@ -1,4 +1,4 @@
-"""Structure → the places of a forward pass that are looked at: weight sites, activations, ends of residual blocks."""
+"""Structure → the points of a forward pass to observe: weight uses, activations, ends of residual blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTENTION = "aten.scaled_dot_product_attention"
 
 @dataclass(frozen=True)
 class Place:
-    """A value of the forward pass that is looked at; `axis` counts its units, from the end.
+    """A value of the forward pass to observe; `axis` is the axis of its units, counted from the end.
 
     `kind`, `operator`, `parameter` and `block` are as in `ActivationStats`.
     """
@@ -33,7 +33,7 @@ class Place:
 
 
 def places(structure: Structure, network: StructureQueries) -> dict[str, Place]:
-    """Return the places of a forward pass by node, in the order of execution.
+    """Return the points of a forward pass by node, in order of execution.
 
     Args:
         structure: of a model.
@@ -73,7 +73,7 @@ def places(structure: Structure, network: StructureQueries) -> dict[str, Place]:
 
 
 def _is_activation(flow: Dataflow, position: int, node: torch.fx.Node) -> bool:
-    """Whether a value is a function, entry by entry or over a slice, of one value that carries data."""
+    """Whether a value is a function, elementwise or over a slice, of one value that carries data."""
     term = flow.terms[position]
     if operator_name(node.target) == ATTENTION:
         return True
@@ -89,7 +89,7 @@ def _is_activation(flow: Dataflow, position: int, node: torch.fx.Node) -> bool:
 
 
 def _unit_axes(flow: Dataflow) -> list[int]:
-    """The axis of each value, from the end, along which its units lie: the outputs of the weight that it comes from."""
+    """The unit axis of each value, from the end: the axis of the outputs of the weight that it comes from."""
     axes: list[int] = []
     for position, term in enumerate(flow.terms):
         axes.append(_unit_axis(flow, position, term, axes))
@@ -127,7 +127,7 @@ def _unit_axis(flow: Dataflow, position: int, term: DataflowNode, axes: list[int
 
 
 def _flattened(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int:
-    """Where an axis has gone if those before or behind it were folded into one."""
+    """The new position of an axis if the axes before or after it were merged."""
     for candidate in (axis % len(before), axis % len(before) - (len(before) - len(after))):
         if 0 < candidate < len(after) and after[candidate] == before[axis]:
             return candidate - len(after)

@@ -1,8 +1,8 @@
-"""A captured graph on real tensors, with gradients: the model itself is neither run nor changed.
+"""Runs a captured graph on real tensors, with gradients; the model itself is neither run nor changed.
 
-Batch normalisations take the statistics of the batch, as in the first step of training, although the graph is that of
-evaluation; dropout stays off. The statistics can be kept, and a later run can be given them in place of the running
-ones: each sample then goes through a function of its own, the one that the batch has made.
+Batch normalisations use the statistics of the batch, as in the first step of training, although the graph was captured
+in evaluation mode; dropout stays off. The statistics can be stored, and a later run can use them in place of the
+running statistics, so that samples do not affect each other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Before = Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[torch.fx.Node, Any], Any]
 Call = Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 
-_TRAINING = 5  # the argument of aten.batch_norm that says whose statistics are taken
+_TRAINING = 5  # the argument of aten.batch_norm that selects the statistics
 
 
 class OutOfTimeError(AuditError):
@@ -42,9 +42,9 @@ class OutOfTimeError(AuditError):
 class Replay:
     """Runs a captured graph.
 
-    `parameters` are leaves of their own on the model's memory, by first name; `inputs` those of the last run.
-    `statistics` are the means and variances that the batch normalisations took, by the name of the running ones, with
-    "#1", "#2" for what a shared one took at its next calls.
+    `parameters` are separate leaves on the model's memory, by first name; `inputs` are those of the last run.
+    `statistics` are the means and variances that the batch normalisations used, by the name of the running ones, with
+    "#1", "#2" for further calls of a shared normalisation.
     """
 
     model: nn.Module
@@ -65,16 +65,16 @@ class Replay:
         twice: bool = False,
         buffers: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return the floating outputs.
+        """Return the floating-point outputs.
 
         Args:
-            example: inputs of the form that was captured.
-            after: is shown each operator's node with its value, before anything overwrites it, and returns the value
-                to go on with.
-            before: is shown each operator's node with its arguments, before it is called.
-            wanted: what gradients are wanted for: "parameters", "inputs", or "" for neither.
+            example: inputs of the captured form.
+            after: receives each operator's node with its value, before anything overwrites it, and returns the value to
+                continue with.
+            before: receives each operator's node with its arguments, before it is called.
+            wanted: compute gradients for "parameters", "inputs", or "" for neither.
             twice: whether the gradients are differentiated again.
-            buffers: tensors in place of the model's own, by name; batch normalisations then take these.
+            buffers: tensors in place of the model's own, by name; batch normalisations then use these.
 
         Raises:
             AuditError: an operator raised.
@@ -93,7 +93,7 @@ class Replay:
                 if buffers is not None:
                     args = (*args[:3], buffers.get(mean, args[3]), buffers.get(variance, args[4]), *args[5:])
                     function = _affine
-                elif args[0].numel() > args[0].shape[1]:  # one number per channel has no variance: training refuses it
+                elif args[0].numel() > args[0].shape[1]:  # a single number has no variance
                     self._keep(mean, variance, args[0].detach())
                     args = (*args[:3], None, None, True, *args[6:])
             before(node, args, kwargs)
@@ -114,7 +114,7 @@ class Replay:
         return [output for output in flat(outputs) if output.is_floating_point()]
 
     def _leaves(self, example: Example, wanted: str, given: Mapping[str, Tensor]) -> Callable[[torch.fx.Node], Any]:
-        """What the leaves of the graph are: inputs in their order, parameters, copies of buffers and constants."""
+        """The leaves of the graph: inputs in order, parameters, copies of buffers and constants."""
         model = unwrap(self.model)
         made: dict[int, Tensor] = {}
 
@@ -153,14 +153,14 @@ class Replay:
         return leaf
 
     def _keep(self, mean: str, variance: str, value: Tensor) -> None:
-        """Keep the statistics of a batch normalisation, as it takes them: the variance is that of the sample."""
+        """Store the statistics of a batch normalisation as it uses them, with the biased variance."""
         axes = [axis for axis in range(value.dim()) if axis != 1]
         found = torch.var_mean(value.float(), axes, correction=0)
         self.statistics[variance], self.statistics[mean] = (one.to(value.dtype) for one in found)
 
 
 class _Watched(GraphInterpreter):
-    """Hands each operator call to a function."""
+    """Passes each operator call to a function."""
 
     def __init__(self, graph: torch.fx.Graph, leaf: Leaf, device: torch.device, call: Call) -> None:
         super().__init__(graph, leaf, device)
@@ -182,7 +182,7 @@ def _affine(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, training: bool,
     momentum: float, eps: float, cudnn: bool,
 ) -> Tensor:  # fmt: skip
-    """A batch normalisation with fixed statistics, as the product and the sum that it is: cheap to differentiate."""
+    """A batch normalisation with fixed statistics as a product and a sum, which are cheap to differentiate."""
     factor = (variance + eps).rsqrt()
     factor = factor if weight is None else factor * weight
     shift = -mean * factor if bias is None else bias - mean * factor
@@ -192,7 +192,7 @@ def _affine(
 
 @contextmanager
 def _differentiable_twice(node: torch.fx.Node) -> Iterator[None]:
-    """Keep an operator inside the block from kernels that have no second derivative."""
+    """Prevent an operator inside the block from using kernels without a second derivative."""
     name = operator_name(node.target)
     with ExitStack() as stack:
         if name == "aten.scaled_dot_product_attention":

@@ -1,4 +1,4 @@
-"""The singular values of a Jacobian from its products with vectors."""
+"""The singular values of a Jacobian, from products with vectors."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def spectrum(
     exact_below: int = 64,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> Spectrum:
-    """Return the singular values of a Jacobian, exactly if one of its sides is small, else estimates.
+    """Return the singular values of a Jacobian, exactly if one of its sides is small, otherwise estimated.
 
-    Exactly: the matrix is made by products of the smaller side, and decomposed in float64; one more product, of the
-    other side, has to agree with it. Else: Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation from
-    random starts on the smaller side. Three quarters of the products go to the first start, which gives both ends and
-    the density. Then starts of two products each, outside of what the first one spans, give mean square and spread
-    (`idfx.measuring.moments`) until the mean square is known to 1 % of itself. What is left goes on with the first one.
+    Exact: products on the smaller side give the matrix, which is decomposed in float64; one more product, on the other
+    side, has to agree. Estimated: Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation from random
+    starts on the smaller side. Three quarters of the products go to the first start, which gives both ends and the
+    density. Further starts of two products each, outside the span of the first, give mean square and spread
+    (`idfx.measuring.moments`) until the mean square is known to 1 %. The remaining products extend the first start.
 
     Args:
         jacobian: the map.
-        place: what the record calls it; each place has random starts of its own.
+        place: its name in the record; each place has its own random starts.
         seed: of the starts.
-        products: how many may be made, if it is not computed exactly.
-        exact_below: the smaller side up to which it is.
-        out_of_time: is asked before each step whether to stop.
+        products: the maximum number, if the values are estimated.
+        exact_below: the largest smaller side for exact values.
+        out_of_time: called before each step; returns whether to stop.
 
     Returns:
-        The record. What was not measured is NaN there, and `note` says why if it is not for want of time.
+        The record. Values that were not measured are NaN, and `note` gives the reason unless time ran out.
 
     Source: Golub and Meurant, "Matrices, Moments and Quadrature with Applications", 2010, for the quadrature; Ubaru,
         Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", 2017, for its random starts.
@@ -108,7 +108,7 @@ def _exact(empty: Spectrum, tall: LinearMap, seed: int, budget: Budget) -> Spect
 
 
 def _triangle(matrix: Tensor) -> Tensor:
-    """A matrix with the singular values of a tall one and as few rows as columns, in float64."""
+    """A square matrix with the singular values of a tall matrix, in float64."""
     triangle = matrix.new_zeros(0, matrix.shape[1], dtype=torch.float64)
     for start in range(0, len(matrix), _CHUNK):
         part = matrix[start : start + _CHUNK].double()
@@ -117,7 +117,7 @@ def _triangle(matrix: Tensor) -> Tensor:
 
 
 def _agrees(matrix: Tensor, tall: LinearMap, seed: int) -> bool:
-    """Whether a product of the transpose is that of the matrix, up to what low precision may miss."""
+    """Whether a product with the transpose agrees with the matrix, up to rounding."""
     image = matrix @ tall.start(seed, "check").cpu()
     length = norm(image)
     start = (image / length).to(tall.device) if length else tall.transposed.start(seed, "check")
@@ -147,7 +147,7 @@ def _estimate(empty: Spectrum, tall: LinearMap, seed: int, budget: Budget) -> Sp
 
 
 def _sample(tall: LinearMap, vector: Tensor) -> tuple[float, float]:
-    """⟨v, M v⟩ and ‖M v − ⟨v, M v⟩ v‖² of a vector v of length 1, with M = AᵀA."""
+    """⟨v, M v⟩ and ‖M v − ⟨v, M v⟩ v‖² for a vector v of length 1, with M = AᵀA."""
     image = tall.times(vector)
     length = norm(image)
     back = tall.transposed.times(image / length if length else image)

@@ -1,4 +1,4 @@
-"""Tensors → numbers: what is said of the values at one place."""
+"""Tensors → statistics of the values at one point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SURE = 0.99  # a softmax with a larger entry is saturated
 
 
 def sampled(value: Tensor, entries: int = SAMPLE) -> Tensor:
-    """Return at most so many entries of a tensor, spread evenly, as float32 of their own.
+    """Return at most this many evenly spaced entries of a tensor, as a float32 copy.
 
     Example:
         >>> sampled(torch.arange(10.0), 5)
@@ -25,12 +25,12 @@ def sampled(value: Tensor, entries: int = SAMPLE) -> Tensor:
     """
     flat = value.detach().reshape(-1)
     stride = -(-flat.numel() // entries) if flat.numel() else 1
-    stride += stride > 1 and stride % 2 == 0  # an odd stride runs through all columns of an even number of them
+    stride += stride > 1 and stride % 2 == 0  # an odd stride visits all columns if their number is even
     return flat[::stride].float().clone()
 
 
 def moments(value: Tensor) -> tuple[float, float, float]:
-    """Return mean, variance and excess kurtosis; the last of a sample of the entries.
+    """Return mean, variance and excess kurtosis; the kurtosis is that of a sample of the entries.
 
     Example:
         >>> moments(torch.tensor([-1.0, 1.0, -1.0, 1.0]))
@@ -46,17 +46,17 @@ def moments(value: Tensor) -> tuple[float, float, float]:
 
 
 def as_rows(value: Tensor, axis: int) -> Tensor:
-    """Return values as (places, units).
+    """Return values as (positions, units).
 
     Args:
         value: any tensor with at least one axis.
-        axis: the one that counts units.
+        axis: of the units.
     """
     return value.detach().movedim(axis, -1).reshape(-1, value.shape[axis])
 
 
 def dead_share(value: Tensor, axis: int) -> float:
-    """Return the share of units that are the same number at every place.
+    """Return the share of units that are constant over all positions.
 
     Example:
         >>> dead_share(torch.tensor([[0.0, 1.0], [0.0, 2.0]]), -1)
@@ -70,16 +70,16 @@ def dead_share(value: Tensor, axis: int) -> float:
 
 
 def flat_share(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    """Return the share of entries at which a function has a derivative below `FLAT` in size.
+    """Return the share of entries at which the absolute derivative of a function is below `FLAT`.
 
-    The derivative of a power or a logarithm depends on the unit of what goes in, and is taken at a root mean square
-    of 1. NaN for an exponential, which is nowhere flatter than elsewhere in proportion; for a function that is flat as
-    such, for standard normal numbers too (sign, round), that has no derivative, that takes entries together
-    (log_softmax, cumsum), or whose other arguments differ from entry to entry.
+    The derivative of a power or a logarithm depends on the scale of its input, and is taken at a root mean square of 1.
+    The result is NaN for an exponential, whose relative slope is constant; for a function that is flat even on standard
+    normal numbers (sign, round); and for one that has no derivative, combines entries (log_softmax, cumsum), or has
+    other arguments that differ from entry to entry.
 
     Args:
-        function: acts entry by entry on its first argument.
-        args, kwargs: what it was called with; the first is read before it is overwritten.
+        function: elementwise in its first argument.
+        args, kwargs: of its call; the first argument is read before it is overwritten.
 
     Example:
         >>> flat_share(torch.relu, (torch.tensor([-1.0, 2.0]),), {}), flat_share(torch.sign, (torch.ones(2),), {})
@@ -115,12 +115,12 @@ def flat_share(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapp
         if 0 < size < math.inf and _are_multiples(slope(2 * usual), here):
             point = point / size
         return float((slope(point) < FLAT).float().mean())
-    except (RuntimeError, TypeError, IndexError):  # no derivative, or a form that a flat sample does not have
+    except (RuntimeError, TypeError, IndexError):  # no derivative, or a shape that a flat sample does not have
         return math.nan
 
 
 def _are_multiples(slopes: Tensor, others: Tensor) -> bool:
-    """Whether slopes are those of other places times one number that is not 1, as far as both are numbers."""
+    """Whether slopes are a multiple, other than 1, of those at other points, where both are finite."""
     known = slopes.isfinite() & others.isfinite()
     slopes, others = slopes[known], others[known]
     factor = float(slopes.sum() / others.sum()) if bool(others.any()) else 1.0
@@ -128,19 +128,19 @@ def _are_multiples(slopes: Tensor, others: Tensor) -> bool:
 
 
 def sure_share(value: Tensor, axis: int) -> float:
-    """Return the share of slices of a softmax that have an entry above `SURE`; NaN for slices of one entry."""
+    """Return the share of slices of a softmax with an entry above `SURE`; NaN for slices of one entry."""
     if value.shape[axis] < 2:
         return math.nan
     return float((value.detach().amax(axis) > SURE).float().mean())
 
 
 def sure_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    """Return `sure_share` of the weights of a scaled dot product attention, those of the first of the batch.
+    """Return `sure_share` of the weights of a scaled dot product attention, for the first sample of the batch.
 
-    The weights are what the operator itself gives for the identity as values, so that masks and scales count.
+    The weights are the operator's own output for the identity as values, so masks and scales are included.
 
     Args:
-        args, kwargs: what aten.scaled_dot_product_attention was called with, axes (batch, heads, places, width).
+        args, kwargs: of the call of aten.scaled_dot_product_attention, with axes (batch, heads, positions, width).
 
     Example:
         >>> round(sure_attention((torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), {}), 3)
@@ -161,10 +161,9 @@ def sure_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
 
 
 def effective_rank(value: Tensor, axis: int) -> tuple[float, int]:
-    """Return the effective rank of values as a matrix (places, units), and the most that it could be.
+    """Return the effective rank of values as a matrix (positions, units), and its maximum.
 
-    exp(entropy) of the singular values, normalised to a sum of 1, of at most `ROWS` places and `ROWS` units, each
-    spread evenly.
+    exp(entropy) of the singular values, normalised to a sum of 1, of at most `ROWS` evenly spaced positions and units.
 
     Source: Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
 
@@ -187,6 +186,6 @@ def effective_rank(value: Tensor, axis: int) -> tuple[float, int]:
 
 
 def cosine(one: Tensor, other: Tensor) -> float | None:
-    """Return the cosine between two tensors of one shape; None where either is zero, or holds NaN or Inf."""
+    """Return the cosine between two tensors of the same shape; None if either is zero or not finite."""
     size = float(one.double().norm() * other.double().norm())
     return float(one.double() @ other.double()) / size if 0 < size < math.inf else None

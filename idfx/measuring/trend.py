@@ -10,7 +10,7 @@ from typing import NamedTuple
 class Trend(NamedTuple):
     """log10 of a quantity along `steps` steps: its slope per step, and the standard error of that.
 
-    `total` is the factor over all steps that the line gives.
+    `total` is the factor of the line over all steps.
     """
 
     slope: float

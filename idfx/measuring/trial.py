@@ -1,4 +1,4 @@
-"""What a model is tried on: a batch, the structure captured on it, and how much time there is."""
+"""The batch of an audit: the structure captured on it, and its time limit."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ BUDGET = 60.0
 
 @dataclass(frozen=True)
 class BatchRun:
-    """A batch to run, and for how long.
+    """A batch to run, with a time limit.
 
-    `whole` is the structure on a capture of the batch, `point` that on the example at which derivatives are taken (one
-    sample of it, or the batch itself). `seconds` bound everything that is run.
+    `whole` is the structure on a capture of the batch; `point` is the structure on the example at which derivatives are
+    taken (one sample, or the batch itself). `seconds` limits everything that is run.
     """
 
     batch: Batch
@@ -43,11 +43,11 @@ class BatchRun:
 
     @property
     def uniform(self) -> bool:
-        """Whether the batch is one number throughout."""
+        """Whether the batch is constant."""
         return is_uniform(self.whole.capture.example)
 
     def observe(self, model: nn.Module) -> tuple[Observation, Mapping[str, Tensor]]:
-        """Run the batch; return what it showed, and the statistics that batch normalisations took.
+        """Run the batch; return the observation, and the statistics that batch normalisations used.
 
         Raises:
             AuditError: the graph cannot be run, or the budget ran out.
@@ -55,12 +55,12 @@ class BatchRun:
         return observe(model, self.whole, self.batch, self.seed, self.out_of_time)
 
     def linearise(self, model: nn.Module, flow: Dataflow | None, statistics: Mapping[str, Tensor]) -> Linearisation:
-        """Run the point, and keep it for derivatives.
+        """Run the point, and store it for derivatives.
 
         Args:
             model: with its values.
-            flow: of `point`, if it is at hand.
-            statistics: that batch normalisations take.
+            flow: of `point`, if available.
+            statistics: of the batch normalisations.
 
         Raises:
             AuditError: the graph cannot be run, or the budget ran out.
@@ -76,20 +76,20 @@ def on_first(
     seed: int = 0,
     seconds: float = BUDGET,
 ) -> BatchRun:
-    """Return a trial of the first batch that the model takes; of the structure's own example if there is none.
+    """Return a run of the first batch that the model accepts, or of the structure's own example.
 
     Derivatives are taken at the structure's own example.
 
     Args:
         model: of this structure.
         structure: on a capture of one sample, or of a batch that was given.
-        batches: in the order of preference, each with where it comes from.
-        seed, seconds: of the trial.
+        batches: in order of preference, each with its source.
+        seed, seconds: of the run.
     """
     for example, source in batches:
         try:
             whole = build_structure(capture(model, example, tracer=structure.capture.tracer))
-        except (ForwardError, CaptureError):  # drawn numbers, or their number, make no sense to this model
+        except (ForwardError, CaptureError):  # this model rejects the drawn values, or their number
             continue
         return BatchRun(described(example, source), whole, structure, seed, seconds)
     own = structure.capture.example
@@ -97,5 +97,5 @@ def on_first(
 
 
 def at(structure: Structure, example: Example) -> Structure:
-    """Return a structure with another example of the same form, for derivatives to be taken there."""
+    """Return a structure with another example of the same form, at which derivatives are taken."""
     return replace(structure, capture=replace(structure.capture, example=example))

@@ -1,1 +1,1 @@
-"""What each ATen operator means for the data that flows through it: one function per operator family."""
+"""The meaning of each ATen operator for its data: one function per operator family."""

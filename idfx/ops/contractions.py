@@ -1,4 +1,4 @@
-"""Contractions, which are weight sites when one operand is made of parameters and products when both carry data."""
+"""Contractions: weight uses if one operand consists of parameters, products if both carry data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LINEAR = Layout(out_axis=0, in_axis=1)
 
 
 def left(own: Shape | None, other: Shape | None) -> Reading | None:
-    """Read W of W · x: outputs on its last axis but one; what stands before the last two axes counts matrices."""
+    """Read W of W · x: outputs on its second-to-last axis; axes before the last two count matrices."""
     dimensions = len(own or ())
     if dimensions < 2:
         return None
@@ -38,13 +38,13 @@ def linear(input: Any, weight: Any, bias: Any = None) -> OpSemantics:
           "aten._sparse_mm", "aten.sparse_mm",
           "aten.linalg_matmul", "aten.__matmul__", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
 def matmul(a: Any, b: Any) -> OpSemantics:
-    """A · b over the last axis of a and the last but one of b."""
+    """A · b over the last axis of a and the second-to-last axis of b."""
     return contract(a, b, left, right)
 
 
 @operator("aten._grouped_mm")
 def grouped_matmul(a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> OpSemantics:
-    """Rows of a times the matrix of b that their group has, as experts do."""
+    """Rows of a times the matrix of their group in b, as in mixtures of experts."""
     result = contract(a, b, left, right, bias)
     return OpSemantics(Kind.MOVE, (result,), tensors(offs))
 
@@ -70,7 +70,7 @@ def add_outer(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1
 
 @operator("aten.linalg_multi_dot")
 def chained(tensors: Any) -> OpSemantics:
-    """Matrices multiplied one after the other."""
+    """A chain of matrix products."""
     result = tensors[0]
     for other in tensors[1:]:
         result = contract(result, other, left, right)
@@ -139,7 +139,7 @@ def distance(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
 
 @operator("aten.kron", "aten.outer", "aten.ger", "aten.cross", "aten.linalg_cross")
 def outer(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """A product in which every entry holds one factor of each."""
+    """A product in which every entry has one factor from each operand."""
     return contract(a, b, None, None)
 
 
@@ -158,7 +158,7 @@ def embedding_bag(weight: Any, indices: Any, offsets: Any, *rest: Any, **options
 
 @operator("aten.scaled_dot_product_attention")
 def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> OpSemantics:
-    """Softmax(query · keyᵀ) · value: zero where the value is, whatever query and key do."""
+    """Softmax(query · keyᵀ) · value: zero if the value is, whatever query and key are."""
     scores = OpSemantics(Kind.PRODUCT, (query, key))
     weights = OpSemantics(Kind.GATE, tensors(scores, attn_mask), tag="softmax")
     return OpSemantics(Kind.PRODUCT, (weights, value), tag="attention")

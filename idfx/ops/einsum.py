@@ -1,4 +1,4 @@
-"""Contractions over named axes: einsum, and tensordot, which is one."""
+"""Contractions over named axes: einsum, and tensordot as a special case."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tensordot(a: Any, b: Any, dims_self: Any, dims_other: Any) -> OpSemantics:
 
 
 def _dotted(pairs: Sequence[tuple[int, int]], first: bool, own: Shape | None, other: Shape | None) -> Reading | None:
-    """Read one operand of a tensordot: what is not summed over counts outputs."""
+    """Read one operand of a tensordot: axes that are not summed over count outputs."""
     if own is None or other is None:
         return None
     places = [(theirs % len(other), axis % len(own)) for axis, theirs in pairs]
@@ -46,7 +46,7 @@ def _dotted(pairs: Sequence[tuple[int, int]], first: bool, own: Shape | None, ot
 
 
 def _named(equation: str) -> tuple[list[str], str]:
-    """The names of the axes of each operand, and of the result; without an arrow, those that occur once, sorted."""
+    """The axis names of each operand and of the result; without an arrow, those that occur once, sorted."""
     left, arrow, result = equation.replace(" ", "").partition("->")
     names = left.split(",")
     if not arrow:
@@ -56,7 +56,7 @@ def _named(equation: str) -> tuple[list[str], str]:
 
 
 def _arranged(tensors: Sequence[Any], names: Sequence[str], result: str, kinds: Sequence[int]) -> OpSemantics:
-    """Two operands at a time: first what carries data, then what is fixed, then the weights, each where it is read."""
+    """Combine two operands at a time: first those that carry data, then fixed ones, then the weights."""
     whole = tuple(own for own, kind in zip(names, kinds, strict=True) if kind == 2)
     waiting = list(range(len(names)))
 
@@ -81,7 +81,7 @@ def _arranged(tensors: Sequence[Any], names: Sequence[str], result: str, kinds: 
 
 
 def _kept(names: str, later: str) -> str:
-    """The axes of a product of two operands that are needed later, each once."""
+    """The axes of a product of two operands that are needed later, without repetition."""
     letters = dict.fromkeys(name for name in names if name.isalpha() and name in later)
     return _DOTS * (_DOTS in names) + "".join(letters)
 
@@ -107,7 +107,7 @@ def _read(
 
 
 def _spelled(names: Sequence[str], result: str, shapes: Sequence[Shape | None]) -> list[str] | None:
-    """Give a name, a digit, to each axis behind the dots; None if their number is not known."""
+    """Name each axis of the ellipsis by a digit; None if their number is unknown."""
     counts = []
     for own, shape in zip(names, shapes, strict=True):
         if _DOTS in own and shape is None:

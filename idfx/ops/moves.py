@@ -29,7 +29,7 @@ from idfx.ops.semantics import OpSemantics, concat, gate, move, operator, tensor
     "aten.matrix_H",
 )  # fmt: skip
 def moved(x: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """Entries of x in another order, place or type."""
+    """Entries of x in another order, position or dtype."""
     return move(x)
 
 
@@ -70,13 +70,13 @@ def selected(x: Any, *where: Any, **options: Any) -> OpSemantics:
           "aten._pad_packed_sequence", "aten.block_diag", "aten.cartesian_prod", "aten.broadcast_tensors",
           "aten._pack_padded_sequence", "aten.pad_sequence")  # fmt: skip
 def joined(values: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """Several tensors side by side."""
+    """Several tensors, concatenated or stacked."""
     return concat((values, *[r for r in rest if tensors(r)]))
 
 
 @operator("aten.where")
 def where(condition: Any, *values: Any) -> OpSemantics:
-    """Entries of one tensor or the other."""
+    """Entries selected from one tensor or another."""
     if not values:
         return gate(condition)
     return concat(tuple(_or_number(value) for value in values), condition)
@@ -90,7 +90,7 @@ def masked(x: Any, mask: Any, value: Any) -> OpSemantics:
 
 @operator("aten.copy_", "aten.copy")
 def copied(x: Any, src: Any, non_blocking: bool = False) -> OpSemantics:
-    """The entries of src, whatever x held."""
+    """The entries of src, whatever x contains."""
     return move(src)
 
 
@@ -103,7 +103,7 @@ def put(x: Any, indices: Any, values: Any, accumulate: bool = False, unsafe: boo
 @operator("aten.scatter", "aten.scatter_", "aten.masked_scatter", "aten.masked_scatter_", "aten.index_copy",
           "aten.index_copy_", "aten.index_fill", "aten.index_fill_")  # fmt: skip
 def scattered(x: Any, *rest: Any, reduce: Any = "") -> OpSemantics:
-    """X with some entries replaced, or added to or multiplied where `reduce` says so."""
+    """X with some entries replaced, or added to or multiplied, depending on `reduce`."""
     values = tuple(_or_number(value) for value in rest[-1:])
     if reduce == "multiply":
         return gate(x, *rest)
@@ -120,7 +120,7 @@ def scatter_added(x: Any, dim: int, index: Any, source: Any, *rest: Any, **optio
 def scatter_reduced(
     x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True
 ) -> OpSemantics:
-    """X with values added to, averaged with or compared with some entries."""
+    """X with values combined with some entries: added, averaged, or the larger or smaller of both."""
     if reduce in ("sum", "mean") and include_self:
         both = OpSemantics(Kind.SUM, tensors(x, source), tensors(index))
         return both if reduce == "sum" else OpSemantics(Kind.MIX, (both,))
@@ -136,7 +136,7 @@ def part_replaced(x: Any, src: Any, *rest: Any, **options: Any) -> OpSemantics:
 
 
 def _or_number(value: Any) -> Any:
-    """A tensor as it is; the number zero as nothing; any other number as something that is never zero."""
+    """A tensor unchanged; the number zero as nothing; any other number as a value that is never zero."""
     if tensors(value):
         return value
     return () if value == 0 else gate()

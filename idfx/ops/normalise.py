@@ -1,4 +1,4 @@
-"""Normalisations: by the data's own statistics, or by running ones, which makes them a fixed scale."""
+"""Normalisations: by the data's own statistics, or by running statistics, which is a fixed scale."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def shifted(x: Any, mean: Any, eps: float) -> OpSemantics:
 @operator("aten.native_batch_norm")
 def native_batch_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
                       momentum: Any, eps: float) -> OpSemantics:  # fmt: skip
-    """Batch normalisation with its statistics as further results."""
+    """Batch normalisation that also returns its statistics."""
     return batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
 @operator("aten._native_batch_norm_legit_no_training")
 def batch_norm_of_running_statistics(input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any,
                                      momentum: Any, eps: float) -> OpSemantics:  # fmt: skip
-    """Batch normalisation in evaluation mode, as torch.export writes it."""
+    """Batch normalisation in evaluation mode, in the form that torch.export produces."""
     return batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps)
 
 
@@ -63,7 +63,7 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
 def native_group_norm(
     input: Any, weight: Any, bias: Any, n: Any, c: Any, hxw: Any, group: Any, eps: float
 ) -> OpSemantics:
-    """Group normalisation with its statistics as further results."""
+    """Group normalisation that also returns its statistics."""
     return norm(input, weight, bias, eps)
 
 
@@ -83,5 +83,5 @@ def weight_norm(v: Any, g: Any, dim: int = 0) -> OpSemantics:
 
 @operator("aten.normalize", "aten.renorm", "aten.renorm_")
 def normalised(x: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """X divided by its own length."""
+    """X divided by its own norm."""
     return OpSemantics(Kind.NORM, (x,), eps=0.0)

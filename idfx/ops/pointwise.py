@@ -1,7 +1,7 @@
-"""Operators that act on each entry alone, with one tensor operand.
+"""Elementwise operators with one tensor operand.
 
-Only those need an entry whose meaning a trial on a zero cannot show: a pointwise operator that is not listed is
-tried (`idfx.analysis.dataflow`), and is a map if it takes 0 to 0 and a gate if it does not.
+An entry is needed only if a trial on a zero does not reveal the meaning: a pointwise operator that is not listed is
+tried on a zero (`idfx.analysis.dataflow`), and is a map if it takes 0 to 0 and a gate otherwise.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def inverted(x: Any) -> OpSemantics:
           "aten.fake_quantize_per_channel_affine", "aten.fake_quantize_per_tensor_affine_cachemask",
           "aten.fused_moving_avg_obs_fake_quant")  # fmt: skip
 def entrywise(x: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """A function of each entry with f(0) = 0 that not every torch marks as pointwise."""
+    """An elementwise function with f(0) = 0 that not every version of torch marks as pointwise."""
     return keeps_zero(x)
 
 
 @operator("aten.hardsigmoid_")
 def squashed(x: Any) -> OpSemantics:
-    """A function of each entry with f(0) ≠ 0 that not every torch marks as pointwise."""
+    """An elementwise function with f(0) ≠ 0 that not every version of torch marks as pointwise."""
     return gate(x)
 
 
@@ -67,7 +67,7 @@ def rectified(x: Any, *slopes: Any, **options: Any) -> OpSemantics:
 
 @operator("aten.clamp", "aten.clamp_", "aten.clip", "aten.clip_", "aten.hardtanh", "aten.hardtanh_")
 def clamped(x: Any, low: Any = None, high: Any = None) -> OpSemantics:
-    """X kept between two bounds; zero stays zero if it lies between them."""
+    """X clamped between two bounds; zero stays zero if it is between them."""
     numbers = [bound for bound in (low, high) if bound is not None]
     if any(not isinstance(bound, (int, float)) for bound in numbers):
         return gate(x, low, high)
@@ -89,13 +89,13 @@ def bounded_above(x: Any, high: Any) -> OpSemantics:
 
 @operator("aten.glu")
 def gated_half(x: Any, dim: int = -1) -> OpSemantics:
-    """GLU: one half of x times the sigmoid of the other."""
+    """GLU: one half of x times the sigmoid of the other half."""
     return OpSemantics(Kind.PRODUCT, (OpSemantics(Kind.MOVE, (x,), tag="first half", axes=(dim,)), gate(x)), tag="glu")
 
 
 @operator("aten.zero_", "aten.zeros_like", "aten.new_zeros")
 def zero(x: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """Zeros of the shape of x."""
+    """Zeros with the shape of x."""
     return OpSemantics(Kind.ZERO, ())
 
 
@@ -107,5 +107,5 @@ def zero(x: Any, *rest: Any, **options: Any) -> OpSemantics:
           "aten.sym_size", "aten.is_nonzero", "aten.equal", "aten.allclose", "aten.sym_numel",
           "aten.is_same_size", "aten._has_compatible_shallow_copy_type")  # fmt: skip
 def constant(x: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """A value that x gives at most its shape to."""
+    """A value that depends at most on the shape of x."""
     return OpSemantics(Kind.GATE, ())

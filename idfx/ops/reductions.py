@@ -41,7 +41,7 @@ def resampled(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     "aten.aminmax", "aten.mode", "aten.quantile", "aten.nanquantile",
 )  # fmt: skip
 def largest(x: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """Chosen entries among others: the largest, the sorted, the median."""
+    """A selection of entries: the largest, sorted ones, the median."""
     if rest and hasattr(rest[0], "all_input_nodes"):
         return keeps_zero(OpSemantics(Kind.CONCAT, (x, rest[0])))
     return pool(x)
@@ -51,13 +51,13 @@ def largest(x: Any, *rest: Any, **options: Any) -> OpSemantics:
           "aten.var", "aten.var_mean", "aten.std_mean", "aten.prod", "aten.frobenius_norm", "aten.dist",
           "aten.nuclear_norm")  # fmt: skip
 def measured(x: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """A nonlinear measure of the entries, zero when all are."""
+    """A nonlinear measure of the entries, zero if all are."""
     return keeps_zero(x, *rest)
 
 
 @operator("aten.mse_loss", "aten.l1_loss", "aten.smooth_l1_loss", "aten.huber_loss")
 def difference(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """A measure of the difference of two tensors, zero when both are."""
+    """A measure of the difference of two tensors, zero if both are."""
     return keeps_zero(OpSemantics(Kind.CONCAT, (a, b)))
 
 
@@ -76,5 +76,5 @@ def difference(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
     "aten.kl_div", "aten.ctc_loss", "aten.cosine_embedding_loss", "aten.triplet_margin_loss",
 )  # fmt: skip
 def steering(*values: Any, **options: Any) -> OpSemantics:
-    """A value that is not zero where its operands are, or no number to compute with."""
+    """A value that is not zero if its operands are, or that is not used in arithmetic."""
     return gate(*values)

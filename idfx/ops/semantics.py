@@ -1,4 +1,4 @@
-"""The small algebra in which an operator's meaning is told, and the registry of meanings.
+"""The small algebra that describes the meaning of operators, and the registry of meanings.
 
 An operator is a function with the operator's own signature that returns a `OpSemantics`. Two questions are asked of a
 term: when is it zero, and how far is it from passing its operand on unchanged. `idfx.ops.kinds.Kind` answers both for
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 
 class Reading(NamedTuple):
-    """How one operand of a contraction is read as a weight, and the axes of the result that count its outputs.
+    """The layout of one operand of a contraction as a weight, and the axes of the result that count its outputs.
 
     The axes of the result are counted from its end, in the order of `layout.out_axes`.
     """
@@ -36,11 +36,11 @@ Layouts = Layout | Callable[[Shape | None, Shape | None], Reading | None] | None
 
 
 def reading(layouts: Layouts, own: Shape | None, other: Shape | None) -> Reading | None:
-    """Return how an operand of a contraction is read, None where it is no plain matrix.
+    """Return the reading of an operand of a contraction, or None if it is not a plain matrix.
 
     Args:
-        layouts: as the operator tells it.
-        own, other: the shapes of the operand and of the other one.
+        layouts: given by the operator.
+        own, other: the shapes of the operand and of the other operand.
 
     Example:
         >>> reading(Layout(0, 1, (2,)), (8, 4, 3), (1, 4, 16)).axes
@@ -89,12 +89,12 @@ def operator_name(target: Any) -> str:
 
 
 def is_operand(value: Any) -> bool:
-    """Return whether a value stands for a tensor (a graph node or a term) and not for a plain number."""
+    """Return whether a value represents a tensor (a graph node or a term) rather than a plain number."""
     return isinstance(value, OpSemantics) or hasattr(value, "all_input_nodes")
 
 
 def tensors(*values: Any) -> tuple[Any, ...]:
-    """Return the tensor operands among the values, lists opened up."""
+    """Return the tensor operands among the values, including those in lists."""
     found: list[Any] = []
     for value in values:
         if isinstance(value, (list, tuple)):
@@ -130,12 +130,12 @@ def keeps_zero(x: Any, *gates: Any) -> OpSemantics:
 
 
 def gate(*values: Any) -> OpSemantics:
-    """A function of the values that is not zero where they are."""
+    """A function of the values that is not zero if they are."""
     return OpSemantics(Kind.GATE, tensors(*values))
 
 
 def reciprocal(x: Any) -> OpSemantics:
-    """1 over a function of x: a gate without bound, as a normalisation written by hand has it."""
+    """1 over a function of x: an unbounded gate, as in a hand-written normalisation."""
     return OpSemantics(Kind.GATE, tensors(x), tag="reciprocal")
 
 
@@ -151,20 +151,20 @@ def affine(x: Any, weight: Any, bias: Any) -> OpSemantics:
 
 
 def product(a: Any, b: Any) -> OpSemantics:
-    """a · b, entry by entry; numbers make it a scale."""
+    """a · b, elementwise; with a number it is a scale."""
     if not is_operand(a):
         a, b = b, a
     return OpSemantics(Kind.PRODUCT, (a, b), tag="scale") if is_operand(b) else scale(a, _number(b))
 
 
 def contract(a: Any, b: Any, layout_a: Layouts, layout_b: Layouts, bias: Any = None) -> OpSemantics:
-    """The contraction of a with b, each with its layout should it be the weight, plus a bias."""
+    """The contraction of a with b, plus a bias; each operand has a layout in case it is the weight."""
     result = OpSemantics(Kind.CONTRACT, (a, b), layouts=(layout_a, layout_b))
     return result if bias is None else OpSemantics(Kind.SUM, (result, bias), tag="bias")
 
 
 def add(a: Any, b: Any, alpha: Any = 1) -> OpSemantics:
-    """A + alpha · b; a number that is not zero makes it an offset, which is never zero."""
+    """A + alpha · b; with a non-zero number it is an offset, which is never zero."""
     if not is_operand(a):
         a, b = b, a
     if is_operand(b):
@@ -173,7 +173,7 @@ def add(a: Any, b: Any, alpha: Any = 1) -> OpSemantics:
 
 
 def concat(values: Any, *gates: Any) -> OpSemantics:
-    """The values side by side."""
+    """The values, concatenated."""
     return OpSemantics(Kind.CONCAT, tensors(values), tensors(*gates))
 
 

@@ -1,4 +1,4 @@
-"""Addition and multiplication of two tensors, and what is made of them."""
+"""Addition and multiplication of two tensors, and their combinations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def multiplied(x: Any, other: Any) -> OpSemantics:
 @operator("aten.div", "aten.div_", "aten.divide", "aten.divide_", "aten.true_divide", "aten.true_divide_",
           "aten.__itruediv__")  # fmt: skip
 def divided(x: Any, other: Any, *, rounding_mode: Any = None) -> OpSemantics:
-    """X / other: zero where x is, never where other is."""
+    """X / other: zero if x is, but never because other is."""
     if rounding_mode is not None:
         return keeps_zero(x, other)
     if is_operand(other):
@@ -76,6 +76,6 @@ def interpolated(x: Any, end: Any, weight: Any) -> OpSemantics:
 
 @operator("aten.maximum", "aten.minimum", "aten.fmax", "aten.fmin")
 def extreme(x: Any, other: Any) -> OpSemantics:
-    """The larger or smaller of two entries."""
+    """The elementwise larger or smaller of two tensors."""
     both = concat((x, other))
     return keeps_zero(both)

@@ -16,12 +16,12 @@ def pooled_in_boxes(input: Any, rois: Any, *rest: Any) -> OpSemantics:
 
 @operator("torchvision.nms")
 def suppressed(*values: Any) -> OpSemantics:
-    """The numbers of the boxes that are kept."""
+    """The indices of the boxes that are kept."""
     return gate(*values)
 
 
 @operator("torchvision.deform_conv2d")
 def deformable_convolution(input: Any, weight: Any, offset: Any, mask: Any, bias: Any, *rest: Any) -> OpSemantics:
-    """A convolution whose taps look where the offsets say, weight (out, in / groups, *taps)."""
+    """A convolution whose taps are shifted by offsets, weight (out, in / groups, *taps)."""
     groups = rest[6] if len(rest) > 6 else 1
     return contract(mix(input, offset, mask), weight, None, conv_layout(2, groups), bias)

@@ -1,8 +1,8 @@
-"""Where models come from: `prefix:rest` → model and example inputs, one file per source.
+"""Sources of models: `prefix:rest` → model and example inputs, one file per source.
 
-A source is a function `build(name, arguments)` in a module of this package, under the decorator `source`. Its
-docstring is what `idfx list sources` shows. It runs inside `DeferredDraws`, so it builds as anyone would; it
-imports its library itself, and nothing here ever loads pretrained weights or opens a connection.
+A source is a function `build(name, arguments)` in a module of this package, with the decorator `source`. `idfx list
+sources` shows its docstring. It runs inside `DeferredDraws`, so it builds models in the usual way. It imports its
+library itself. Sources never load pretrained weights or open a connection.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Builder: TypeAlias = "Callable[[str, Mapping[str, object]], tuple[nn.Module, Exa
 class Source:
     """A way to build models.
 
-    `build` takes what follows the prefix and the keyword arguments of the model. `names` lists what there is,
-    for suggestions. `matches` says whether a specification without the prefix is for this source all the same.
+    `build` takes the text after the prefix and the keyword arguments of the model. `names` lists the available models
+    for suggestions. `matches` tells whether a specification without the prefix belongs to this source.
     """
 
     prefix: str
@@ -61,13 +61,13 @@ def source(
 
 
 def resolve(spec: str) -> tuple[Source, str]:
-    """Return the source of a specification, and what is left for it.
+    """Return the source of a specification, and the rest of the text.
 
     Args:
         spec: `prefix:rest`, `path/to/file.py:factory` or `package.module:factory`.
 
     Raises:
-        UsageError: there is no such source, or none is named.
+        UsageError: the source is unknown or missing.
 
     Example:
         >>> found, rest = resolve("timm:resnet50")
@@ -77,7 +77,7 @@ def resolve(spec: str) -> tuple[Source, str]:
     prefix, colon, rest = spec.partition(":")
     if colon and prefix in SOURCES:
         if not rest:
-            raise UsageError(f"{spec}: no model named; expected {prefix}:NAME. Name one.")
+            raise UsageError(f"{spec}: no model name; expected {prefix}:NAME. Add a name.")
         return SOURCES[prefix], rest
     for candidate in SOURCES.values():
         if candidate.matches is not None and candidate.matches(spec):
@@ -89,11 +89,11 @@ def resolve(spec: str) -> tuple[Source, str]:
         )
     spellings = _spellings(spec)
     hint = f"Did you mean {' or '.join(spellings)}?" if spellings else "See `idfx list sources`."
-    raise UsageError(f"{spec}: no source named; expected SOURCE:NAME. {hint}")
+    raise UsageError(f"{spec}: no source; expected SOURCE:NAME. {hint}")
 
 
 def _spellings(name: str) -> list[str]:
-    """Return this name with each source that has it; if none has, the nearest names of every source."""
+    """Return this name with each source that has it, or otherwise the most similar names of every source."""
     listed = {item.prefix: list(item.names()) for item in SOURCES.values() if item.names is not None}
     exact = [f"{prefix}:{name}" for prefix, names in listed.items() if name.partition(".")[0] in names]
     near = [
@@ -105,13 +105,13 @@ def _spellings(name: str) -> list[str]:
 
 
 def unknown_model(prefix: str, name: str, names: Iterable[str], listing: str) -> UsageError:
-    """Return the error for a model that a source does not have, with the nearest names."""
+    """Return the error for a model that a source does not have, with the most similar names."""
     hint = did_you_mean(name, names)
     return UsageError(f"{prefix}:{name}: unknown model; expected a name of {listing}.{hint}")
 
 
 def standard_normal(*shape: int) -> Tensor:
-    """Return a float32 CPU tensor of this shape, the same one every time, off the global random state."""
+    """Return a fixed float32 CPU tensor of this shape, independent of the global random state."""
     import torch
 
     generator = torch.Generator(device="cpu").manual_seed(0)

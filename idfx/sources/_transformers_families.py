@@ -1,4 +1,4 @@
-"""What a type of transformers needs besides the general rules, to be small and to fit together."""
+"""Settings for single types of transformers, in addition to the general rules, that make them small and consistent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEGMENT: Mapping[str, object] = {
 _SERIES: Mapping[str, object] = {"prediction_length": 4, "context_length": 16, "lags_sequence": [1, 2, 3]}
 _VQ: Mapping[str, object] = {"vq_config.resolution": 32, "vq_config.base_channels": 32}
 
-# What a type needs besides, to be small and to fit together; a name before a point is that of a configuration inside.
+# Additional settings of a type; a name before a dot is that of a nested configuration.
 FAMILIES: Mapping[str, Mapping[str, object]] = {
     "align": {"projection_dim": 160},
     "align_vision_model": _NARROW,

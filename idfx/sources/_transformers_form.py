@@ -1,4 +1,4 @@
-"""What example inputs for a model of transformers are made from: its forward, its configuration, the inputs so far."""
+"""What determines the example inputs of a transformers model: its forward, its configuration, the inputs so far."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LENGTH = 8  # of a text
-FRAMES = 4  # of a video, where the configuration does not say
+FRAMES = 4  # of a video, if the configuration does not say
 SAMPLES = 4000  # of a sound
-STEPS = 64  # of a spectrum, where the configuration does not say
-REGIONS = 4  # of an image that a detector has looked at before
+STEPS = 64  # of a spectrum, if the configuration does not say
+REGIONS = 4  # of an image that a detector has processed before
 
 
 @dataclass
@@ -32,29 +32,29 @@ class Form:
 
     @property
     def vision(self) -> Any:
-        """The configuration of what reads images."""
+        """The configuration of the image encoder."""
         return self._inside("vision", "vit_config", "image_config", "backbone_config", "vq_config")
 
     @property
     def audio(self) -> Any:
-        """The configuration of what reads sounds."""
+        """The configuration of the sound encoder."""
         return self._inside("audio", "speech", "encoder_config")
 
     def first(self, kind: str, word: str = "") -> Any:
-        """The first module of a kind whose name has this word; None if there is none.
+        """The first module of a kind whose name contains this word, or None.
 
-        What it takes is what the model takes, where the configuration does not say so.
+        Its input is that of the model if the configuration does not say so.
         """
         modules = self.model.named_modules()
         return next((module for name, module in modules if type(module).__name__ == kind and word in name), None)
 
     def _inside(self, *words: str) -> Any:
-        """The first configuration inside whose name has one of these words, else the whole one."""
+        """The first nested configuration whose name contains one of these words, otherwise the whole configuration."""
         return next((part for name, part in _parts(self.config) if any(word in name for word in words)), self.config)
 
 
 def _parts(config: Any) -> Iterator[tuple[str, Any]]:
-    """The configurations inside one, with their names, the outer ones first."""
+    """The nested configurations, with their names, outermost first."""
     inner = [(key, value) for key, value in vars(config).items() if hasattr(value, "to_dict")]
     yield from inner
     for _, value in inner:
@@ -62,13 +62,13 @@ def _parts(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def configs(config: Any) -> Iterator[Any]:
-    """The configuration and all those inside it, the outer ones first."""
+    """The configuration and all nested ones, outermost first."""
     yield config
     yield from (part for _, part in _parts(config))
 
 
 def found(config: Any, *keys: str, default: Any = None) -> Any:
-    """Return the first of these attributes that a configuration, or one inside it, has."""
+    """Return the first of these attributes that a configuration, or a nested one, has."""
     for part in configs(config):
         for key in keys:
             value = getattr(part, key, None)
@@ -78,7 +78,7 @@ def found(config: Any, *keys: str, default: Any = None) -> Any:
 
 
 def size(value: Any) -> tuple[int, int]:
-    """Height and width, however a configuration writes them."""
+    """Return height and width, in whatever form a configuration has them."""
     if isinstance(value, Mapping):
         side = value.get("longest_edge", value.get("shortest_edge", 224))
         return int(value.get("height", side)), int(value.get("width", side))
@@ -91,21 +91,21 @@ def size(value: Any) -> tuple[int, int]:
 
 
 def whole(values: Any) -> Tensor:
-    """Return a tensor of these whole numbers."""
+    """Return a tensor of these integers."""
     import torch
 
     return torch.tensor(values)
 
 
 def ones(*shape: int) -> Tensor:
-    """Return a tensor of ones, whole numbers."""
+    """Return an integer tensor of ones."""
     import torch
 
     return torch.ones(shape, dtype=torch.int64)
 
 
 def true(*shape: int) -> Tensor:
-    """Return a tensor of booleans, all true."""
+    """Return a boolean tensor of true."""
     import torch
 
     return torch.ones(shape, dtype=torch.bool)

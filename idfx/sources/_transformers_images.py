@@ -1,4 +1,4 @@
-"""Images for a model of transformers, of the size that its configuration says."""
+"""Images for a transformers model, of the size in its configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = ("image_size", "input_size", "img_size", "max_img_size", "resolution", "
 
 
 def _image(form: Form) -> Tensor:
-    """An image, several, or their patches one after the other, as the other arguments tell."""
+    """An image, several images, or their concatenated patches, depending on the other arguments."""
     channels = int(found(form.vision, "num_channels", "in_channels", "in_chans", "num_image_channels", default=3))
     if grid := next((name for name in GRIDS if name in form.names), None):
         height, width = size(found(form.vision, "patch_size", default=16))
@@ -38,8 +38,8 @@ def _image(form: Form) -> Tensor:
 
 
 def _hidden(form: Form) -> Tensor:
-    """What the part of a model that stands alone takes: the channels of its first weight, if that is a convolution
-    along one axis, else an image.
+    """The input of a model that is part of a larger one: the channels of its first weight, if that is a
+    one-dimensional convolution, otherwise an image.
     """
     if (first := form.first("Conv1d")) is None:
         return _image(form)
@@ -60,7 +60,7 @@ def _image_size(form: Form) -> tuple[int, int]:
 
 
 def _timm_size(form: Form) -> tuple[int, int] | None:
-    """The size that a model of timm inside takes, where it takes only one."""
+    """The input size of a nested timm model, if it accepts only one."""
     embed = next((m.patch_embed for m in form.model.modules() if hasattr(m, "patch_embed")), None)
     sides: tuple[int, int] | None = getattr(embed, "img_size", None)
     return sides
@@ -71,13 +71,13 @@ def _frames(form: Form) -> tuple[int]:
 
 
 def _tiles(form: Form) -> tuple[int]:
-    """As many pieces as the library cuts an image of this size into."""
+    """The number of tiles into which the library splits an image of this size."""
     height, width = _image_size(form)
     count = sys.modules[type(form.model).__module__].image_size_to_num_patches
     return (int(count([height, width], form.config.image_grid_pinpoints, height)),)
 
 
-# What stands between the batch and the channels of `pixel_values`.
+# The axes between the batch and the channels of `pixel_values`.
 LEADING: Mapping[str, Callable[[Form], Sequence[int]]] = {
     **dict.fromkeys(("timesformer", "vivit", "videomae", "xclip", "tvp"), _frames),
     **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm"), lambda form: (1,)),
@@ -91,9 +91,9 @@ LEADING: Mapping[str, Callable[[Form], Sequence[int]]] = {
 
 
 def _lattice(form: Form) -> tuple[int, int, int]:
-    """Patches along time, height and width: all the same, so that this is its own mirror.
+    """Patches along time, height and width: all equal, so that this is its own mirror.
 
-    A glm, for one, takes the frames of a video one by one, so that an image of it has one.
+    A glm, for example, takes the frames of a video one by one, so its images have one.
     """
     side = max(2, int(found(form.vision, "spatial_merge_size", default=2)))
     return (1 if form.kind.startswith(("glm", "ernie", "hunyuan", "inkling2")) else side), side, side
@@ -116,7 +116,7 @@ def _pooled_square(form: Form) -> int:
     return 2 * int(found(form.vision, "pooling_kernel_size", default=2))
 
 
-# Arguments that say how the patches of an image lie; with them it is given as that many patches.
+# Arguments for the arrangement of the patches of an image; with them, the image is given as patches.
 GRIDS: Mapping[str, Callable[[Form], int]] = {
     "image_grid_thw": _lattice_patches,
     "grid_thw": _lattice_patches,
@@ -137,7 +137,7 @@ def _shapes(form: Form) -> Tensor:
 
 
 def _positions(form: Form) -> Tensor:
-    """Column and row of every patch."""
+    """The column and row of every patch."""
     side = range(_pooled_square(form))
     return whole([[(column, row) for row in side for column in side]])
 
@@ -151,7 +151,7 @@ def _pixel_mask(form: Form) -> Tensor:
 
 
 def _sizes(form: Form) -> Tensor | None:
-    """The size of the image itself; a llava needs it if its tower takes images of any size."""
+    """The size of the image itself; a llava needs it if its tower accepts images of any size."""
     if form.kind == "llava" and form.vision.model_type != "pixtral":
         return None
     return whole([_image_size(form)])
@@ -169,7 +169,7 @@ def _video(form: Form) -> Tensor:
 
 
 def _drawn_mask(form: Form) -> Tensor:
-    """A mask that a user has drawn, four times as fine as the features of the image."""
+    """A user-drawn mask, four times as fine as the features of the image."""
     prompt = form.config.prompt_encoder_config
     side = 4 * size(prompt.image_size)[0] // int(prompt.patch_size)
     return standard_normal(1, 1, side, side)
@@ -179,7 +179,7 @@ def _regions(key: str) -> Callable[[Form], Tensor]:
     return lambda form: standard_normal(1, REGIONS, int(getattr(form.config, key)))
 
 
-# How each argument is made; those that others are made from come first.
+# How to make each argument; arguments that others depend on come first.
 IMAGES: Mapping[str, Callable[[Form], Tensor | None]] = {
     "pixel_values": _image,
     "high_res_pixel_values": _fine_image,

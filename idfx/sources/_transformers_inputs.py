@@ -1,9 +1,9 @@
-"""Example inputs for a model of transformers, read off its forward and its configuration.
+"""Example inputs for a transformers model, from its forward and its configuration.
 
-What a forward takes is in its signature; how large, in the configuration.
+The signature of the forward gives the arguments, and the configuration gives their sizes.
 
-A second example is made by mirroring whole numbers within their range: numbers that say how much there is of something
-are chosen such that they stay what they are, and masks are booleans, which nobody mirrors.
+A second example is made by mirroring integers within their range, so integers that are counts are chosen to be their
+own mirror, and masks are booleans, which are not mirrored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAKERS = {**IMAGES, **SOUNDS, **TEXT}
 
-# An example is complete with these, wherever the forward takes them; without a mask, it means the same as all ones.
+# An example is complete with these, if the forward takes them; a missing mask means the same as all ones.
 COMPLETE = frozenset((
     "input_ids", "pixel_values", "input_features", "image_grid_thw", "mm_token_type_ids", "image_sizes",
     "aspect_ratio_ids", "aspect_ratio_mask", "spatial_shapes", "image_position_ids", "visual_feats", "visual_pos",
@@ -31,7 +31,7 @@ COMPLETE = frozenset((
     "input_features_mask", "high_res_pixel_values", "decoder_input_values", "future_values", "future_time_features",
     "bbox", "target_sizes",
 ))  # fmt: skip
-# What a type needs besides.
+# What a type needs in addition.
 _PROMPTS = ("input_points", "input_labels", "input_masks")
 EXTRA: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("sam", "sam_hq", "sam2", "edgetam", "sam3_tracker"), _PROMPTS),
@@ -46,14 +46,14 @@ EXTRA: Mapping[str, tuple[str, ...]] = {
     "pi0": ("pixel_attention_mask",),
     "luke": ("entity_ids", "entity_position_ids"),
 }
-# What a type does not take together with the rest.
+# What a type does not accept together with the rest.
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("granite_speech", "granite_speech_plus"), ("input_features_mask",)),  # it is one of the features
 }
 
 
 def example(model: nn.Module) -> Example | None:
-    """Return small inputs for the arguments that a forward has; None if it has none that are known."""
+    """Return small inputs for the known arguments of a forward; None if it has none."""
     config: Any = model.config
     parameters = inspect.signature(model.forward).parameters
     required = {*_needed(model.forward), str(getattr(model, "main_input_name", "input_ids"))}
@@ -78,6 +78,6 @@ def example(model: nn.Module) -> Example | None:
 
 
 def _needed(function: Callable[..., Any]) -> set[str]:
-    """The arguments that a function cannot be called without."""
+    """The required arguments of a function."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}

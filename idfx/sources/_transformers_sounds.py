@@ -1,4 +1,4 @@
-"""Sounds, series and arrays for a model of transformers, of the size that its configuration says."""
+"""Sounds, series and arrays for a transformers model, of the size in its configuration."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Their sounds have an axis for the channels, of which their configurations do not speak.
+# Their sounds have a channel axis, which their configurations do not mention.
 WITH_CHANNELS = ("dac", "xcodec", "neucodec", "pe_audio", "vibevoice_acoustic")
-# Their spectra have the steps last, as the convolutions of a whisper read them.
+# Their spectra have the steps last, as the convolutions of a whisper expect.
 STEPS_LAST = ("clvp", "glmasr", "voxtral_realtime", "qwen3_asr")
 
 
@@ -32,7 +32,7 @@ def _sound(form: Form) -> Tensor:
 
 
 def _spectrum(form: Form) -> Tensor:
-    """Steps of bins; the other way round where the convolutions of a whisper read it, and in full length."""
+    """Steps of bins; transposed, and in full length, for the convolutions of a whisper."""
     keys = (
         "input_feat_size", "num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel", "feature_size",
         "input_dim",
@@ -88,16 +88,16 @@ def _trajectory(key: str) -> Callable[[Form], Tensor]:
 
 
 def array(form: Form) -> Tensor:
-    """What another model has made of a text, as wide as this one."""
+    """The output of another model for a text, with the width of this model."""
     return standard_normal(1, LENGTH, int(found(form.config, "hidden_size", "d_model", "n_embd")))
 
 
 def _several_arrays(form: Form) -> Tensor:
-    """The same of several layers, side by side."""
+    """The same for several layers, concatenated."""
     return array(form).repeat(1, 1, len(form.config.target_layer_ids))
 
 
-# How each argument is made; those that others are made from come first.
+# How to make each argument; arguments that others depend on come first.
 SOUNDS: Mapping[str, Callable[[Form], Tensor | None]] = {
     "input_values": _sound,
     "decoder_input_values": _sound,

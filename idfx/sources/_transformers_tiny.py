@@ -1,4 +1,4 @@
-"""A configuration of transformers made small, so that a model of any type is built and captured in a second."""
+"""Small transformers configurations, so that a model of any type is built and captured in a second."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ EXPERTS: Mapping[str, int] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "experts_per_token", "top_k_experts", "moe_k"), 2),
 }
-# What is said layer by layer, where a type has no default for it; the last holds for the layers that follow.
+# Per-layer settings of types without a default; the last value applies to the following layers.
 BY_LAYER: Mapping[str, tuple[str, ...]] = {"layer_types": ("full_attention",), "mlp_layer_types": ("dense", "sparse")}
 
-# With `tiny=true` every configuration, and each one inside it, takes those of these values that it has a name for.
+# With `tiny=true` every configuration, and each nested one, takes those of these values that it has a name for.
 TINY: Mapping[str, object] = {
     **dict.fromkeys(LAYERS, 2),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "encoder_hidden_size"), 64),
@@ -50,7 +50,7 @@ TINY: Mapping[str, object] = {
     "use_cache": False,
 }  # fmt: skip
 
-# Where keys and values come from a latent: a part of every head is turned by its position.
+# For keys and values from a latent: part of every head is rotated by its position.
 LATENT: Mapping[str, int] = {
     "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "qk_head_dim": 24, "head_dim": 8, "v_head_dim": 16,
     "kv_lora_rank": 16, "q_lora_rank": 16,
@@ -58,7 +58,7 @@ LATENT: Mapping[str, int] = {
 
 
 def tiny_values(config: Any, widths: frozenset[int] | None = None) -> dict[str, Any]:
-    """Return small values for a configuration and for those inside it; widths are the hidden sizes of them all."""
+    """Return small values for a configuration and its nested ones; widths are the hidden sizes of all of them."""
     widths = frozenset(_widths(config)) if widths is None else widths
     found: dict[str, Any] = {}
     grid = any(hasattr(part, "spatial_merge_size") for part in vars(config).values())
@@ -77,8 +77,8 @@ def tiny_values(config: Any, widths: frozenset[int] | None = None) -> dict[str, 
 
 
 def _inner(config: Any, widths: frozenset[int], grid: bool) -> dict[str, Any]:
-    """The values of a configuration inside another; beside patches on a grid, a text has positions on it too."""
-    # A backbone of timm is a name, which nothing here makes smaller.
+    """The values of a nested configuration; with patches on a grid, a text has positions on it too."""
+    # A timm backbone is a name, so it cannot be made smaller here.
     values = config.to_dict() if config.model_type.startswith("timm") else tiny_values(config, widths)
     if hasattr(config, "depths") and hasattr(config, "out_indices"):  # the stages that are read stay the same
         values["out_indices"] = list(config.out_indices)
@@ -89,7 +89,7 @@ def _inner(config: Any, widths: frozenset[int], grid: bool) -> dict[str, Any]:
 
 
 def _small(config: Any, key: str, value: Any, found: Mapping[str, Any], widths: frozenset[int]) -> Any:
-    """A small value for one name of a configuration; None if it stays as it is."""
+    """A small value for one name of a configuration; None to keep it."""
     name = key.removesuffix("_id").removesuffix("_index")
     if name in _PLACEHOLDERS:
         return PLACEHOLDER + _PLACEHOLDERS.index(name)
@@ -116,7 +116,7 @@ def _small(config: Any, key: str, value: Any, found: Mapping[str, Any], widths: 
 
 
 def _names(config: Any, key: str) -> tuple[str, ...]:
-    """What an attribute of a configuration is called, there and in the other types.
+    """The names of an attribute in a configuration and in the other types.
 
     Where there are stages, the other names are those of lists.
     """
@@ -125,7 +125,7 @@ def _names(config: Any, key: str) -> tuple[str, ...]:
 
 
 def _widths(config: Any) -> Iterator[int]:
-    """The hidden sizes of a configuration and of those inside it."""
+    """The hidden sizes of a configuration and its nested ones."""
     for part in configs(config):
         for key, value in vars(part).items():
             if not {"hidden_size", "d_model"}.isdisjoint(_names(part, key)) and isinstance(value, int):
@@ -133,7 +133,7 @@ def _widths(config: Any) -> Iterator[int]:
 
 
 def _by_layer(config: Any, values: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """What is to be said of every layer and is not."""
+    """The per-layer settings that are missing."""
     for key, kinds in BY_LAYER.items():
         if vars(config).get(key, "") is None:
             yield key, [kinds[min(layer, len(kinds) - 1)] for layer in range(values["num_hidden_layers"])]
@@ -156,7 +156,7 @@ def _rope(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rotations(config: Any, values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Divide the rotary half of a small head among time, height and width."""
+    """Split the rotary half of a small head among time, height and width."""
     if all(isinstance(part, dict) for part in known.values()):  # one for each kind of layer
         return {kind: {**part, **_sections(config, values, part)} for kind, part in known.items()}
     return {**known, **_sections(config, values, known)}
@@ -170,7 +170,7 @@ def _sections(config: Any, values: Mapping[str, Any], rope: Mapping[str, Any]) -
 
 
 def set_inside(values: dict[str, Any], path: str, value: object) -> None:
-    """Set a value by a path of names with points between them."""
+    """Set a value by a dotted path of names."""
     *outer, last = path.split(".")
     for part in outer:
         values = values.setdefault(part, {})

@@ -1,6 +1,6 @@
-"""A text for a model of transformers: ordinary tokens, and those that stand for an image or a sound.
+"""A text for a transformers model: ordinary tokens, and placeholder tokens for an image or a sound.
 
-As many of the latter as the model has features of the image: it is asked for them.
+The number of placeholders equals the number of features that the model computes for the image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A token that stands for a feature of an image, a video or a sound, and the arguments that give those."""
+    """A placeholder token for a feature of an image, a video or a sound, and the corresponding arguments."""
 
     kind: str
     source: tuple[str, ...]
@@ -29,12 +29,12 @@ class Placeholder:
 
     @property
     def token(self) -> tuple[str, str]:
-        """What a configuration calls the token."""
+        """The name of the token in a configuration."""
         return f"{self.kind}_token_id", f"{self.kind}_token_index"
 
     @property
     def method(self) -> str:
-        """What a model calls the method that makes the features."""
+        """The name of the model's method that computes the features."""
         return f"get_{self.kind}_features"
 
 
@@ -52,7 +52,7 @@ def _after_pooling(form: Form) -> int:
     return int(tower._get_feat_extract_output_lengths(whole(form.given["input_features"].shape[-1]))[1])
 
 
-# Where a model has no method that says how many features there are.
+# For models without a method that gives the number of features.
 COUNTS: Mapping[str, Callable[[Form], int]] = {
     "glm_image": lambda form: int(form.given["pixel_values"].shape[0]),
     "instructblip": lambda form: int(form.config.num_query_tokens),
@@ -63,16 +63,16 @@ COUNTS: Mapping[str, Callable[[Form], int]] = {
 }
 
 
-# How many tokens a text has at every step, where it is more than one.
+# The number of tokens per step, if it is more than one.
 CODEBOOKS: Mapping[str, Callable[[Form], int]] = {
     "kyutai_speech_to_text": lambda form: 1 + int(form.config.num_codebooks),
 }
 
 
 def tokens(form: Form) -> Tensor:
-    """A text with as many tokens of an image or a sound in it as the model has features of it.
+    """A text with as many placeholder tokens as the model has features of the image or sound.
 
-    The ordinary ones lie in pairs on either side of that token, which is then its own mirror.
+    Ordinary tokens are in pairs on either side of the placeholder, which is then its own mirror.
     """
     inside: list[int] = []
     for placeholder in (IMAGE, VIDEO, AUDIO):
@@ -99,7 +99,7 @@ def tokens(form: Form) -> Tensor:
 
 
 def plain_tokens(form: Form) -> Tensor:
-    """Successive tokens none of which is special: mirrored, they are the same set."""
+    """Successive tokens without special ones; the mirror is the same set."""
     vocabulary = int(found(form.config, "vocab_size", default=LENGTH))
     special = _special(form.config)
     starts = range(max(1, vocabulary - LENGTH + 1))
@@ -108,19 +108,19 @@ def plain_tokens(form: Form) -> Tensor:
 
 
 def decoder_tokens(form: Form) -> Tensor:
-    """What a decoder has said so far; a dia says one token for each codebook at every step."""
+    """The previous output of a decoder; a dia has one token for each codebook at every step."""
     text = plain_tokens(form)
     return text.unsqueeze(-1).repeat(1, 1, int(form.config.decoder_config.num_channels)) if form.kind == "dia" else text
 
 
 def token_types(form: Form) -> Tensor | None:
-    """Which tokens are those of an image (a boolean, so that it is its own mirror)."""
+    """A mask of the image tokens (boolean, so it is not mirrored)."""
     token = _token(form.config, IMAGE)
     return form.given["input_ids"] == token if "pixel_values" in form.given else None
 
 
 def _long_enough(form: Form) -> Tensor:
-    """A text without tokens for an image, with room for what one says if it is put over the text."""
+    """A text without image tokens, long enough for the image features to be written over it."""
     text = plain_tokens(form)
     if "image_embeds_position_mask" not in form.names:
         return text
@@ -145,7 +145,7 @@ def _special(config: Any) -> set[int]:
 
 
 def _features(form: Form, placeholder: Placeholder) -> int | None:
-    """How many features a model makes of the image or sound that is given; None if it cannot be asked."""
+    """The number of features that a model computes for the given image or sound; None if unknown."""
     if (count := COUNTS.get(form.kind)) is not None:
         return count(form)
     method = getattr(form.model, placeholder.method, None)
@@ -157,9 +157,9 @@ def _features(form: Form, placeholder: Placeholder) -> int | None:
 
 
 def _shapes(model: nn.Module, method: str, inputs: dict[str, Any]) -> list[tuple[int, ...]] | None:
-    """The shapes of what a method of a model returns; None if it raises.
+    """The shapes of the results of a method; None if it raises.
 
-    On meta tensors, or, where the method looks at values, with a single zero for every weight: nothing is drawn.
+    It runs on meta tensors, or, if it depends on values, with a single zero for every weight: nothing is drawn.
     """
     import torch
 
@@ -196,7 +196,7 @@ def _first(form: Form, count: int) -> Tensor:
     return whole([[place < count for place in range(length)]])
 
 
-# How each argument is made; those that others are made from come first.
+# How to make each argument; arguments that others depend on come first.
 TEXT: Mapping[str, Callable[[Form], Tensor | None]] = {
     "qformer_input_ids": plain_tokens,
     "classes_input_ids": plain_tokens,

@@ -1,4 +1,4 @@
-"""Models of one's own: a factory in a file or in a module."""
+"""Models of the user: a factory in a file or a module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def matches(spec: str) -> bool:
-    """Return whether a specification looks like a Python file, or starts with a module that is installed."""
+    """Return whether a specification looks like a Python file or starts with an installed module."""
     place, _, factory = spec.rpartition(":")
     if not place:
         return factory.endswith(".py")
@@ -38,18 +38,18 @@ def matches(spec: str) -> bool:
 
 @source("python", matches=matches)
 def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Example | None]:
-    """`path/to/file.py:factory` or `package.module:factory`: what the factory returns.
+    """`path/to/file.py:factory` or `package.module:factory`: the return value of the factory.
 
-    The factory is a function or an nn.Module class, called with the arguments, or a finished nn.Module.
-    Example inputs come from `example_inputs` in the same file or in the model (a tensor, a tuple, a mapping
-    of keyword arguments, or a function without arguments that returns one of them), or from the model's
-    `example_input_array` or `dummy_inputs`. The prefix `python:` may be left out.
+    The factory is a function or an nn.Module class, called with the arguments, or an nn.Module instance. Example inputs
+    come from `example_inputs` in the same file or in the model (a tensor, a tuple, a mapping of keyword arguments, or a
+    function without arguments that returns one of these), or from the model's `example_input_array` or `dummy_inputs`.
+    The prefix `python:` is optional.
     """
     from torch import nn
 
     place, _, attribute = name.rpartition(":")
     if not place:
-        raise SourceError(f"{name}: no factory named; expected path/to/file.py:factory. Name the factory.")
+        raise SourceError(f"{name}: no factory; expected path/to/file.py:factory. Add the name of the factory.")
     is_file = place.endswith(".py") or "/" in place
     with _importing_from(Path(place).resolve().parent if is_file else Path.cwd()):
         module = _load_file(name, Path(place)) if is_file else _load_module(name, place)
@@ -65,7 +65,7 @@ def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Exampl
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Let a file import its neighbours: a console script starts with no folder of the user's on the path."""
+    """Let a file import its neighbours, because a console script has no folder of the user on the path."""
     entry = str(folder)
     sys.path.insert(0, entry)
     try:
@@ -83,11 +83,11 @@ def _load_file(name: str, path: Path) -> ModuleType:
             f"{name}: there is no file {path}; expected path/to/file.py:factory.{did_you_mean(path.name, nearby)}"
         )
     digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()
-    # A name of its own, so that a file called `torch.py` or `model.py` takes no one's place.
+    # A unique name, so that a file called `torch.py` or `model.py` does not shadow another module.
     title = f"idfx_source_{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(title, path)
     if spec is None or spec.loader is None:
-        raise SourceError(f"{name}: {path} is no Python file; expected path/to/file.py:factory. Rename it to .py.")
+        raise SourceError(f"{name}: {path} is not a Python file; expected path/to/file.py:factory. Rename it to .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[title] = module
     try:
@@ -108,7 +108,7 @@ def _load_module(name: str, place: str) -> ModuleType:
 def _failed_import(name: str, what: str, error: BaseException) -> SourceError:
     return SourceError(
         f"{name}: importing {what} raised {shortened(error)}; expected it to import. "
-        f"Try `python -c 'import {Path(what).stem}'` beside it, or --debug."
+        f"Try `python -c 'import {Path(what).stem}'` in its folder, or --debug."
     )
 
 
@@ -119,7 +119,7 @@ def _attribute(name: str, module: ModuleType, attribute: str) -> Any:
             offered = [key for key, value in vars(found).items() if callable(value) and key[0] != "_"]
             raise SourceError(
                 f"{name}: there is no {part!r} in {getattr(found, '__file__', None) or found.__name__};"
-                f" expected a function or class that makes the model.{did_you_mean(part, offered)}"
+                f" expected a function or class that returns the model.{did_you_mean(part, offered)}"
             )
         found = getattr(found, part)
     return found
@@ -128,7 +128,7 @@ def _attribute(name: str, module: ModuleType, attribute: str) -> Any:
 def _call(name: str, factory: Any, arguments: Mapping[str, object]) -> Any:
     if not callable(factory):
         raise SourceError(
-            f"{name}: this is a {type(factory).__name__}; expected a function or class that makes the model."
+            f"{name}: this is a {type(factory).__name__}; expected a function or class that returns the model."
             " Name the factory."
         )
     try:
@@ -154,7 +154,7 @@ def _signature(factory: Any) -> str:
 
 
 def _example(name: str, module: ModuleType, model: nn.Module) -> Example | None:
-    """Return what the file or the model offers as example inputs, or None."""
+    """Return the example inputs of the file or the model, or None."""
     candidates = (
         (module, "example_inputs"),
         (model, "example_inputs"),
@@ -177,7 +177,7 @@ def _example(name: str, module: ModuleType, model: nn.Module) -> Example | None:
 
 
 def as_example(inputs: Any) -> Example:
-    """Return example inputs as a record: a mapping holds keyword arguments, a tuple arguments in order.
+    """Return example inputs as a record: a mapping has keyword arguments, a tuple positional ones.
 
     Example:
         >>> as_example({"x": 1}).kwargs

@@ -23,17 +23,17 @@ def names() -> list[str]:
 
 @source("timm", names=names)
 def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Example | None]:
-    """`timm:NAME`: `timm.create_model(NAME, pretrained=False)`, one image of the size in its configuration.
+    """`timm:NAME`: `timm.create_model(NAME, pretrained=False)`, with one image of the size in its configuration.
 
-    NAME goes to timm as it stands (`resnet50`, `resnet50.a1_in1k`, `local-dir:FOLDER`). `hf-hub:OWNER/MODEL`
-    works if its configuration is in the local Hugging Face cache: idfx opens no connection.
+    NAME is passed to timm unchanged (`resnet50`, `resnet50.a1_in1k`, `local-dir:FOLDER`). `hf-hub:OWNER/MODEL` works if
+    its configuration is in the local Hugging Face cache: idfx opens no connection.
     """
     import timm
 
     keywords: dict[str, Any] = {"pretrained": False, **arguments}
     if keywords["pretrained"]:
         raise SourceError(
-            f"timm:{name}: pretrained={keywords['pretrained']!r}; idfx initialises models from nothing and"
+            f"timm:{name}: pretrained={keywords['pretrained']!r}; idfx initialises models from scratch and"
             " downloads no weights. Leave the argument out."
         )
     local = _cached(name) if name.startswith(("hf-hub:", "hf_hub:")) else name
@@ -44,7 +44,7 @@ def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Exampl
 
 
 def _example(model: nn.Module, arguments: Mapping[str, object]) -> Example | None:
-    """Return one image, of the size that timm's configuration or the arguments say."""
+    """Return one image of the size in timm's configuration or the arguments."""
     settings = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     shape = settings.get("input_size")
     if not shape:
@@ -69,7 +69,7 @@ def _cached(name: str) -> str:
     try:
         found = try_to_load_from_cache(repository, "config.json", revision=revision or None)
     except ValueError as error:
-        problem = f"is no repository name ({str(error).splitlines()[0]})"
+        problem = f"is not a repository name ({str(error).splitlines()[0]})"
     if not isinstance(found, str):
         raise SourceError(
             f"timm:{name}: {repository!r} {problem}; idfx opens no connection. Fetch its config.json first"

@@ -13,7 +13,7 @@ from idfx.sources import source, standard_normal, unknown_model
 if TYPE_CHECKING:
     from torch import nn
 
-# The input of a family, by the end of the module that its builder lives in; the first match counts.
+# The input of a family, by the suffix of the module of its builder; the first match counts.
 SHAPES = (
     ("inception", (1, 3, 299, 299)),
     ("video.resnet", (1, 3, 16, 112, 112)),
@@ -30,10 +30,10 @@ def names() -> list[str]:
 
 @source("torchvision", names=names)
 def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Example | None]:
-    """`torchvision:NAME`: `torchvision.models.get_model(NAME, weights=None)`, an input that its family takes.
+    """`torchvision:NAME`: `torchvision.models.get_model(NAME, weights=None)`, with an input for its family.
 
-    One image of 224 × 224 (Inception: 299), or as large as the model says; video models take a clip of 16
-    frames, optical flow two frames, detection a list with one image. Backbones are never pretrained.
+    One image of 224 × 224 (Inception: 299), or of the model's own size; a clip of 16 frames for video models, two
+    frames for optical flow, a list with one image for detection. Backbones are never pretrained.
     """
     from torchvision import models
 
@@ -42,7 +42,7 @@ def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Exampl
     for key in ("weights", "weights_backbone", "pretrained", "pretrained_backbone"):
         if arguments.get(key):
             raise SourceError(
-                f"torchvision:{name}: {key}={arguments[key]!r}; idfx initialises models from nothing and"
+                f"torchvision:{name}: {key}={arguments[key]!r}; idfx initialises models from scratch and"
                 " downloads no weights. Leave the argument out."
             )
     builder = models.get_model_builder(name)
@@ -51,12 +51,12 @@ def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Exampl
 
 
 def _defaults(builder: Callable[..., Any]) -> dict[str, object]:
-    """Return the arguments that keep a builder from downloading, and from warning about its defaults."""
+    """Return the arguments that prevent a builder from downloading, and from warning about its defaults."""
     defaults: dict[str, object] = {"weights": None}
     if "weights_backbone" in inspect.signature(builder).parameters:
         defaults["weights_backbone"] = None
     if builder.__module__.endswith(("googlenet", "inception")):
-        # What None means today; saying it avoids the warning that it may change.
+        # The current meaning of None; passing it avoids the warning that it may change.
         defaults["init_weights"] = True
     return defaults
 

@@ -30,33 +30,33 @@ def names() -> list[str]:
 
 @source("transformers", names=names)
 def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Example | None]:
-    """`transformers:TYPE` or `transformers:FOLDER` with a config.json: `AutoModel.from_config`, inputs that it takes.
+    """`transformers:TYPE` or `transformers:FOLDER` with a config.json: `AutoModel.from_config`, with matching inputs.
 
-    The arguments override the configuration; a name such as `text_config.hidden_size` reaches the one inside.
-    `tiny=true` makes every configuration small, for a test. Inputs are a text of 8 tokens, an image or video of
-    the size in the configuration, or a short sound, whichever the model reads, with the tokens that stand for it in
-    the text, and use_cache=False. Nothing is downloaded, and code that comes with a configuration is never run.
+    The arguments override the configuration; a name such as `text_config.hidden_size` sets a nested value. `tiny=true`
+    makes every configuration small, for tests. Inputs are a text of 8 tokens, an image or video of the size in the
+    configuration, or a short sound, depending on the model, with the corresponding placeholder tokens in the text, and
+    use_cache=False. Nothing is downloaded, and code next to a configuration is never run.
     """
     transformers = _library()
     with _quiet():
         config = _config(transformers, name, dict(arguments))
         if getattr(config, "architectures", None) is None:
-            config.architectures = []  # AutoModel looks through them where a type has two models
+            config.architectures = []  # AutoModel searches them if a type has two models
         try:
             model = transformers.AutoModel.from_config(config, trust_remote_code=False)
         except ImportError as error:
             named = re.search(r"requires the (\S+) library", str(error))
             package = named[1] if named else error.name or shortened(error)
             raise SourceError(
-                f"transformers:{name}: {package} is not installed; expected the packages that this type of model is"
-                f" written with. Install {package}, or name another type."
+                f"transformers:{name}: {package} is not installed; expected the packages that this type of model"
+                f" requires. Install {package}, or choose another type."
             ) from error
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise
             raise SourceError(
                 f"transformers:{name}: AutoModel has no model for {type(config).__name__}; expected a type that"
-                " it has. Build the model with a factory of your own: path/to/file.py:factory."
+                " it supports. Build the model with your own factory: path/to/file.py:factory."
             ) from error
         return model, example(model)
 
@@ -73,7 +73,7 @@ def _library() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library from warning about kernels that are not installed and values that are corrected."""
+    """Suppress the library's warnings about missing kernels and corrected values."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -84,7 +84,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _written(folder: Path) -> dict[str, Any]:
-    """What the configuration in a folder says, nothing if it cannot be read."""
+    """Return the configuration in a folder; empty if it cannot be read."""
     try:
         found = json.loads((folder / "config.json").read_text("utf-8"))
     except (ValueError, OSError):
@@ -105,10 +105,10 @@ def _config(transformers: Any, name: str, overrides: dict[str, object]) -> Any:
             config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         except (ValueError, OSError, KeyError) as error:
             own_code = "auto_map" in _written(folder)
-            told = "it needs code of its own (trust_remote_code)" if own_code else shortened(error)
+            told = "it needs its own code (trust_remote_code)" if own_code else shortened(error)
             raise SourceError(
-                f"transformers:{name}: {told}; expected the configuration of a type that transformers has."
-                " idfx runs no code that comes with a configuration: build such a model with a factory of your own."
+                f"transformers:{name}: {told}; expected the configuration of a type that transformers supports."
+                " idfx runs no code next to a configuration: build such a model with your own factory."
             ) from error
         values = config.to_dict()
         kind = type(config)

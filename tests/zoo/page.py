@@ -3,8 +3,8 @@
     python tests/zoo/page.py 1a2b3c4 sweep/*.jsonl
     python tests/zoo/page.py 0f9e8d7 earlier/*.jsonl 1a2b3c4 sweep/*.jsonl
 
-Each file is taken to be swept at the commit before it; a later line of a model replaces an earlier one. Nothing is left
-out: a model that falls short stands under "What falls short" with its reason, and in its table.
+Each file is assumed to be swept at the commit named before it; a later line of a model replaces an earlier one. Nothing is
+left out: every shortfall is listed under "What falls short" with its reason, and in its table.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def page(lines: Sequence[Line]) -> str:
             "proven", "bounded", "replayed")  # fmt: skip
     text = [
         "# What idfx reads: the zoo", "",
-        "Every model was read in a process of its own, with a limit of time and of memory. This page and the tables "
-        "behind it are written by a program from the lines that those processes left:", "",
+        "Every model ran in its own process, with limits on time and memory. A program generates this page and its "
+        "tables from the output lines of those processes:", "",
         "```sh",
         "for set in timm-all torchvision transformers-all torch small; do",
         "    python tests/zoo/sweep.py --set $set -o $set.jsonl",
@@ -163,15 +163,15 @@ def page(lines: Sequence[Line]) -> str:
     text += [
         "",
         *(f"- *{key}*: {what}" for key, what in SETS.items() if sets[key]),
-        "- *read*: built, captured and analysed, out of all that were tried; *on meta*: without a value being computed",
-        "- *certified*: joins that are exactly their shortcut after `idfx init --eps 0`, of those that can be closed, "
-        "in the models that are small enough to be run here (the column of the tables says *not tried* for the others)",
-        "- *proven*: the same with noise in all other parameters, so that nothing but the ends makes it so",
-        "- *bounded*: joins that are their shortcut within their own bound after `idfx init` as it comes "
+        "- *read*: built, captured and analysed, out of all models tried; *on meta*: without computing any values",
+        "- *certified*: joins that equal their shortcut exactly after `idfx init --eps 0`, out of those that can be "
+        "closed, for models small enough to run here (*not tried* in the tables for the others)",
+        "- *proven*: the same with noise in all other parameters, so that the ends alone must close the branch",
+        "- *bounded*: joins that equal their shortcut within their own bound after `idfx init` with its defaults "
         "([method.md](method.md#the-certificates-tolerance))",
-        "- *replayed*: models whose captured graph gives the model's own output, bit for bit, on an input that it was "
-        "not captured on, or, where no other input fits, on the example; where a forward goes another way on the meta "
-        "device, a graph captured on real tensors", "",
+        "- *replayed*: models whose captured graph gives the model's own output, bit for bit, on an input other than "
+        "that of the capture, or on the example if no other input fits; if a forward takes a different path on the "
+        "meta device, the graph captured on real tensors is used", "",
         "## What falls short", "",
     ]  # fmt: skip
     short = [(line["spec"], shortfalls(line)) for line in lines]
@@ -181,7 +181,7 @@ def page(lines: Sequence[Line]) -> str:
         "",
         "## Joins that cannot be closed",
         "",
-        "Each stays as its author made it, and is listed by `analyze`.",
+        "idfx leaves them unchanged, and `analyze` lists them.",
         "",
     ]
     for reason, number, where in most(lines, lambda line: line.get("open", {}).keys()):
@@ -189,7 +189,7 @@ def page(lines: Sequence[Line]) -> str:
         rest = f" and {number - 8} more" if number > 8 else ""
         names = ", ".join(f"`{name_of(spec)}`" for spec in where[:8]) + rest
         text.append(f"- {reason}: {joins} joins in {number} models ({names})")
-    text += ["", "## Sums that are no residual joins", "", "By kind ([structure.md](structure.md) defines them):", ""]
+    text += ["", "## Sums that are not residual joins", "", "By kind ([structure.md](structure.md) defines them):", ""]
     sums: Counter[str] = Counter()
     for line in lines:
         sums.update(line.get("sums", {}))

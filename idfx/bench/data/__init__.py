@@ -1,8 +1,7 @@
 """The data of the suites: `name(key=value, ...)` → samples for training, validation and test; nothing is downloaded.
 
-A loader is a function `load(path, **options)` under the decorator `dataset`. The test samples are always the same;
-which samples are held out for validation is a function of the seed alone, and so is the order, so that every scheme of
-a seed meets the same batches.
+A loader is a function `load(path, **options)` with the decorator `dataset`. The test samples are always the same; the
+validation samples and the order depend only on the seed, so every scheme of a seed gets the same batches.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from idfx.core.errors import UsageError
 from idfx.core.literals import parse_call
 from idfx.core.registry import Registry, did_you_mean
 
-TEST_SEED = 20250301  # of what is the same for every seed
+TEST_SEED = 20250301  # of everything that is the same for all seeds
 
 
 class Samples(Protocol):
-    """Inputs and targets by number; with a generator as for training (augmented), without one as for measuring."""
+    """Inputs and targets by number; augmented for training if a generator is given."""
 
     def __len__(self) -> int: ...
 
@@ -38,7 +37,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """What a loader returns; no `validation` if it is to be held out of `train`; `facts` go into config.json."""
+    """The result of a loader; without `validation`, part of `train` is held out; `facts` go into config.json."""
 
     task: Task
     train: Samples = field(repr=False)
@@ -61,10 +60,10 @@ def load_data(text: str, path: Path | None = None) -> Data:
 
     Args:
         text: `name` or `name(key=value, ...)`.
-        path: the folder with its files, for those that have any.
+        path: the folder with its files, for data sets that need files.
 
     Raises:
-        UsageError: an unknown name or option, or files that are not there.
+        UsageError: an unknown name or option, or missing files.
 
     Example:
         >>> data = load_data("digits")
@@ -102,7 +101,7 @@ class Tensors:
 
 
 def crop_flip(x: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Return images (N, C, H, W) shifted by up to `pad` pixels, zeros behind the border, and mirrored at random."""
+    """Return images (N, C, H, W) randomly shifted by up to `pad` pixels, padded with zeros, and randomly mirrored."""
     n, _, height, width = x.shape
     padded = functional.pad(x, (pad, pad, pad, pad))
     dy, dx = (torch.randint(0, 2 * pad + 1, (n,), generator=generator) for _ in "yx")
@@ -115,7 +114,7 @@ def crop_flip(x: Tensor, pad: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the samples."""
+    """A subset of the samples."""
 
     whole: Samples
     numbers: Tensor
@@ -129,7 +128,7 @@ class Part:
 
 
 def generator_of(*words: object) -> torch.Generator:
-    """Return a generator that is a function of these words alone.
+    """Return a generator that depends only on these arguments.
 
     Example:
         >>> first = torch.rand(1, generator=generator_of("order", 0, 1))
@@ -141,7 +140,7 @@ def generator_of(*words: object) -> torch.Generator:
 
 
 def split(data: Data, seed: int, share: float) -> tuple[Samples, Samples]:
-    """Return the samples for training and for validation: a function of the data, the seed and the share alone."""
+    """Return the samples for training and for validation, which depend only on the data, the seed and the share."""
     if data.validation is not None:
         return data.train, data.validation
     order = torch.randperm(len(data.train), generator=generator_of("validation", seed))

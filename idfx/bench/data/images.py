@@ -20,7 +20,7 @@ MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.22
 
 @dataset("digits")
 def digits(path: Path | None) -> Data:
-    """The 1,797 digits of scikit-learn, 8 × 8 pixels of one channel; a quarter of them is for the test."""
+    """The 1,797 digits of scikit-learn, 8 × 8 pixels, one channel; a quarter is for testing."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -46,7 +46,7 @@ def _cifar(path: Path | None, name: str, folder: str, classes: int, augment: str
     where = f"data {name.lower()}"
     if path is None:
         raise UsageError(
-            f"{where}: no --data; expected the folder in which {folder} lies. "
+            f"{where}: no --data; expected the folder that contains {folder}. "
             "Get it from https://www.cs.toronto.edu/~kriz/cifar.html and unpack it; nothing is downloaded."
         )
     root = path.parent if path.name == folder else path
@@ -54,7 +54,7 @@ def _cifar(path: Path | None, name: str, folder: str, classes: int, augment: str
         parts = [getattr(datasets, name)(str(root), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:
         raise UsageError(
-            f"{where}: {root / folder} is not there or not whole; expected the files of CIFAR for Python. "
+            f"{where}: {root / folder} is missing or incomplete; expected the files of CIFAR for Python. "
             f"Unpack https://www.cs.toronto.edu/~kriz/cifar.html into {root}."
         ) from error
     images, labels = [], []
@@ -84,7 +84,7 @@ def cifar100(path: Path | None, *, augment: str = "crop-flip") -> Data:
 
 @dataclass(frozen=True)
 class Folder:
-    """Images in files, decoded as they are asked for: a random part of each in training, the middle in measuring."""
+    """Images in files, decoded on demand: a random crop in training, the centre crop for evaluation."""
 
     files: list[tuple[str, int]] = field(repr=False)
     size: int
@@ -125,7 +125,7 @@ class Folder:
 
 @dataset("imagefolder")
 def imagefolder(path: Path | None, *, size: int = 224, threads: int = 8) -> Data:
-    """Images of any number of classes in `--data`: train/CLASS/FILE and val/CLASS/FILE, as ImageNet is laid out."""
+    """Images of any number of classes in `--data`: train/CLASS/FILE and val/CLASS/FILE, the layout of ImageNet."""
     from torchvision.datasets import ImageFolder
 
     if path is None or not (path / "train").is_dir() or not (path / "val").is_dir():
@@ -140,7 +140,9 @@ def imagefolder(path: Path | None, *, size: int = 224, threads: int = 8) -> Data
         except FileNotFoundError as error:
             raise UsageError(f"data imagefolder: {error}; expected images in {path / name}/CLASS/.") from error
     if parts[0].classes != parts[1].classes:
-        raise UsageError(f"data imagefolder: {path}: other classes in val than in train; expected the same. Repair it.")
+        raise UsageError(
+            f"data imagefolder: {path}: val and train have different classes; expected equal ones. Fix it."
+        )
     train, test = (Folder(part.samples, size, threads) for part in parts)
     facts = {"files": [len(train), len(test)], "classes": len(parts[0].classes)}
     return Data(Task("images", (3, size, size), len(parts[0].classes)), train, test, facts=facts)

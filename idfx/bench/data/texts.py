@@ -16,7 +16,7 @@ from idfx.bench.data import Data, Tensors, dataset, generator_of
 from idfx.bench.models import Task
 from idfx.core.errors import UsageError
 
-CHUNK = 4096  # characters; every tenth chunk is for the test, every tenth for validation
+CHUNK = 4096  # characters; one chunk in ten is for testing, one for validation
 MODULES = (
     "argparse", "_pydecimal", "typing", "inspect", "doctest", "turtle", "tarfile", "smtplib", "subprocess", "mailbox",
 )  # fmt: skip
@@ -40,11 +40,11 @@ def corpus() -> str:
 
 
 def _first(text: str, characters: int | None) -> str:
-    """The beginning of a text, long enough that there is something of it to test on."""
+    """The beginning of a text, long enough to contain test chunks."""
     least = 10 * CHUNK
     if characters is not None and not (isinstance(characters, int) and characters >= least):
         raise UsageError(
-            f"data texts: characters {characters!r}; expected {least} or more, for one chunk in ten is tested."
+            f"data texts: characters {characters!r}; expected at least {least}: one chunk in ten is for testing."
         )
     return text[:characters]
 
@@ -62,7 +62,7 @@ def _chunks(text: Tensor, part: str) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Masked:
-    """Windows of a text in which a share of the tokens is hidden and has to be found; the others have target -100."""
+    """Windows of a text in which a share of the tokens is hidden and must be predicted; the others have target -100."""
 
     x: Tensor
     share: float
@@ -72,12 +72,12 @@ class Masked:
         return len(self.x)
 
     def take(self, numbers: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of these samples; in measuring the same tokens are hidden every time."""
+        """Return the inputs and targets of these samples; for evaluation, the hidden tokens are always the same."""
         x = self.x[numbers]
         if generator is None:
             generator = generator_of("mask", numbers.tolist())
         hidden = torch.rand(x.shape, generator=generator) < self.share
-        hidden[:, 0] |= ~hidden.any(1)  # something is asked of every window
+        hidden[:, 0] |= ~hidden.any(1)  # at least one token of every window
         return torch.where(hidden, self.mask, x), torch.where(hidden, x, -100)
 
 
@@ -101,7 +101,7 @@ def topics(path: Path | None, *, block: int = 64, characters: int | None = None)
 
 @dataset("masked-topics")
 def masked_topics(path: Path | None, *, block: int = 64, share: float = 0.15, characters: int | None = None) -> Data:
-    """Hidden characters of the corpus have to be found, as in BERT, all of them behind one mask token."""
+    """Prediction of hidden characters of the corpus, as in BERT, all replaced by one mask token."""
     text = _first(corpus(), characters)
     letters = sorted({*text})
     numbers = _numbers(text, letters)
@@ -117,7 +117,7 @@ def masked_topics(path: Path | None, *, block: int = 64, share: float = 0.15, ch
 
 @dataset("modules")
 def modules(path: Path | None, *, block: int = 64) -> Data:
-    """Which of ten modules of the standard library are these characters from."""
+    """Classification of characters by their module, out of ten of the standard library."""
     texts = [_source(module)[:45000] for module in MODULES]
     letters = sorted({letter for text in texts for letter in text})
 
@@ -135,7 +135,7 @@ def modules(path: Path | None, *, block: int = 64) -> Data:
 
 
 def _sentences(rows: Sequence[Sequence[tuple[str, str]]], length: int, vocabulary: int) -> Data:
-    """Return sentences as token numbers: 0 fills up, 1 is a rare word, the words of the training part follow."""
+    """Return sentences as token numbers: 0 is padding, 1 a rare word, then the words of the training data."""
     counts = Counter(word for words, _ in rows[0] for word in words.lower().split())
     known = {word: number for number, (word, _) in enumerate(counts.most_common(vocabulary - 2), 2)}
     labels = sorted({label for _, label in rows[0]})
@@ -161,7 +161,7 @@ def _lines(path: Path | None, name: str, files: Sequence[str], encoding: str) ->
 
 @dataset("sst2")
 def sst2(path: Path | None, *, length: int = 64, vocabulary: int = 16000) -> Data:
-    """SST-2 as in GLUE, train.tsv and dev.tsv in `--data`: `sentence<TAB>label` below a heading; dev is the test."""
+    """SST-2 as in GLUE, train.tsv and dev.tsv in `--data`: `sentence<TAB>label` after a header; dev is for testing."""
     rows = []
     for lines in _lines(path, "sst2", ("train.tsv", "dev.tsv"), "utf-8"):
         pairs = [line.rpartition("\t") for line in lines[1:] if line.strip()]

@@ -1,7 +1,7 @@
 """The models of the suites: `name(key=value, ...)` → module for a task, one kind of model per file.
 
-A builder is a function `build(task, **options)` under the decorator `model`; what it draws is its author's own
-initialisation, which `--schemes default` trains. Any SPEC of `idfx list sources` does as well.
+A builder is a function `build(task, **options)` with the decorator `model`; the values it draws are the model's own
+initialisation, which `--schemes default` trains. Any SPEC of `idfx list sources` is also a model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from idfx.core.registry import Registry, did_you_mean
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is for.
+    """The task of a model.
 
     `kind`: "images" (N, C, H, W) → classes; "sequences" (N, T) of token numbers → classes; "language" and "masked",
     (N, T) → (N, T, vocabulary). `shape` is that of one input.
@@ -47,8 +47,8 @@ def build_model(text: str, task: Task) -> nn.Module:
 
     Args:
         text: `name` or `name(key=value, ...)` of this package, or SPEC or `SPEC(key=value, ...)` of a source of idfx,
-            which is given `num_classes` and, if it is timm's, `in_chans`, where the text does not name them.
-        task: it is for.
+            which gets `num_classes` and, for timm, `in_chans`, unless the text sets them.
+        task: of the model.
 
     Raises:
         UsageError: an unknown model or option, or one that is not for this kind of task.
@@ -79,7 +79,7 @@ def build_model(text: str, task: Task) -> nn.Module:
 
 
 def needs(task: Task, name: str, *kinds: str) -> None:
-    """Return if a model is for this kind of task; raises UsageError if not."""
+    """Check that a model is for this kind of task; raise UsageError otherwise."""
     if task.kind not in kinds:
         raise UsageError(
             f"model {name}: the data is of the kind {task.kind}; expected {' or '.join(kinds)}. "
@@ -88,12 +88,12 @@ def needs(task: Task, name: str, *kinds: str) -> None:
 
 
 def entries(net: nn.Module) -> int:
-    """Return how many numbers a model learns."""
+    """Return the number of trainable parameters of a model."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 def draw_(net: nn.Module, std: float) -> Any:
-    """Draw linear weights and embeddings from N(0, std²), truncated at 2, biases 0: what transformers start from."""
+    """Draw linear weights and embeddings from N(0, std²), truncated at 2, biases 0, as usual for transformers."""
     for part in net.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.trunc_normal_(part.weight, std=std, a=-2.0, b=2.0)

@@ -15,7 +15,7 @@ def _norm(width: int, norm: bool) -> nn.Module:
 
 
 class _Block(nn.Module):
-    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the width changes."""
+    """Two 3×3 convolutions with a shortcut, which is a 1×1 convolution if the width changes."""
 
     def __init__(self, c_in: int, c_out: int, norm: bool) -> None:
         super().__init__()
@@ -38,9 +38,9 @@ class _Block(nn.Module):
 
 @model("resnet")
 def resnet(task: Task, *, depth: int = 20, norm: bool = True, width: int = 16) -> nn.Module:
-    """CIFAR-style ResNet of 6n + 2 layers in three stages, with BatchNorm or with none (He et al., 2016, section 4.2).
+    """CIFAR-style ResNet of 6n + 2 layers in three stages, with or without BatchNorm (He et al., 2016, section 4.2).
 
-    Ours: where the width changes the shortcut is a projection; the weights are PyTorch's own.
+    Ours: the shortcut is a projection if the width changes; the weights are PyTorch's own.
     """
     needs(task, "resnet", "images")
     blocks = (depth - 2) // 6
@@ -58,7 +58,7 @@ def resnet(task: Task, *, depth: int = 20, norm: bool = True, width: int = 16) -
 
 @model("convnet")
 def convnet(task: Task, *, depth: int = 20, norm: bool = False, width: int = 16) -> nn.Module:
-    """A plain convnet: 3×3 convolutions and ReLU one after the other, no shortcut; three stages as in `resnet`."""
+    """A plain convnet: alternating 3×3 convolutions and ReLUs without shortcuts; three stages as in `resnet`."""
     needs(task, "convnet", "images")
     layers: list[nn.Module] = []
     c_in = task.shape[0]
@@ -71,7 +71,7 @@ def convnet(task: Task, *, depth: int = 20, norm: bool = False, width: int = 16)
 
 
 class _Mixer(nn.Module):
-    """A depthwise convolution, the norm and an MLP over channels, a scale of each channel, beside a shortcut."""
+    """A depthwise convolution, a norm, an MLP over channels and a scale per channel, with a shortcut."""
 
     def __init__(self, width: int, kernel: int, scale: float) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from idfx.bench.models import Task, model, needs
 
 @model("mlp")
 def mlp(task: Task, *, depth: int = 50, width: int = 64) -> nn.Module:
-    """A plain perceptron of so many linear layers, with ReLU between them; the weights are PyTorch's own."""
+    """A plain perceptron of `depth` linear layers with ReLUs between them; the weights are PyTorch's own."""
     needs(task, "mlp", "images")
     layers: list[nn.Module] = [nn.Flatten()]
     c_in = math.prod(task.shape)

@@ -46,7 +46,7 @@ class _TextRnn(nn.Module):
 
 @model("textrnn")
 def textrnn(task: Task, *, width: int = 64, hidden: int = 64, layers: int = 1) -> nn.Module:
-    """TextRNN: an LSTM in both directions, the mean of its states, a head."""
+    """TextRNN: a bidirectional LSTM, the mean of its states, a head."""
     needs(task, "textrnn", "sequences")
     return _TextRnn(task, width, hidden, layers)
 
@@ -70,6 +70,6 @@ class _Encoder(nn.Module):
 
 @model("encoder")
 def encoder(task: Task, *, depth: int = 2, width: int = 64, heads: int = 4) -> nn.Module:
-    """A transformer encoder with the norm behind each sum, and a head on the mean of its tokens."""
+    """A transformer encoder with a norm after each sum, and a head on the mean of its tokens."""
     needs(task, "encoder", "sequences")
     return _Encoder(task, depth, width, heads)

@@ -1,4 +1,4 @@
-"""Small transformers: a vision transformer, a GPT and a BERT-like encoder with the norm behind the sum."""
+"""Small transformers: a vision transformer, a GPT and a BERT-like encoder with a norm after each sum."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each beside a shortcut; LayerNorm before them, or behind the sums (`post`)."""
+    """Attention and MLP, each with a shortcut; LayerNorm before them, or after the sums (`post`)."""
 
     def __init__(self, width: int, heads: int, expansion: int, causal: bool = False, post: bool = False) -> None:
         super().__init__()
@@ -90,9 +90,9 @@ def vit(
     expansion: int = 4,
     position: float = 0.02,
 ) -> nn.Module:
-    """A vision transformer with the norm before each branch and the mean of its tokens for a class token.
+    """A vision transformer with a norm before each branch, and the mean of its tokens instead of a class token.
 
-    Linear weights are drawn with standard deviation 0.02, as timm does, positions with that of `position`; the patch
+    Linear weights are drawn with standard deviation 0.02, as in timm, and positions with `position`; the patch
     embedding is PyTorch's.
     """
     needs(task, "vit", "images")
@@ -107,7 +107,7 @@ class _Language(nn.Module):
         self.tokens = nn.Embedding(task.vocabulary, width)
         self.positions = nn.Embedding(task.shape[0], width)
         self.blocks = nn.ModuleList(Block(width, heads, 4, causal, post=not causal) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)  # behind the blocks in a GPT, behind the embeddings in a BERT
+        self.norm = nn.LayerNorm(width)  # after the blocks in a GPT, after the embeddings in a BERT
         self.causal = causal
         self.head = nn.Linear(width, task.classes)
         draw_(self, 0.02)
@@ -124,7 +124,7 @@ class _Language(nn.Module):
 
 @model("gpt")
 def gpt(task: Task, *, depth: int = 4, width: int = 64, heads: int = 4) -> nn.Module:
-    """A small GPT: causal attention, the norm before each branch.
+    """A small GPT: causal attention, a norm before each branch.
 
     Weights are drawn with standard deviation 0.02, those at the ends of branches divided by √(2·depth) (Radford et al.,
     2019).
@@ -141,6 +141,6 @@ def gpt(task: Task, *, depth: int = 4, width: int = 64, heads: int = 4) -> nn.Mo
 
 @model("bert")
 def bert(task: Task, *, depth: int = 4, width: int = 64, heads: int = 4) -> nn.Module:
-    """A BERT-like encoder: the norm stands behind each sum; weights drawn with standard deviation 0.02."""
+    """A BERT-like encoder: a norm after each sum; weights drawn with standard deviation 0.02."""
     needs(task, "bert", "masked")
     return _Language(task, depth, width, heads, causal=False)

@@ -1,4 +1,4 @@
-"""What is trained: models, their data and settings, read from TOML files; those of this folder have a name."""
+"""Suites: models, their data and settings, from TOML files; those in this folder can be given by name."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Settings(Form):
     """How one model of a suite is trained; the same for every scheme.
 
     `lr` × `weight_decay` is the grid. `warmup`: epochs over which the rate rises; then it falls as a cosine to 0.
-    `momentum`: of SGD, with Nesterov. `clip`: the largest norm of a gradient, 0 for any. `validation`: the share of the
-    training samples that is held out, where the data has no validation part of its own.
+    `momentum`: of SGD, with Nesterov. `clip`: the maximum gradient norm, 0 for no limit. `validation`: the share of the
+    training samples that is held out, if the data has no validation part.
     """
 
     build: Text
@@ -79,7 +79,7 @@ class SuiteFile(Form):
 
 @dataclass(frozen=True)
 class Suite:
-    """Models by name, and what is trained where nobody says otherwise."""
+    """Models by name, with default schemes and seeds."""
 
     name: str
     about: str
@@ -89,7 +89,7 @@ class Suite:
 
 
 def suite_names() -> list[str]:
-    """Return the names of the suites that idfx brings.
+    """Return the names of the suites that come with idfx.
 
     Example:
         >>> "digits" in suite_names()
@@ -105,7 +105,7 @@ def read_suite(name: str) -> Suite:
         name: one of `suite_names()`, or a TOML file.
 
     Raises:
-        UsageError: neither, or a file with something else in it.
+        UsageError: neither, or a file with other contents.
 
     Example:
         >>> read_suite("digits").models["vit"].optimiser
@@ -138,10 +138,10 @@ def settings(given: Mapping[str, Any], where: str) -> Settings:
 
     Args:
         given: by name, as TOML has them.
-        where: how to call it in errors.
+        where: the location to name in errors.
 
     Raises:
-        UsageError: one that is unknown, missing or of another kind.
+        UsageError: a setting that is unknown, missing or of the wrong type.
 
     Example:
         >>> settings({"build": "mlp", "data": "digits", "lr": [0.1, 0.01]}, "here").grid
