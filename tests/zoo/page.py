@@ -3,8 +3,8 @@
     python tests/zoo/page.py 1a2b3c4 sweep/*.jsonl
     python tests/zoo/page.py 0f9e8d7 earlier/*.jsonl 1a2b3c4 sweep/*.jsonl
 
-Each file is assumed to be swept at the commit named before it; a later line of a model replaces an earlier one. Nothing is
-left out: every shortfall is listed under "What falls short" with its reason, and in its table.
+Each file is assumed to be swept at the commit named before it; a later line of a model replaces an earlier one. Nothing
+is left out: every shortfall is listed under "What falls short" with its reason, and in its table.
 """
 
 from __future__ import annotations
