@@ -60,7 +60,7 @@ def fill(spec: str, runs: int, device: str) -> Ratio:
 
 
 def whole(spec: str, runs: int, device: str) -> Ratio:
-    """Return building and initialising a model on a device against building it with its author's own values there.
+    """Return the cost of building and initialising a model on a device, relative to building it with its own values.
 
     Capture, analysis, fills and certificate are in it; imports and files are not.
     """
@@ -82,5 +82,5 @@ def whole(spec: str, runs: int, device: str) -> Ratio:
     rounds = [(timed(ours)[0], timed(theirs)[0]) for _ in range(runs + 1)][1:]
     first, second = (statistics.median(taken[side] for taken in rounds) for side in (0, 1))
     ratios = tuple(above / below for above, below in rounds)
-    what = f"{spec}: build, init and certificate / build with the author's values, on {device}"
+    what = f"{spec}: build, init and certificate / build with its own values, on {device}"
     return Ratio("whole", what, ratios, f"{first:.2f} s and {second:.2f} s")

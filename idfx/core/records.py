@@ -148,11 +148,11 @@ class Join:
     weight uses on either side. The branch is zero if the `ends` are, together with `zeroed_biases` (biases and shifts
     after the ends). `scales` are the scale parameters between an end and the join. `zeroable` means that the ends exist
     and reach the outputs through this join only; otherwise `reason` says why not. `step` and `operand` locate the join
-    in a run: the sum is call number `step`, and its shortcut is that operand. `parent` is the join whose branch contains
-    this one. `end_steps` are the calls that use the ends, and `gain` bounds the factor by which the operators after
-    them, except the scales, multiply; None if the graph gives no bound. `carries` means that the inputs reach the join
-    even if every branch is closed. `part` is set for a sum written as a reduction over stacked values: the axis of the
-    operand, and the indices of the shortcut along it. `fork_node` is the graph node whose value is the fork.
+    in a run: the sum is call number `step`, and its shortcut is that operand. `parent` is the join whose branch
+    contains this one. `end_steps` are the calls that use the ends, and `gain` bounds the factor by which the operators
+    after them, except the scales, multiply; None if the graph gives no bound. `carries` means that the inputs reach the
+    join even if every branch is closed. `part` is set for a sum written as a reduction over stacked values: the axis of
+    the operand, and the indices of the shortcut along it. `fork_node` is the graph node whose value is the fork.
     """
 
     name: str
