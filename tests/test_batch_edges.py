@@ -105,8 +105,8 @@ def test_outputs_without_a_floating_number_send_no_gradient_and_no_warning(end: 
     model = Written(lambda self, x: end(self.fc(x)), fc=nn.Linear(8, 4))
     audit = idfx.audit(model, (torch.randn(16, 8),), only=BATCH, also=["curvature"])
     assert not warned(audit)
-    assert "no number among the outputs is a floating one" in audit.left_out["backward"]
-    assert "no floating output" in audit.left_out["curvature"]
+    assert "no output is floating-point" in audit.left_out["backward"]
+    assert "no floating-point output" in audit.left_out["curvature"]
 
 
 def test_a_detached_output_is_still_told() -> None:

@@ -484,7 +484,7 @@ REFUSED = {
     # example inputs
     "init net.py:make -o weights.pt": r"net.py:make: no example input.*--input-shape x=1,3,224,224",
     "init net.py:make --input-shape 2,5 -o weights.pt": r"module 'a' on inputs \(float32 \[2, 5\]\).*--input-shape",
-    f"{GOOD} --input-shape 2,4": r"2 inputs in order are given; forward takes 1 \(x\)\. .*--input-shape",
+    f"{GOOD} --input-shape 2,4": r"2 positional inputs; expected 1 \(x\)\. .*--input-shape",
     "init net.py:make --input-shape 2,4:int64 -o weights.pt": r"inputs \(int64 \[2, 4\]\).*--input-shape",
     "init timm:test_resnet --input-shape 1,4,64,64 -o weights.pt": r"float32 \[1, 4, 64, 64\].*--input-shape",
     "init net.py:make --input-shape 2x4 -o weights.pt": r"--input-shape 2x4: not a shape; .*1,3,224,224",

@@ -111,21 +111,21 @@ class Net(nn.Module):
 # What is missing
 
 MISSING = {
-    "Masked": r"net.py:Masked: no example input, and the model names none; expected x \(torch.Tensor\), mask"
+    "Masked": r"net.py:Masked: no example input, and the model defines none; expected x \(torch.Tensor\), mask"
     r" \(torch.Tensor \| None\), scale \(float\) and use \(bool\), which its forward needs\. Give"
     r" --input-shape x=1,3,224,224 --input-shape mask=1,16:bool with .*--input FILE.safetensors, and"
     r" --input scale=0.5 --input use=true\.$",
     "Text": r"expected input_ids, which .*--input-shape input_ids=1,16:int64",
-    "Boxes": r"x and boxes \(list\[torch.Tensor\]\), .*boxes by `example_inputs` in the file of the model\.$",
+    "Boxes": r"x and boxes \(list\[torch.Tensor\]\), .*boxes through `example_inputs` in the model's file\.$",
     "Open": r"no example input.*expected the tensors that its forward takes.*--input-shape 1,3,224,224",
     "Masked --input-shape 2,4": r"net.py:Masked: mask \(torch.Tensor \| None\), scale \(float\) and use \(bool\) are",
     "Masked --input-shape 2,4 --input-shape mask=2,4:bool --input use=false": r"scale \(float\) is missing; expected a"
     r" value, the forward needs it\. Give --input scale=0.5\.$",
-    "Masked --input-shape 2,4 --input-shape 2,4:bool --input-shape 2,4": r"3 inputs in order are given; forward takes 2"
+    "Masked --input-shape 2,4 --input-shape 2,4:bool --input-shape 2,4": r"3 positional inputs; expected 2"
     r" \(x, mask\)\. Leave out",
     "Masked --input-shape x=2,4 --input-shape maks=2,4": r"forward has no argument 'maks'; .*Did you mean mask\?",
     "Masked --input-shape x=2,4 --input mod=fast": r"forward has no argument 'mod'; .*Did you mean mode\?",
-    "Block --input-shape 2,4 --input-shape x=2,4": r"x is given twice, in order and by name",
+    "Block --input-shape 2,4 --input-shape x=2,4": r"x is given twice, by position and by name",
     "Block --input-shape x=2,4 --input-shape x=2,4": r"--input-shape x=2,4: x is given twice",
     "Block --input-shape x=2x4": r"--input-shape x=2x4: not a shape; .*1,3,224,224",
     "Block --input-shape x=2,4:flaot32": r"--input-shape x=2,4:flaot32: not a shape; .*float32",
@@ -159,7 +159,7 @@ def test_in_python_the_words_are_those_of_python():
             ((x, x), {"scael": 1.0}),
             r"Net: forward has no argument 'scael'; expected one of x, mask, scale\. Did you mean",
         ),
-        (((x, x, x), {"scale": 1.0}), r"Net: 3 inputs in order are given; forward takes 2 \(x, mask\)"),
+        (((x, x, x), {"scale": 1.0}), r"Net: 3 positional inputs; expected 2 \(x, mask\)"),
         (((x, x), {"scale": 1.0, "x": x}), r"Net: x is given twice"),
     ]
     for arguments, expected in cases:

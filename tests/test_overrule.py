@@ -114,7 +114,7 @@ def test_the_word_goes_into_the_plan_and_comes_back(tmp_path: Path) -> None:
     [
         ({"secnd.weight": "end"}, "no such parameter.*Did you mean second.weight"),
         ({"second.weight": "edn"}, "unknown; expected one of.*Did you mean end"),
-        ({"second.bias": "inner"}, "reads no matrix in it"),
+        ({"second.bias": "inner"}, "finds no matrix in it"),
         ({"0.weight": "end"}, "no residual join has it"),
     ],
 )

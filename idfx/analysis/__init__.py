@@ -1,1 +1,1 @@
-"""Graph → structure: residual joins, weight uses and the role of every parameter, by definition."""
+"""Graph → structure: residual joins, weight uses and the role of every parameter."""

@@ -1,4 +1,4 @@
-"""Model → structure: the example, the capture and its reading in one."""
+"""Model → structure: example, capture and analysis in one call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from idfx.core.records import Example, Structure
 
 
 def _derived_example(model: nn.Module) -> Example:
-    """The example that a model itself speaks of: timm's input size, Lightning's or transformers' own."""
+    """The example that a model itself defines: timm's input size, or that of Lightning or transformers."""
     if is_exported(model) and (own := getattr(model, "example_inputs", None)) is not None:
         args, kwargs = own
         return Example(tuple(args), dict(kwargs))
@@ -59,23 +59,23 @@ def analyze(
     roles: Mapping[str, str] | None = None,
     tracer: str | None = None,
 ) -> Structure:
-    """Return the structure of a model: joins, weight sites, and the role of every parameter.
+    """Return the structure of a model: joins, weight uses, and the role of every parameter.
 
-    The model is run once, as a rule on meta tensors, and is left exactly as it was.
+    The model is run once, usually on meta tensors, and does not change.
 
     Args:
-        model: any module, in any mode, dtype and on any device, wrapped or not, a torch.fx.GraphModule among them; or a
-            torch.export.ExportedProgram, with its own example inputs.
-        example_inputs: positional inputs of its forward; a single tensor stands for itself. Where the model names
-            its own (timm's input size, `example_input_array`, `dummy_inputs`) they may be left out.
+        model: any module, in any mode, dtype and on any device, wrapped or not, including a torch.fx.GraphModule; or a
+            torch.export.ExportedProgram with its own example inputs.
+        example_inputs: positional inputs of its forward; a single tensor counts as a list of one. They are optional if
+            the model defines its own (timm's input size, `example_input_array`, `dummy_inputs`).
         example_kwargs: keyword inputs.
-        roles: role by parameter name or pattern, for what you know better; "end" closes the block it stands in.
-        tracer: how the graph is made: "record" the operators of one forward pass, or take the graph of torch.export
-            ("export"). By default the first.
+        roles: roles by parameter name or pattern, which override those that idfx finds; "end" closes the block.
+        tracer: how to obtain the graph: "record" (the default) records the operators of one forward pass, "export" uses
+            the graph of torch.export.
 
     Raises:
         UsageError: a role or a parameter that does not exist.
-        SourceError: no example input, or one that the signature of the forward does not take.
+        SourceError: no example input, or one that does not fit the signature of the forward.
         ForwardError: the model raised on it.
         ResourceError: it ran out of memory.
         CaptureError: the model ran but cannot be captured.

@@ -1,7 +1,7 @@
-"""Which weights make queries, keys and values, read from how their products steer each other.
+"""Finds the weights of queries, keys and values.
 
-Attention is a product of a gate and a value, where the gate (a softmax, say) is made of the product of a query and a
-key. The weights are those that stand directly before the three; the output weight reads the product next.
+Attention is a product of a gate and a value, where the gate (usually a softmax) is a function of the product of a query
+and a key. The weights are those directly before the three; the output weight reads the product next.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _READ_THROUGH = frozenset({Kind.MOVE, Kind.SCALE, Kind.NORM, Kind.CONCAT, Kind.P
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention: the weight sites, by term, that make queries, keys and values, and those that read its output.
+    """One attention: the weight uses, by term, of queries, keys and values, and those that read its output.
 
     `where` is the module in whose forward the scores weigh the values; `scores` are the two factors of the scores,
     query and key, `weighed` is what they weigh, and `term` is the product of the two.
@@ -115,8 +115,8 @@ def attention_parts(flow: Dataflow) -> Mapping[int, dict[str, str]]:
         for part, sites, does in (
             ("query", attention.query, "it makes one factor of the scores of {}"),
             ("key", attention.key, "it makes the other factor of the scores of {}"),
-            ("value", attention.value, "it makes what the scores weigh of {}"),
-            ("attention output", attention.output, "it reads what the scores of {} weighed"),
+            ("value", attention.value, "it makes the values that the scores of {} weight"),
+            ("attention output", attention.output, "it reads the values that the scores of {} weighted"),
         ):
             for site in sites:
                 found.setdefault(site, {}).setdefault(part, does.format(attention.where))

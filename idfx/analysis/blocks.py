@@ -1,8 +1,8 @@
 """Data flow → residual blocks: which sums are joins, with their forks, shortcuts and branches.
 
-A sum of two tensors that carry data is a residual join if one operand, the shortcut, comes from a fork by a
-linear path, and the other, the branch, depends on the same fork by a less direct one. docs/structure.md tells the
-definitions at length.
+A sum of two tensors that carry data is a residual join if one operand, the shortcut, comes from a fork by a linear
+path, and the other, the branch, depends on the same fork by a less direct path. docs/structure.md has the full
+definitions.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class Blocks:
 
 
 class Finder:
-    """Looks at every sum in the order of execution, so that inner joins are known before the outer ones.
+    """Examines every sum in order of execution, so that inner joins are known before outer ones.
 
-    Branches end at weights where they can, or, if `prefer_scale_ends` is set, at scales where they can.
+    Branches end at weights if possible, or, with `prefer_scale_ends`, at scales if possible.
     """
 
     def __init__(self, flow: Dataflow, paths: Paths, exclusive: Exclusive, prefer_scale_ends: bool = False) -> None:
@@ -79,7 +79,7 @@ class Finder:
         self._second = ZeroSetFinder(flow, paths.length, self._inner, prefer_scales=not prefer_scale_ends)
 
     def find(self) -> Blocks:
-        """Return the residual joins, and the other sums of data with the reason why they are none."""
+        """Return the residual joins, and the other sums of data with the reason why they are not joins."""
         for position, term in enumerate(self.terms):
             if term.kind == "sum" and len(self.flow.addends(position)) >= 2:
                 self._look(position)
@@ -96,7 +96,7 @@ class Finder:
             self.blocks.refused[position] = refusal
 
     def _refusal(self, position: int, sides: list[Side]) -> tuple[str, str] | None:
-        """Why a sum is no residual join: what it is instead, and the evidence."""
+        """The reason why a sum is not a residual join: its kind, and the evidence."""
         if not sides:
             return "fusion", "no operand comes by a linear path from a fork that the other depends on"
         if len(sides) > 1 and sides[0].length == sides[1].length:
@@ -104,26 +104,26 @@ class Finder:
         if not self.paths.reaches_output(position):
             return "unused", "it reaches no output"
         if position not in self.paths.signal:
-            return "gate", "it steers another value and carries none itself"
+            return "gate", "it only gates another value"
         side = sides[0]
         if self._apart(position, side):
             return "fusion", "its operands read different entries of their fork, and some reach nothing but this sum"
         branch = self._continuous(side)
         if side.fork not in branch:
-            return "index", "the fork reaches the branch through whole numbers alone"
+            return "index", "the fork reaches the branch only through integers"
         if side.length and not self._continues(side):
-            return "modulation", "the branch carries another value, which the fork only steers"
+            return "modulation", "the branch carries another value, which the fork only gates"
         if not any(self._mixes(term) for term in side.region if term in branch):
             return "elementwise", "nothing between fork and join mixes entries"
         if side.length >= Length.WEIGHT:
             if len(sides) > 1 and side.length // Length.WEIGHT == sides[1].length // Length.WEIGHT:
-                return "parallel", "its operands cross as many weights and nonlinear operators"
+                return "parallel", "its operands cross equally many weights and nonlinear operators"
             if any(self._is_stream(other) for other in side.others):
-                return "fusion", "beside a projection stands a stream with residual joins of its own"
+                return "fusion", "next to a projection, the other operand is a stream with its own residual joins"
             if not any(self.terms[term].kind == "contract" for term in self._dependent(side) & branch):
-                return "parallel", "beside a projection the branch has no weight of its own"
+                return "parallel", "next to a projection, the branch has no weight of its own"
             if self._upsampled(side.region) and not self._upsampled(self._between(side.fork, side.operand)):
-                return "fusion", "the branch returns from another resolution beside a projection"
+                return "fusion", "next to a projection, the branch returns from another resolution"
         weighted = any(self._weighted(term) for term in side.region)
         if self._negated(side.operand) or (not weighted and any(map(self._negated, side.others))):
             return "difference", "one operand is subtracted"

@@ -1,7 +1,7 @@
-"""Captured graph → data flow: every operator read as terms, each knowing whether it carries data.
+"""Captured graph → data flow: every operator as terms, with whether each carries data.
 
-Operators that no entry of `idfx.ops` explains are read from what torch itself says of them: an operator whose
-schema aliases its input is a view, a pointwise one is tried on a zero. What remains is unknown and is listed.
+For operators without an entry in `idfx.ops`, torch's own information is used: an operator whose schema aliases its
+input is a view, and a pointwise one is tried on a zero. The rest is unknown and is listed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Recurrent operators: which place each of their parameters has, and which of its rows belong to which gate.
+"""Recurrent operators: the slot of each of their parameters, and the rows of each gate.
 
-Both follow from the order of the operator's own arguments, never from names that a model gives.
+Both follow from the order of the operator's arguments, not from the names in a model.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ GATES = {
     "rnn_relu": ("candidate",),
 }
 _WEIGHTS = {
-    "input weight": "it multiplies what enters",
+    "input weight": "it multiplies the input of",
     "hidden weight": "it multiplies the last state of",
-    "projection": "it makes the output of the cells into the state of",
+    "projection": "it projects the output of the cells to the state of",
 }
 _BIASES = {
     "input bias": "it is added to the product with the input weight of",
     "hidden bias": "it is added to the product with the hidden weight of",
 }
-_READ = {"input": "it is what enters", "initial state": "it is the state that begins"}
+_READ = {"input": "it is the input of", "initial state": "it is the initial state of"}
 _DOES = _WEIGHTS | _BIASES | _READ
 _GATED = ("input weight", "hidden weight", "input bias", "hidden bias")
 
@@ -131,9 +131,9 @@ def recurrent_role(uses: Sequence[Use], shape: tuple[int, ...], sites: tuple[str
     if others:
         evidence = f"it belongs to a recurrent layer; it is also used as a {', '.join(others)}"
     elif len(places) > 1 or len(layouts) > 1:
-        evidence = f"it has several places in recurrent layers: {', '.join(place.part for place in places)}"
+        evidence = f"it has several slots in recurrent layers: {', '.join(place.part for place in places)}"
     elif not places or not all(use.places for use in uses):
-        evidence = "it belongs to a recurrent layer, which is not given it whole and as it is"
+        evidence = "it belongs to a recurrent layer, but is not passed to it whole and unchanged"
     if evidence:
         return Role(RoleName.RECURRENT, evidence, sites=sites, traits=traits)
     (place,), (layout,) = places, layouts

@@ -1,6 +1,6 @@
-"""Structure × a person's word → structure: roles that somebody knows better, and what follows for the joins.
+"""Structure × role overrides → structure: roles that the user sets, and the consequences for the joins.
 
-The certificate is made from the structure that results, so it checks the person's word as it checks idfx's own.
+The certificate uses the resulting structure, so it checks the user's roles in the same way as those of idfx.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _TRUNK = ""  # what holds the joins that lie in no branch
 
 
 def read_words(words: Iterable[str]) -> dict[str, str]:
-    """Return the roles that PARAM=ROLE words give.
+    """Return the roles given as PARAM=ROLE.
 
     Args:
-        words: a parameter, or a pattern with `*` and `?`, an equals sign, and a role.
+        words: each a parameter, or a pattern with `*` and `?`, an equals sign, and a role.
 
     Raises:
-        UsageError: a word without an equals sign.
+        UsageError: a text without an equals sign.
 
     Example:
         >>> read_words(["blocks.*.proj.weight=inner"])
@@ -43,18 +43,18 @@ def read_words(words: Iterable[str]) -> dict[str, str]:
 
 
 def override_roles(structure: Structure, words: Mapping[str, str]) -> Structure:
-    """Return the structure with the roles that a person gives, its joins closed by the ends so named.
+    """Return the structure with the user's roles, and with its joins closed by the ends that the user names.
 
-    A parameter that is called "end" (or "end scale") closes the innermost block in whose branch it stands, alone with
-    the other ends so named; the ends that idfx had found there are ends no more. A block that loses all its ends is
+    A parameter with the role "end" (or "end scale") closes the innermost block whose branch contains it, together with
+    other ends named in this way; the ends that idfx found there no longer count. A block that loses all its ends is
     open.
 
     Args:
-        structure: as it was read.
-        words: role by parameter or by pattern; of several that fit, the last one counts.
+        structure: to change.
+        words: role by parameter or by pattern; the last matching pattern wins.
 
     Raises:
-        UsageError: a parameter or a role that does not exist, a weight without a matrix, an end outside of branches.
+        UsageError: a parameter or a role that does not exist, a weight without a matrix, or an end outside branches.
 
     Example:
         >>> import torch, idfx
@@ -80,7 +80,7 @@ def override_roles(structure: Structure, words: Mapping[str, str]) -> Structure:
 
 
 def _expanded(structure: Structure, words: Mapping[str, str]) -> dict[str, RoleName]:
-    """The role of each parameter that is meant."""
+    """The role of each matching parameter."""
     found: dict[str, RoleName] = {}
     for pattern, word in words.items():
         role = next((name for name in GIVEN if name == word), None)
@@ -97,7 +97,7 @@ def _expanded(structure: Structure, words: Mapping[str, str]) -> dict[str, RoleN
 def _check(before: Role, name: str, role: RoleName) -> None:
     if role.is_weight and role is not RoleName.END and before.layout is None:
         raise UsageError(
-            f"role {role!r} of {name}: idfx reads no matrix in it ({before.name}: {before.evidence}); "
+            f"role {role!r} of {name}: idfx finds no matrix in it ({before.name}: {before.evidence}); "
             f"expected a weight. Give it one of {', '.join(name for name in GIVEN if not name.is_weight)}."
         )
 
@@ -127,7 +127,7 @@ def _joins(structure: Structure, named: Mapping[str, RoleName]) -> tuple[Join, .
 
 
 def _join(join: Join, claimed: list[str], named: Mapping[str, RoleName]) -> Join:
-    """A join with the ends that it has by the person's word."""
+    """A join with the ends that the user names."""
     if claimed:
         kept = {end.parameter: end for end in join.ends}
         ends = tuple(kept.get(name, End(name)) for name in claimed)
@@ -142,7 +142,7 @@ def _join(join: Join, claimed: list[str], named: Mapping[str, RoleName]) -> Join
 
 
 def _demoted(structure: Structure, joins: tuple[Join, ...], named: Mapping[str, RoleName]) -> Iterable[str]:
-    """The parameters that were ends and are none any more, without having been given a role."""
+    """The parameters that are no longer ends, and for which the user has set no role."""
     ends = {structure.first_names[end.parameter] for join in joins if join.zeroable for end in join.ends}
     for name, role in structure.roles.items():
         if role.name.ends_branch and name not in ends and name not in named:
@@ -150,9 +150,9 @@ def _demoted(structure: Structure, joins: tuple[Join, ...], named: Mapping[str, 
 
 
 def with_scale_ends(structure: Structure) -> Structure:
-    """Return the structure with every branch ended as near to its join as it can be, at scales rather than weights.
+    """Return the structure with every branch ended as close to its join as possible, at scales rather than weights.
 
     Args:
-        structure: as it was read; what a person has said of it stays.
+        structure: to change; role overrides are kept.
     """
     return override_roles(end_at_scales(structure), structure.role_overrides)

@@ -111,23 +111,23 @@ _AMONG_SCORES = (How.POSITION, How.OFFSET, How.OTHER)
 
 def _scales_branch(how: How, case: Case) -> str:
     crossed = [join.name for join in case.parts.scales.get(case.parameter, ())] if how is How.SCALE else []
-    return f"it multiplies the branch of {', '.join(crossed)} behind its end" if crossed else ""
+    return f"it multiplies the branch of {', '.join(crossed)} after its end" if crossed else ""
 
 
 def _shifts_branch(how: How, case: Case) -> str:
     added = [join.name for join in case.parts.zeroed_biases.get(case.parameter, ())] if how in _ADDED else []
-    return f"it is added in the branch of {', '.join(added)} behind its end" if added else ""
+    return f"it is added in the branch of {', '.join(added)} after its end" if added else ""
 
 
 def _added_to_scores(how: How, case: Case) -> str:
     steers = how in _AMONG_SCORES and not any(use.term in case.around.signal for use in case.uses)
     softmax = any(case.around.flow.terms[use.term].tag == "softmax" for use in case.uses)
-    return "it is added to scores, which steer another value" if steers and (how is How.OFFSET or softmax) else ""
+    return "it is added to scores, which gate another value" if steers and (how is How.OFFSET or softmax) else ""
 
 
 def _varies_by_place(how: How, case: Case) -> str:
     varies = how is How.OFFSET and all(use.axes > 1 for use in case.uses if use.how is How.OFFSET)
-    return f"it is added to data, and is another at each place: {list(case.shape)}" if varies else ""
+    return f"it is added to data and differs at each position: {list(case.shape)}" if varies else ""
 
 
 SHARPER: tuple[tuple[RoleName, Callable[[How, Case], str]], ...] = (
@@ -171,7 +171,7 @@ def _several_matrices(case: Case) -> Role | None:
 
 def _several_forms(case: Case) -> Role | None:
     found = {name for name, _ in case.places}
-    several = "it is used as a bilinear form and otherwise"
+    several = "it is used as a bilinear form and in another way"
     return _unresolved(case, several) if len(found) > 1 and RoleName.BILINEAR_FORM in found else None
 
 

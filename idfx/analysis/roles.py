@@ -1,7 +1,7 @@
-"""What each parameter is for, with the evidence: read from where it meets the data and in which block.
+"""The role of each parameter, with the evidence, from where it acts on the data and in which block.
 
-A weight has one place (its role's name): input stem, main stem, transition, projection shortcut, inner, end, head. What
-it does there beside (query, gate, depthwise, ...) are its traits.
+A weight has one of these roles: input stem, main stem, transition, projection shortcut, inner, end, head. Its further
+properties (query, gate, depthwise, ...) are its traits.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ def assign_roles(
             roles[name] = role_of(Case(uses, info.shape, around, parts))
         else:
             hidden = ", ".join(module or "the model's own forward" for module in flow.capture.hidden)
-            unseen = Role(RoleName.UNRESOLVED, f"no use of it is seen, but torch.func hides the operators in {hidden}")
+            unseen = Role(
+                RoleName.UNRESOLVED, f"no use of it was found, but torch.func hides the operators in {hidden}"
+            )
             roles[name] = unseen if hidden else Role(RoleName.UNUSED, "the forward pass of the example does not use it")
     return roles

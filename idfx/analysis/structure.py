@@ -1,4 +1,4 @@
-"""Capture → structure: the residual joins, the weight sites and the role of every parameter, as records."""
+"""Capture → structure: the residual joins, the weight uses and the role of every parameter, as records."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Assembly:
             self._shortcuts.setdefault(join, []).extend(names)
 
     def joins(self) -> tuple[Join, ...]:
-        """The joins; one that shares its end with something that is no end cannot be silenced."""
+        """The joins; one that shares its end with a use that ends no branch cannot be closed."""
         found = {position: self._join(position) for position in sorted(self.blocks.sides)}
         ends = {position: flatten(self.blocks.cuts[position].ends) for position, join in found.items() if join.zeroable}
         while True:
@@ -96,7 +96,7 @@ class _Assembly:
     def _refused_end(
         self, leaf: ZeroedParameter, acting: Mapping[str, set[int]], closed: Mapping[str, set[int]]
     ) -> str:
-        """Why a parameter cannot be zeroed although it ends a branch, if so."""
+        """The reason why a parameter that ends a branch cannot be zero, or ""."""
         capture = self.flow.capture
         name = self._first_names.get(leaf.parameter, leaf.parameter)
         info = capture.info[name]
@@ -158,7 +158,7 @@ class _Assembly:
         reason = cut.obstacle
         if shared:
             node = flow.terms[shared[0].term].node
-            reason = f"{shared[0].parameter} (at {node}) also reaches the outputs by another way"
+            reason = f"{shared[0].parameter} (at {node}) also reaches the outputs by another path"
         parent = self.blocks.parent.get(position)
         operand, part = self._argument(position, side.operand)
         return Join(
@@ -206,13 +206,13 @@ class _Assembly:
 
 
 def build_structure(capture: Capture) -> Structure:
-    """Return the structure of a captured model: its joins, its weight sites and the role of every parameter.
+    """Return the structure of a captured model: its joins, its weight uses and the role of every parameter.
 
     Args:
         capture: the graph of one forward pass.
 
     Raises:
-        StructureError: one parameter is asked to be two things.
+        StructureError: a parameter has contradictory roles.
     """
     with _collector_paused():
         flow = read(capture)
@@ -223,10 +223,10 @@ def build_structure(capture: Capture) -> Structure:
 
 
 def end_at_scales(structure: Structure) -> Structure:
-    """Return a structure anew, with branches that end at scales near the join, where there are some, not at weights.
+    """Return a new structure whose branches end at scales near the join, if there are any, rather than at weights.
 
     Args:
-        structure: of the model; roles that were overridden are those that idfx reads.
+        structure: of the model; role overrides are dropped.
     """
     with _collector_paused():
         found = analysis_of(structure)
@@ -235,7 +235,7 @@ def end_at_scales(structure: Structure) -> Structure:
 
 
 def analysis_of(structure: Structure) -> Analysis:
-    """Return what was read from the capture of a structure; a structure made by other means has it read now."""
+    """Return the analysis of a structure; it is computed now if the structure does not have one."""
     found = structure.analysis or build_structure(structure.capture).analysis
     assert isinstance(found, Analysis)
     return found
@@ -243,7 +243,7 @@ def analysis_of(structure: Structure) -> Analysis:
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Many small objects are made that all live on; going through them again and again would find no garbage."""
+    """Pause the garbage collector: many small, long-lived objects are created, and scanning them would find nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:

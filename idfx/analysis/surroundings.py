@@ -1,4 +1,4 @@
-"""Where a weight stands, and the role that this gives it: an ordered table of rules, each with its evidence."""
+"""The position of a weight and the resulting role: an ordered table of rules, each with its evidence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from idfx.ops.kinds import Kind
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where a weight stands: the join of its branch or shortcut, and what of the network lies before and behind it."""
+    """The position of a weight: the join of its branch or shortcut, and the network before and after it."""
 
     flow: Dataflow
     stem: Mapping[int, int]
@@ -27,7 +27,7 @@ class Surroundings:
     traits: Mapping[int, Traits]
 
     def place(self, term: int) -> str:
-        """Return the join that a term is, or else the module in whose forward it stands."""
+        """Return the join at a term, or otherwise the module of its forward."""
         return self.names.get(term) or self.flow.module(term) or self.flow.capture.model
 
 
@@ -35,34 +35,34 @@ def _is_form(use: Use, around: Surroundings) -> str:
     """A weight that is, as it is, that of an operator with two data operands, (out, in1, in2)."""
     term = around.flow.terms[use.term]
     whole = term.tag == "bilinear" and around.flow.terms[term.operands[1]].kind is Kind.PARAMETER
-    return "it multiplies two values with one another, one matrix for each output" if whole else ""
+    return "it multiplies two values with each other, with one matrix for each output" if whole else ""
 
 
 def _is_not_read(use: Use, around: Surroundings) -> str:
-    return "" if use.layout is not None else "it is a weight, but not read as a plain matrix"
+    return "" if use.layout is not None else "it is a weight, but not a plain matrix"
 
 
 def _is_on_shortcut(use: Use, around: Surroundings) -> str:
     join = around.shortcut.get(use.term)
-    return "" if join is None else f"it stands on the shortcut of the join {around.names[join]}"
+    return "" if join is None else f"it is on the shortcut of the join {around.names[join]}"
 
 
 def _is_in_branch(use: Use, around: Surroundings) -> str:
     join = around.stem.get(use.term)
-    return "" if join is None else f"it stands between fork and join in the branch of {around.names[join]}"
+    return "" if join is None else f"it is between fork and join in the branch of {around.names[join]}"
 
 
 def _is_last(use: Use, around: Surroundings) -> str:
-    return "no weight stands between it and the outputs" if use.term in around.last else ""
+    return "there is no weight between it and the outputs" if use.term in around.last else ""
 
 
 def _is_first(use: Use, around: Surroundings) -> str:
-    return "no weight stands between the inputs and it" if use.term in around.first else ""
+    return "there is no weight between the inputs and it" if use.term in around.first else ""
 
 
 def _is_between(use: Use, around: Surroundings) -> str:
     between = use.term in around.between
-    return "it stands in no residual branch, but between residual joins" if between else ""
+    return "it is in no residual branch, but between residual joins" if between else ""
 
 
 # The first that applies; a rule returns its evidence, or nothing.

@@ -1,4 +1,4 @@
-"""What a weight does beside where it stands: attention, gates, the two halves of an MLP, each with its evidence."""
+"""Traits of weights: attention, gates, the two halves of an MLP, each with its evidence."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def read_traits(flow: Dataflow, paths: Paths) -> Mapping[int, Traits]:
         found.setdefault(site, {}).update(attention)
     for site in _gates(flow, paths):
         if not found.get(site, {}).keys() & {"query", "key"}:
-            found.setdefault(site, {})["gate"] = "its output, behind a nonlinear function, multiplies another value"
+            found.setdefault(site, {})["gate"] = "its output, after a nonlinear function, multiplies another value"
     for wide, narrow in _hidden_layers(flow):
         if {wide, narrow} <= paths.signal and not found.get(wide, {}).keys() & {"query", "key", "value"}:
             behind, before = (flow.module(site) or flow.capture.model for site in (narrow, wide))
-            found.setdefault(wide, {})["expansion"] = f"behind a nonlinear function {behind} narrows what it widens"
+            found.setdefault(wide, {})["expansion"] = f"after a nonlinear function, {behind} narrows what it widens"
             found.setdefault(narrow, {})["contraction"] = f"it narrows what {before} widens"
     for position, term in enumerate(flow.terms):
         if term.kind == "contract" and term.data and position not in paths.signal:
-            steers = "its output has a say in other values and is no part of them"
+            steers = "its output only gates other values"
             found.setdefault(position, {})["gating"] = steers
     return found
 
@@ -50,7 +50,7 @@ def layout_traits(layout: Layout | None, slices: int | None, shape: tuple[int, .
 
     Example:
         >>> layout_traits(Layout(tap_axes=(2,), groups=4), None, (4, 1, 3))
-        {'depthwise': '4 groups: each channel has a kernel of its own'}
+        {'depthwise': '4 groups: each channel has its own kernel'}
     """
     if layout is None:
         return {}
@@ -59,12 +59,12 @@ def layout_traits(layout: Layout | None, slices: int | None, shape: tuple[int, .
     if layout.groups > 1:
         single = layout.inputs(shape) == (1 if layout.grouped == "out" else layout.groups)
         name = "depthwise" if single else "grouped"
-        what = "each channel has a kernel of its own" if single else "each sees its own channels"
+        what = "each channel has its own kernel" if single else "each sees its own channels"
         traits[name] = f"{layout.groups} groups: {what}"
     if slices is not None and slices not in layout.out_axes:
         traits["normalised"] = f"each slice along axis {slices} is divided by its own norm, which must not be 0"
     if layout.parts > 1:
-        traits["stacked"] = f"{layout.parts} matrices lie one below the other, used one by one"
+        traits["stacked"] = f"{layout.parts} stacked matrices, used one by one"
     count = math.prod(shape[axis] for axis in layout.batch_axes)
     if count > 1:
         traits["experts"] = f"{count} matrices, one for each index of axes {list(layout.batch_axes)}"

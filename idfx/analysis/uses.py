@@ -20,19 +20,19 @@ class How(StrEnum):
     role: RoleName
     evidence: str
 
-    TABLE = "table", RoleName.EMBEDDING, "rows of it are looked up by an index"
+    TABLE = "table", RoleName.EMBEDDING, "its rows are looked up by an index"
     RECURRENT = "recurrent", RoleName.RECURRENT, "it belongs to a recurrent layer"
     NORM_SCALE = "norm scale", RoleName.NORM_SCALE, "it multiplies the output of a normalisation"
     NORM_SHIFT = "norm shift", RoleName.NORM_SHIFT, "it is added to the output of a normalisation"
     BIAS = "bias", RoleName.BIAS, "it is added to the output of a weight"
     GAIN = "gain", RoleName.GAIN, "it multiplies a weight before its use"
-    SCALE = "scale", RoleName.SCALE, "it multiplies data entry by entry"
-    POSITION = "position", RoleName.POSITION, "rows of it are looked up by fixed indices"
+    SCALE = "scale", RoleName.SCALE, "it multiplies data elementwise"
+    POSITION = "position", RoleName.POSITION, "its rows are looked up by fixed indices"
     OFFSET = "offset", RoleName.OFFSET, "it is added to data"
-    TOKEN = "token", RoleName.TOKEN, "it is put beside the data"
-    OTHER = "other", RoleName.OTHER, "it meets the data in no way that idfx has a rule for"
-    FIXED = "fixed", RoleName.FIXED, "it makes a value that no input changes, by weights of its own"
-    WEIGHT = "weight", RoleName.MAIN_STEM, "it stands in no residual branch"
+    TOKEN = "token", RoleName.TOKEN, "it is concatenated with the data"
+    OTHER = "other", RoleName.OTHER, "idfx has no rule for how it acts on the data"
+    FIXED = "fixed", RoleName.FIXED, "it makes a value that does not depend on the input, with its own weights"
+    WEIGHT = "weight", RoleName.MAIN_STEM, "it is in no residual branch"
 
     def __new__(cls, word: str, role: RoleName, evidence: str) -> How:
         """Make the member of a row of the table."""

@@ -112,7 +112,7 @@ class _Region(ZeroRules):
         if term.kind is not Kind.NORM:
             return found
         if not found.obstacle and (term.eps or 0.0) < _LEAST:
-            return ZeroSet(obstacle=f"{term.node} divides by the size of what it gets and adds next to nothing to it")
+            return ZeroSet(obstacle=f"{term.node} divides by the size of its input and adds almost nothing to it")
         return replace(found, normalised=True)
 
     def added(self, position: int, term: DataflowNode) -> ZeroSet:

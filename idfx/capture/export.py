@@ -37,7 +37,7 @@ def trace_export(model: nn.Module, example: Example) -> torch.fx.GraphModule:
             program = torch.export.export(model, tuple(args), kwargs, strict=False).run_decompositions({})
         except Exception as error:
             raise CaptureError(
-                f"{type(model).__name__}: torch.export refuses it ({shortened(error)}); expected a forward whose path "
+                f"{type(model).__name__}: torch.export rejects it ({shortened(error)}); expected a forward whose path "
                 "does not depend on values. Use the other tracer, or give other inputs."
             ) from error
     return _Translation(program, model, names_of_tensors(model, args, kwargs)).result()
@@ -66,8 +66,8 @@ class _Translation:
                 self._call(node)
             elif node.op != "output":
                 raise CaptureError(
-                    f"{type(self._model).__name__}: torch.export keeps {node.target} as a graph of its own; expected "
-                    "operators alone. Use the other tracer."
+                    f"{type(self._model).__name__}: torch.export keeps {node.target} as a separate graph; expected "
+                    "only operators. Use the other tracer."
                 )
         self._output()
         facts = GraphFacts(self._step, "export", False, ())

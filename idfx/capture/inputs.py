@@ -1,7 +1,7 @@
-"""Example inputs against the forward that takes them: what is missing, what does not fit, and how to give it.
+"""Checks example inputs against the signature of a forward: what is missing, what does not fit, and how to pass it.
 
-What a forward takes is read from its signature. Where that says nothing sure (`*args`, `**kwargs`, hooks that change
-the inputs, compiled code) the model is run and speaks for itself.
+If the signature is inconclusive (`*args`, `**kwargs`, hooks that change the inputs, compiled code), the model is run
+without a check.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _SCALARS = {"bool": "true", "int": "1", "float": "0.5", "str": "TEXT"}
 
 
 def check(model: nn.Module, example: Example, subject: str, words: Audience) -> None:
-    """Return if the forward of a model can be called with an example, as far as its signature tells.
+    """Check that the signature of a model's forward accepts an example; raise SourceError otherwise.
 
     Args:
         model: without wrappers.
         example: its inputs.
-        subject: what the message begins with.
-        words: where the reader is, on the command line ("shell") or in Python.
+        subject: the beginning of the message.
+        words: the audience of the message, on the command line ("shell") or in Python.
 
     Raises:
         SourceError: an argument is missing, unknown, given twice or one too many.
@@ -50,7 +50,7 @@ def check(model: nn.Module, example: Example, subject: str, words: Audience) -> 
     from torch import nn
 
     found = _parameters(model)
-    # A hook or a __call__ of the model's own may change what the forward is given.
+    # A hook or the model's own __call__ may change the inputs of the forward.
     changed = bool(model._forward_pre_hooks) or type(model).__call__ is not nn.Module.__call__
     if found is None or changed or any(parameter.kind in _OPEN for parameter in found):
         return
@@ -59,9 +59,9 @@ def check(model: nn.Module, example: Example, subject: str, words: Audience) -> 
 
 
 def misfit(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], words: Audience = "both") -> str:
-    """Return what of a call does not fit the forward as it is declared; "" if all does, or nothing is known.
+    """Return how a call does not fit the declared forward; "" if it does, or if that is unknown.
 
-    For a forward that has already refused the call: a decorator may change what it takes.
+    Used after a forward has rejected a call, because a decorator may change its arguments.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ def misfit(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wor
 
 
 def no_example(subject: str, model: nn.Module, words: Audience) -> SourceError:
-    """Return the error for a model without example inputs: what its forward takes, and how to give it."""
+    """Return the error for a model without example inputs: the arguments of its forward, and how to pass them."""
     found = _parameters(model, declared=True) or []
     needed = _required(found)
     if needed:
@@ -83,15 +83,15 @@ def no_example(subject: str, model: nn.Module, words: Audience) -> SourceError:
     else:
         expected = "expected the tensors that its forward takes"
     how = _how(needed, found, words)
-    return SourceError(f"{subject}: no example input, and the model names none; {expected}. {how}")
+    return SourceError(f"{subject}: no example input, and the model defines none; {expected}. {how}")
 
 
 def laid_over(model: nn.Module, example: Example, named: Mapping[str, Any]) -> Example:
-    """Return an example with these arguments in it, each in the place of the one of this name.
+    """Return an example in which these named arguments replace those of the same name.
 
     Args:
-        model: without wrappers; its forward tells the names of what the example gives in order.
-        example: what is to be completed.
+        model: without wrappers; its forward gives the names of positional inputs.
+        example: to complete.
         named: values by the names of the forward's arguments.
 
     Example:
@@ -109,10 +109,10 @@ def laid_over(model: nn.Module, example: Example, named: Mapping[str, Any]) -> E
 
 
 def names_of_tensors(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """Return a name for each tensor of a call, in order: that of its argument, numbered where it holds several.
+    """Return a name for each tensor of a call, in order: that of its argument, numbered if it contains several.
 
     Args:
-        model: without wrappers; its forward tells the names of what is given in order.
+        model: without wrappers; its forward gives the names of positional inputs.
         args, kwargs: of the call.
 
     Example:
@@ -140,7 +140,7 @@ def takes_nothing(model: nn.Module) -> bool:
 
 
 def _parameters(model: nn.Module, declared: bool = False) -> _Parameters | None:
-    """The arguments of the forward: what can be called or, if `declared`, what stands under its decorators."""
+    """The arguments of the forward: of the callable or, if `declared`, of the function under its decorators."""
     try:
         return list(inspect.signature(model.forward, follow_wrapped=declared).parameters.values())
     except (TypeError, ValueError):
@@ -152,7 +152,7 @@ def _required(found: Iterable[inspect.Parameter]) -> _Parameters:
 
 
 def _problem(found: _Parameters, args: Sequence[Any], kwargs: Mapping[str, Any], words: Audience) -> str:
-    """Say the first thing by which a call does not fit; "" if it does."""
+    """Return the first problem of a call, or ""."""
     in_order = [parameter for parameter in found if parameter.kind in _IN_ORDER]
     by_name = [parameter.name for parameter in found if parameter.kind in _BY_NAME]
     kinds = {parameter.kind for parameter in found}
@@ -162,12 +162,10 @@ def _problem(found: _Parameters, args: Sequence[Any], kwargs: Mapping[str, Any],
         return f"forward has no argument {unknown[0]!r}; expected {expected}.{did_you_mean(unknown[0], by_name)}"
     if len(args) > len(in_order) and inspect.Parameter.VAR_POSITIONAL not in kinds:
         names = f" ({', '.join(parameter.name for parameter in in_order)})" if in_order else ""
-        return (
-            f"{len(args)} inputs in order are given; forward takes {len(in_order) or 'none'}{names}. {_surplus(words)}"
-        )
+        return f"{len(args)} positional inputs; expected {len(in_order) or 'none'}{names}. {_surplus(words)}"
     given = [parameter.name for parameter in in_order[: len(args)]]
     if twice := [name for name in given if name in kwargs and name in by_name]:
-        return f"{twice[0]} is given twice, in order and by name; expected it once. {_surplus(words)}"
+        return f"{twice[0]} is given twice, by position and by name; expected once. {_surplus(words)}"
     missing = [p for p in _required(found) if p.name not in given and not (p.name in kwargs and p.name in by_name)]
     if missing:
         verb, them = ("is", "it") if len(missing) == 1 else ("are", "them")
@@ -197,7 +195,7 @@ def _annotation(parameter: inspect.Parameter) -> str:
 
 
 def _how(needed: _Parameters, found: _Parameters, words: Audience) -> str:
-    """Say how to give these arguments."""
+    """Return how to pass these arguments."""
     shell, python = _in_shell(needed), _in_python(found)
     if words == "both":
         return f"Give {shell} on the command line, {python} in Python."
@@ -205,7 +203,7 @@ def _how(needed: _Parameters, found: _Parameters, words: Audience) -> str:
 
 
 def _in_shell(needed: _Parameters) -> str:
-    """Write the options that give these arguments."""
+    """Return the options for these arguments."""
     shapes, plain, others = [], [], []
     for parameter in needed:
         words = set(re.findall(r"\w+", _annotation(parameter))) - {"None", "Optional", "Union", "typing"}
@@ -221,11 +219,11 @@ def _in_shell(needed: _Parameters) -> str:
         shapes = ["--input-shape 1,3,224,224 (NAME=SIZES by name)"]
     parts = []
     if shapes:
-        parts.append(f"{' '.join(shapes)} with the sizes it takes (:int64 for indices), or --input FILE.safetensors")
+        parts.append(f"{' '.join(shapes)} with the right sizes (:int64 for indices), or --input FILE.safetensors")
     if plain:
         parts.append(" ".join(plain))
     if others:
-        parts.append(f"{', '.join(others)} by `example_inputs` in the file of the model")
+        parts.append(f"{', '.join(others)} through `example_inputs` in the model's file")
     return ", and ".join(parts)
 
 
@@ -236,7 +234,7 @@ def _sample(parameter: inspect.Parameter) -> str:
 
 
 def _in_python(found: _Parameters) -> str:
-    """Write the arguments of the whole call, as they are passed to `analyze` or `init_`."""
+    """Return the arguments of the whole call for `analyze` or `init_`."""
     required = _required(found)
     order = [parameter.name for parameter in required if parameter.kind in _IN_ORDER]
     names = [parameter.name for parameter in required if parameter.kind not in _IN_ORDER]

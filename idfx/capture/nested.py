@@ -71,7 +71,8 @@ def map_tensors(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
     except Exception as error:
         raise UncopiedError(
             f"example inputs: they cannot be copied ({shortened(error)}); expected tensors, containers and objects "
-            "that copy.deepcopy takes, as a forward may write to them. Leave the object out, or give it a __deepcopy__."
+            "that copy.deepcopy supports, because a forward may write to them. Leave the object out, or give it a "
+            "__deepcopy__."
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Model → captured graph, by one run of its forward with every operator call written down.
+"""Model → captured graph, by recording every operator call of one forward pass.
 
-The run takes meta tensors, which cost neither memory nor arithmetic, and falls back to the real ones where the
-model's Python looks at values. The graph follows the path that the example takes.
+The run uses meta tensors, which need neither memory nor arithmetic, and falls back to real tensors if the model's
+Python code depends on values. The graph is that of the path that the example takes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def trace_calls(
     Args:
         model: without wrappers.
         example: its inputs.
-        materialize: called before real tensors are used, to give a model its values, say.
+        materialize: called before real tensors are used, for example to give a model its values.
 
     Raises:
         ForwardError: the forward raised on the example, on meta tensors and on real ones.
         ResourceError: memory ran out in the forward.
-        CaptureError: the forward returns no tensor, or needs values while the model has none (meta device).
+        CaptureError: the forward returns no tensor, or needs values that the model does not have (meta device).
     """
     try:
         return one_pass(model, example, "meta")
@@ -45,7 +45,7 @@ def trace_calls(
     except ForwardError as error:
         if any(tensor.is_meta for tensor in model.parameters()):
             raise CaptureError(
-                f"{error}; the model is on the meta device and its forward looks at values. Build it on a real device."
+                f"{error}; the model is on the meta device and its forward needs values. Build it on a real device."
             ) from error
     if materialize is not None:
         materialize()
@@ -81,7 +81,7 @@ def one_pass(model: nn.Module, example: Example, how: str, grad: bool = False) -
     if next(tensors_in(result), None) is None:
         raise CaptureError(
             f"{type(model).__name__}: forward returned no tensor ({type(result).__name__}); expected at least one. "
-            "Wrap the model so that its forward returns the tensors that a loss would see."
+            "Wrap the model so that its forward returns the tensors that a loss would use."
         )
     recorder.output(result)
     held = {attribute_name(name): tensor for name, tensor in (*parameters.items(), *buffers.items())}

@@ -1,4 +1,4 @@
-"""One forward pass with every operator call in view; what goes wrong in it is told in the terms of the model."""
+"""One observed forward pass, whose errors are reported in terms of the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(
     path: ModulePath,
     grad: bool = False,
 ) -> Any:
-    """Return the output of one forward pass with `tensors` in place of the parameters and buffers so named.
+    """Return the output of one forward pass with `tensors` in place of the parameters and buffers of the same names.
 
     Raises:
         ForwardError: the model raised; the message names the module in whose forward it did.
@@ -47,18 +47,18 @@ def run(
             if out_of_memory(error):
                 raise ResourceError(
                     f"{type(model).__name__}: out of memory in {where} on {_shapes(args, kwargs)}"
-                    f" ({shortened(error)}); expected room for what it computes."
+                    f" ({shortened(error)}); expected enough memory for the computation."
                     " Use smaller inputs, a smaller --dtype or another --device."
                 ) from error
             if "not registered" in str(error) and OperatorCalls.__name__ in str(error):
                 raise CaptureError(
                     f"{type(model).__name__}: forward calls an operator for control flow (torch.cond, for instance) in "
-                    f"{where}, inside of which operators are not seen; expected Python's own. Write an if or a loop."
+                    f"{where}, which hides its operators; expected Python control flow. Use an if or a loop."
                 ) from error
             words = " ".join(str(error).split())
             words = words if len(words) <= 300 else words[:297] + "..."
             words += "" if words.endswith((".", "!", "?")) else "."
-            hint = "Give inputs that it takes: --input-shape on the command line, example_inputs in Python."
+            hint = "Give suitable inputs: --input-shape on the command line, example_inputs in Python."
             if isinstance(error, TypeError):
                 hint = misfit(model, args, kwargs) or hint
             raise ForwardError(
@@ -70,7 +70,7 @@ def run(
 
 
 def _shapes(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
-    """Say what a forward was called with."""
+    """Describe the inputs of a forward."""
 
     def shape(value: Any) -> str:
         if isinstance(value, torch.Tensor):

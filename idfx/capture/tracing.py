@@ -1,7 +1,7 @@
-"""Model → captured graph: a tracer makes it, and here one is chosen.
+"""Model → captured graph: chooses and runs a tracer.
 
-A tracer is a function (model, example, materialize) → torch.fx.GraphModule whose nodes are described as in
-`idfx.capture.graph`; `materialize` gives a model its values, should the tracer need them.
+A tracer is a function (model, example, materialize) → torch.fx.GraphModule with nodes described as in
+`idfx.capture.graph`; `materialize` gives a model its values if the tracer needs them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TRACERS: Registry[Tracer] = Registry("tracer")
 
 @TRACERS.register("record")
 def _record(model: nn.Module, example: Example, materialize: Materialize) -> torch.fx.GraphModule:
-    """Write down the operators that one forward pass calls."""
+    """Record the operators that one forward pass calls."""
     from idfx.capture.recording import trace_calls
 
     return trace_calls(model, example, materialize)
@@ -38,7 +38,7 @@ def _record(model: nn.Module, example: Example, materialize: Materialize) -> tor
 
 @TRACERS.register("export")
 def _export(model: nn.Module, example: Example, materialize: Materialize) -> torch.fx.GraphModule:
-    """Take the graph of torch.export."""
+    """Use the graph of torch.export."""
     from idfx.capture.export import trace_export
 
     return trace_export(model, example)
@@ -67,18 +67,18 @@ def capture(model: nn.Module, example: Example, before_real: Materialize = None,
     """Return the graph of the ATen operators that the model's forward calls on the example.
 
     Args:
-        model: any module; wrappers (DataParallel, torch.compile) are looked through.
+        model: any module; wrappers (DataParallel, torch.compile) are removed.
         example: its inputs; tensors of any shape and device that the forward accepts.
-        before_real: called before real tensors are used, to give a model its values, say.
-        tracer: "record" or "export"; by default the first, or the second where torch does not let operators be
-            recorded, which a warning says.
+        before_real: called before real tensors are used, for example to give a model its values.
+        tracer: "record" or "export"; the default is the first, or the second, with a warning, if this version of torch
+            does not support recording.
 
     Raises:
         ForwardError: the forward raised on the example, on meta tensors and on real ones.
         ResourceError: memory ran out in the forward.
-        CaptureError: the forward returns no tensor, or needs values while the model has none (meta device); the model
-            is a TorchScript module, or its forward calls an operator for control flow (torch.cond); or torch.export
-            refuses the model.
+        CaptureError: the forward returns no tensor, or needs values that the model does not have (meta device); the
+            model is a TorchScript module, or its forward calls a control-flow operator (torch.cond); or torch.export
+            rejects the model.
         UsageError: an unknown tracer.
 
     Example:
@@ -91,13 +91,13 @@ def capture(model: nn.Module, example: Example, before_real: Materialize = None,
     model = unwrap(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
-            f"{type(model).__name__}: it is a TorchScript module, whose operators run outside of Python; expected a "
-            "torch.nn.Module as Python runs it. Give the module from which it was scripted or traced."
+            f"{type(model).__name__}: it is a TorchScript module, whose operators run outside Python; expected a "
+            "torch.nn.Module that runs in Python. Use the module from which it was scripted or traced."
         )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise CaptureError(
-                f"{type(model).__name__}: {name} has no shape yet, its module is lazy; expected a finished model. "
+                f"{type(model).__name__}: {name} has no shape yet, its module is lazy; expected a complete model. "
                 "Call the model once on an input first."
             )
     chosen = TRACERS.find(tracer or default_tracer())
@@ -112,10 +112,12 @@ def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> 
 
 
 def default_tracer() -> str:
-    """Return the tracer that is used where none is named, and warn if it is not the usual one."""
+    """Return the default tracer, and warn if it is not the usual one."""
     if not missing:
         return "record"
-    warnings.warn(f"{missing}; models are captured by torch.export, which takes longer and refuses more", stacklevel=3)
+    warnings.warn(
+        f"{missing}; models are captured by torch.export, which is slower and rejects more models", stacklevel=3
+    )
     return "export"
 
 
@@ -130,7 +132,7 @@ def replay(
         on_call: returns what an operator gives for its arguments.
 
     Raises:
-        CaptureError: the graph holds a tensor whose values nobody knows.
+        CaptureError: the graph contains a tensor whose values are unknown.
     """
     model = unwrap(model)
     named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -146,7 +148,7 @@ def replay(
         name = node.meta[FACTS].name
         if name not in named:
             raise CaptureError(
-                f"{found.model}: the forward made {node.name} on meta tensors and outside of torch's operators; "
+                f"{found.model}: the forward made {node.name} on meta tensors and outside torch's operators; "
                 "expected its values. Capture on real tensors."
             )
         return named[name]
@@ -156,10 +158,10 @@ def replay(
 
 
 def another(example: Example, whole: bool = True) -> Example | None:
-    """Return an example of the same form with other values, or None if nothing of it can be changed.
+    """Return an example of the same form with other values, or None if no value can be changed.
 
-    Floating tensors are drawn anew at the same scale; integers, if `whole` is set, are mirrored within their range, so
-    that an index stays an index and a mask of ones a mask of ones.
+    Floating-point tensors are drawn again at the same scale; integers, if `whole` is set, are mirrored within their
+    range, so that an index stays valid and a mask of ones stays a mask of ones.
     """
     generator = torch.Generator().manual_seed(1)
 

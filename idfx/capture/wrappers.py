@@ -1,4 +1,4 @@
-"""What a model is given as: wrapped, compiled or exported; what the stages work on is the module that is meant."""
+"""Finds the module that the stages work on in a wrapped, compiled or exported model."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Kind(StrEnum):
     ZERO = "zero", Zero.ALWAYS, Length.NONLINEAR, Entries.OWN, "not at all"
     GATE = (
         "gate", Zero.NEVER, Length.NONLINEAR, Entries.SAME, "through a function that is not 0 at 0",
-        "{node} is not zero where its operand is",
+        "{node} is not zero if its operand is",
     )  # fmt: skip
     PRODUCT = "product", Zero.ANY, Length.SCALE, Entries.SAME, "multiplied; bilinear if both carry data"
     CONTRACT = "contract", Zero.ANY, Length.WEIGHT, Entries.MIXED, "multiplied by a parameter: a weight site"
@@ -83,7 +83,7 @@ class Kind(StrEnum):
     CONCAT = "concat", Zero.ALL, Length.RESAMPLE, Entries.MOVED, "side by side with something else"
     RECURRENT = (
         "recurrent", Zero.UNREAD, Length.NONLINEAR, Entries.MIXED, "through a recurrence",
-        "{node} is a recurrent layer, whose gates do not pass a zero on",
+        "{node} is a recurrent layer, which does not map zero to zero",
     )  # fmt: skip
     UNKNOWN = (
         "unknown", Zero.NEVER, Length.NONLINEAR, Entries.MIXED, "nobody knows",
@@ -91,7 +91,7 @@ class Kind(StrEnum):
     )  # fmt: skip
     INPUT = (
         "input", Zero.GIVEN, Length.NONE, Entries.OWN, "",
-        "an input of the model enters the branch behind its last parameter",
+        "an input of the model enters the branch after its last parameter",
     )  # fmt: skip
     PARAMETER = "parameter", Zero.GIVEN, Length.NONE, Entries.OWN, ""
     CONSTANT = "constant", Zero.NEVER, Length.NONE, Entries.OWN, "", "{node} is fixed and not zero"
