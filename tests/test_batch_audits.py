@@ -332,7 +332,7 @@ def test_annotations_of_github(run: Run, spec: str) -> None:
         ("--batch nowhere.png", "no such file"),
         ("--only frward", "Did you mean forward"),
         ("--github --json", "expected one of them"),
-        ("--budget 0", "no time"),
+        ("--budget 0", "not a time"),
         ("--batch none --batch-size 3", "--batch-size and --batch none: both are given"),
         ("--input-shape 2,8 --batch-size 3", "--batch-size and --input-shape: both are given"),
         ("--seed 99999999999999999999", "is not in the range"),

@@ -131,7 +131,7 @@ def test_on_the_command_line(run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("idinit", "kaiming"), "expected a model to plan it for"),
+        (("idinit", "kaiming"), "expected a model for it"),
         (("idinit", "kaimin", "net.py:net"), "Did you mean kaiming?"),
         (("a.json", "b.json"), "a.json: No such file"),
         (("idinit", "no.pt", "net.py:net"), "no.pt: no such file"),

@@ -95,7 +95,8 @@ def at(
 def _finite(subject: AuditContext, points: Sequence[ActivationStats], finite: bool) -> Iterator[Finding]:
     broken = [point for point in points if not math.isfinite(point.variance)]
     if broken:
-        told = f"the values after {_named(broken[0])}, and at {len(broken) - 1} later points, contain NaN or Inf"
+        later = f", as do those at {len(broken) - 1} later points" if len(broken) > 1 else ""
+        told = f"the values after {_named(broken[0])} contain NaN or Inf{later}"
         yield at(subject, "error", broken[0], len(broken), 0, told, _FINITE)
     elif not finite:
         told = "the outputs contain NaN or Inf"
