@@ -32,7 +32,7 @@ def parameters(
 
 
 def blocks(subject: AuditContext) -> tuple[Block, ...]:
-    """Return the residual blocks in the order of execution, inner ones before those around them."""
+    """Return the residual blocks in order of execution, inner blocks before outer ones."""
     beside = _beside(subject.structure.graph, "shortcut_of")
     return tuple(
         Block(join.name, join.kind, join.parent, is_closed(subject, join), join.branch, beside.get(join.name, ()))
@@ -41,7 +41,7 @@ def blocks(subject: AuditContext) -> tuple[Block, ...]:
 
 
 def _homes(subject: AuditContext) -> dict[str, str]:
-    """The innermost block in whose branch each parameter acts: its weights, and all else between fork and join."""
+    """The innermost block whose branch uses each parameter: weights, and everything else between fork and join."""
     found: dict[str, str] = {}
     inside = _beside(subject.structure.graph, "branch")
     for join in subject.structure.joins:  # inner ones come first

@@ -35,7 +35,7 @@ class Fills(Registry[Fill]):
     """The fills by name, what each takes, and what each claims to write."""
 
     def __init__(self) -> None:
-        super().__init__("fill", "idfx.fills", "idfx.schemes")  # a scheme may bring its own
+        super().__init__("fill", "idfx.fills", "idfx.schemes")  # a scheme may provide its own
         self._zeros: dict[str, str] = {}
 
     def register(self, *names: str, by: str = "", zero: str = "") -> Callable[[Fill], Fill]:

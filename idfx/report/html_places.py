@@ -41,7 +41,7 @@ class Places:
 
     @cached_property
     def parents(self) -> tuple[int | None, ...]:
-        """The block around each block; None for those of the main stem, and where blocks go round in a circle."""
+        """The block around each block; None on the main stem, and for blocks that form a cycle."""
         known = [self.blocks.get(one.parent or "", _STEM) for one in self.audit.blocks]
         around: nx.DiGraph[int] = nx.DiGraph((above, number) for number, above in enumerate(known))
         nested = nx.descendants(around, _STEM) if _STEM in around else set()
