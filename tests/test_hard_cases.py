@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_structure import Small, conv, lin, read, values
+from small_models import Small, conv, lin, read, values
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune

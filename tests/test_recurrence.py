@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_structure import Small, lin, read, starts_as_shortcuts, values
+from small_models import Small, lin, read, starts_as_shortcuts, values
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision  # noqa: F401 (registers its operators)
 
 from idfx.core.records import Role
 from idfx.core.roles import GIVEN, WEIGHTS, RoleName
 from idfx.ops.kinds import Kind
-from idfx.ops.semantics import OpSemantics
+from idfx.ops.semantics import OPERATORS, OpSemantics
 
 STRUCTURE = Path(__file__).parents[1] / "docs" / "structure.md"
 
@@ -91,3 +92,13 @@ def test_roles_fall_into_the_groups_that_their_meaning_says() -> None:
     assert {"input stem", "main stem", "transition"} == {name for name in RoleName if name.is_stem}
     values = {"embedding", "position", "offset", "token", "attention bias"}
     assert values | {"branch scale", "end scale", "scale", "gain"} == {name for name in RoleName if name.is_free}
+
+
+# Operators that some releases of torch do not have, by the oldest that does not.
+MISSING = {"2.6": {"aten._fused_rms_norm", "aten._grouped_mm"}}
+
+
+def test_every_operator_is_one_of_torch() -> None:
+    spaces = {name: getattr(torch.ops, name) for name in ("aten", "torchvision")}
+    missing = {name for name in OPERATORS if not hasattr(spaces[name.partition(".")[0]], name.partition(".")[2])}
+    assert missing == MISSING.get(".".join(torch.__version__.split(".")[:2]), missing & set().union(*MISSING.values()))

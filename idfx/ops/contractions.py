@@ -28,15 +28,15 @@ def right(own: Shape | None, other: Shape | None) -> Reading | None:
     return Reading(Layout(dimensions - 1, dimensions - 2, batch_axes=tuple(range(dimensions - 2))), (-1,))
 
 
-@operator("aten.linear", "aten._mkldnn_linear")
+@operator("aten.linear", "aten.mkldnn_linear")
 def linear(input: Any, weight: Any, bias: Any = None) -> OpSemantics:
     """X · Wᵀ + b, weight (out, in)."""
     return contract(input, weight, None, LINEAR, bias)
 
 
 @operator("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.inner", "aten.vdot",
-          "aten._sparse_mm", "aten.sparse_mm",
-          "aten.linalg_matmul", "aten.__matmul__", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
+          "aten._sparse_mm",
+          "aten.linalg_matmul", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
 def matmul(a: Any, b: Any) -> OpSemantics:
     """A · b over the last axis of a and the second-to-last axis of b."""
     return contract(a, b, left, right)

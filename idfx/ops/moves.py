@@ -21,7 +21,7 @@ from idfx.ops.semantics import OpSemantics, concat, gate, move, operator, tensor
     "aten.diag_embed", "aten.diag", "aten.real", "aten.imag", "aten.to_sparse", "aten._to_sparse",
     "aten.view_as_complex_copy",
     "aten.view_as_real_copy", "aten.resize_", "aten.nan_to_num", "aten.nan_to_num_", "aten.combinations",
-    "aten.to_dense", "aten.bfloat16", "aten.unsafe_split", "aten.unsafe_chunk", "aten.unsafe_split_with_sizes",
+    "aten.to_dense", "aten.unsafe_split", "aten.unsafe_chunk", "aten.unsafe_split_with_sizes",
     "aten._reshape_copy", "aten._unsafe_view", "aten.unfold_copy", "aten.squeeze_copy", "aten.unsqueeze_copy",
     "aten.narrow_copy", "aten.expand_copy", "aten.view_copy", "aten.permute_copy", "aten.slice_copy",
     "aten.select_copy", "aten.transpose_copy", "aten.reshape_as", "aten.expand_as", "aten.view_as",

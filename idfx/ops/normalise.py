@@ -81,7 +81,7 @@ def weight_norm(v: Any, g: Any, dim: int = 0) -> OpSemantics:
     )
 
 
-@operator("aten.normalize", "aten.renorm", "aten.renorm_")
+@operator("aten.renorm", "aten.renorm_")
 def normalised(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """X divided by its own norm."""
     return OpSemantics(Kind.NORM, (x,), eps=0.0)

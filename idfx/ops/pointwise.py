@@ -18,7 +18,7 @@ def negated(x: Any) -> OpSemantics:
     return scale(x, -1.0)
 
 
-@operator("aten.positive", "aten.real_if_close")
+@operator("aten.positive")
 def kept(x: Any) -> OpSemantics:
     """X itself."""
     return move(x)
@@ -101,7 +101,7 @@ def zero(x: Any, *rest: Any, **options: Any) -> OpSemantics:
 
 @operator("aten.fill_", "aten.ones_like", "aten.empty_like", "aten.full_like",
           "aten.rand_like", "aten.randn_like", "aten.randint_like", "aten.new_ones",
-          "aten.new_empty", "aten.new_full", "aten.new_empty_strided", "aten.new_tensor", "aten.uniform_",
+          "aten.new_empty", "aten.new_full", "aten.new_empty_strided", "aten.uniform_",
           "aten.normal_", "aten.bernoulli", "aten.bernoulli_", "aten.random_", "aten.exponential_",
           "aten._assert_async", "aten._assert_tensor_metadata", "aten.item", "aten._local_scalar_dense",
           "aten.sym_size", "aten.is_nonzero", "aten.equal", "aten.allclose", "aten.sym_numel",

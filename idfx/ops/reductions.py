@@ -12,7 +12,7 @@ from idfx.ops.semantics import OpSemantics, gate, keeps_zero, mix, operator, poo
     "aten.mean", "aten.sum", "aten.cumsum", "aten.cumsum_", "aten.nansum", "aten.nanmean", "aten.trace",
     "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d", "aten.adaptive_avg_pool1d",
     "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", "aten._adaptive_avg_pool2d",
-    "aten._adaptive_avg_pool3d", "aten.col2im", "aten.sum_to_size", "aten._sum_to_size", "aten.diff",
+    "aten._adaptive_avg_pool3d", "aten.col2im", "aten.sum_to_size", "aten.diff",
     "aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d", "aten.affine_grid_generator",
     "aten.segment_reduce", "aten.trapezoid", "aten.cumulative_trapezoid",
 )  # fmt: skip
@@ -36,7 +36,7 @@ def resampled(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.max_pool2d_with_indices",
     "aten.max_pool3d_with_indices", "aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d",
     "aten.adaptive_max_pool3d", "aten.fractional_max_pool2d", "aten.amax", "aten.amin", "aten.max", "aten.min",
-    "aten.max_pool1d_with_indices", "aten.max_unpool2d", "aten.max_unpool1d", "aten.max_unpool3d",
+    "aten.max_pool1d_with_indices", "aten.max_unpool2d", "aten.max_unpool3d",
     "aten.median", "aten.nanmedian", "aten.kthvalue", "aten.sort", "aten.topk", "aten.cummax", "aten.cummin",
     "aten.aminmax", "aten.mode", "aten.quantile", "aten.nanquantile",
 )  # fmt: skip
@@ -66,8 +66,8 @@ def difference(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
     "aten.logsumexp", "aten.argmax", "aten.argmin", "aten.argsort", "aten.any", "aten.all", "aten.bincount",
     "aten.histc", "aten.multinomial", "aten.nonzero", "aten.nonzero_numpy", "aten.searchsorted",
     "aten.bucketize", "aten.one_hot",
-    "aten.unique", "aten._unique2", "aten.unique_consecutive", "aten.isin", "aten.count_nonzero",
-    "aten.masked_select_backward", "aten.logcumsumexp", "aten.softmin", "aten.cumprod", "aten.matrix_exp",
+    "aten._unique2", "aten.unique_consecutive", "aten.isin", "aten.count_nonzero",
+    "aten.masked_select_backward", "aten.logcumsumexp", "aten.cumprod", "aten.matrix_exp",
     "aten.linalg_matrix_exp", "aten.linalg_inv", "aten.linalg_inv_ex", "aten.linalg_det", "aten.linalg_slogdet",
     "aten.slogdet", "aten.logdet", "aten.linalg_solve", "aten.inverse", 
     "aten.linalg_householder_product", "aten.linalg_solve_triangular",

@@ -19,13 +19,13 @@ from idfx.ops.semantics import (
 )
 
 
-@operator("aten.add", "aten.add_", "aten.__iadd__", "aten.__add__")
+@operator("aten.add", "aten.add_")
 def added(x: Any, other: Any, *, alpha: Any = 1) -> OpSemantics:
     """X + alpha · other."""
     return add(x, other, alpha)
 
 
-@operator("aten.sub", "aten.sub_", "aten.subtract", "aten.subtract_", "aten.__isub__")
+@operator("aten.sub", "aten.sub_", "aten.subtract", "aten.subtract_")
 def subtracted(x: Any, other: Any, *, alpha: Any = 1) -> OpSemantics:
     """X − alpha · other."""
     return add(x, other, -alpha) if is_operand(other) else add(x, -other * alpha)
@@ -38,14 +38,13 @@ def subtracted_from(x: Any, other: Any, alpha: Any = 1) -> OpSemantics:
     return add(other, negative) if is_operand(other) else add(negative, other)
 
 
-@operator("aten.mul", "aten.mul_", "aten.multiply", "aten.multiply_", "aten.__imul__")
+@operator("aten.mul", "aten.mul_", "aten.multiply", "aten.multiply_")
 def multiplied(x: Any, other: Any) -> OpSemantics:
     """X · other."""
     return product(x, other)
 
 
-@operator("aten.div", "aten.div_", "aten.divide", "aten.divide_", "aten.true_divide", "aten.true_divide_",
-          "aten.__itruediv__")  # fmt: skip
+@operator("aten.div", "aten.div_", "aten.divide", "aten.divide_", "aten.true_divide", "aten.true_divide_")
 def divided(x: Any, other: Any, *, rounding_mode: Any = None) -> OpSemantics:
     """X / other: zero if x is, but never because other is."""
     if rounding_mode is not None:
