@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import idfx
 from idfx.audits.metric import METRICS
-from idfx.audits.subject import as_matrices
 from idfx.audits.ties import declared
 from idfx.core.errors import UsageError
 from idfx.core.records import Layout
+from idfx.fills.folding import matrices_of
 
 
 class Block(nn.Module):
@@ -263,7 +263,7 @@ def test_groups_experts_and_transposed_kernels_are_judged_matrix_by_matrix():
 )
 def test_matrices_hold_every_entry_once_in_its_row(layout, shape):
     weight = torch.arange(float(torch.Size(shape).numel())).view(shape)
-    matrices = as_matrices(weight, layout)
+    matrices = matrices_of(weight, layout)
     assert matrices.shape[1:] == layout.matrix(shape)
     assert torch.equal(matrices.flatten().sort().values, weight.flatten())
     if layout == Layout(1, 0):

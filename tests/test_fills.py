@@ -1,6 +1,8 @@
 """The fills against a double loop over the definition, and themselves on shards, strides and threads."""
 
 import hashlib
+import itertools
+import math
 from dataclasses import asdict
 
 import pytest
@@ -12,6 +14,7 @@ from scipy import stats
 from idfx.core.errors import PlanError, UsageError
 from idfx.core.records import Layout
 from idfx.fills import fill_, fills
+from idfx.fills.folding import Folding
 from idfx.fills.geometry import Shard
 
 EPS = 0.25
@@ -545,3 +548,31 @@ def test_orders_differ_where_they_should():
         for order in ("channel", "tap", "centre")
     }
     assert taps == {"channel": list(range(9)), "tap": [0], "centre": [4]}
+
+
+@pytest.mark.parametrize("order", ["channel", "tap", "centre"])
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        (Layout(tap_axes=(2, 3)), (6, 4, 3, 3)),
+        (Layout(tap_axes=(2,), groups=2), (6, 4, 5)),
+        (Layout(1, 0, tap_axes=(2, 3), groups=2, grouped="in"), (4, 3, 3, 2)),
+        (Layout(2, 1, batch_axes=(0,), parts=3), (5, 4, 6)),
+        (Layout(1, 0, out_rest=(2,)), (4, 2, 3)),
+    ],
+)
+def test_a_weight_is_its_matrices_and_back(layout: Layout, shape: tuple[int, ...], order: str) -> None:
+    weight = torch.arange(math.prod(shape)).view(shape)
+    folding = Folding(layout, shape, order)
+    matrices = folding.matrices(weight)
+    assert matrices.shape[1:] == layout.matrix(shape) and sorted(matrices.flatten().tolist()) == [
+        *range(weight.numel())
+    ]
+    assert torch.equal(folding.weight(matrices), weight)
+    column = torch.arange(matrices.shape[2])
+    channel, tap = folding.channel_and_tap(column)
+    taps = [weight.stride(axis) for axis in layout.tap_axes]
+    steps = torch.tensor(
+        [sum(a * s for a, s in zip(at, taps, strict=True)) for at in itertools.product(*map(range, folding.kernel))]
+    )
+    assert torch.equal(matrices[0, 0] - weight.flatten()[0], channel * weight.stride(layout.in_axes[0]) + steps[tap])

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from idfx.analysis.dataflow import DataflowNode, divides
 from idfx.audits.folding import LARGEST, Folding
-from idfx.audits.subject import AuditContext, as_matrices
+from idfx.audits.subject import AuditContext
+from idfx.fills.folding import matrices_of
 from idfx.ops.semantics import operator_name
 
 _CHANNELS_SECOND = ("batch_norm", "group_norm", "instance_norm")
@@ -76,7 +77,7 @@ class Reach:
         weight = self._folding.value(node)
         if weight is None or not weight.is_floating_point():
             return None
-        lengths = torch.linalg.vector_norm(as_matrices(weight.double(), read.layout), dim=2).reshape(-1)
+        lengths = torch.linalg.vector_norm(matrices_of(weight.double(), read.layout), dim=2).reshape(-1)
         if lengths.numel() != term.shape[read.axes[0]]:
             return None
         name = (*self._folding.leaves(node), "")[0]

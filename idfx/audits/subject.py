@@ -16,7 +16,7 @@ from idfx.analysis.queries import StructureQueries
 from idfx.core.errors import AuditError
 from idfx.core.findings import Finding, Observation, Severity
 from idfx.core.records import End, Layout, ParameterInfo, Role, Structure
-from idfx.fills.geometry import outputs_first
+from idfx.fills.folding import Folding, matrices_of
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.trial import BatchRun
 from idfx.ops.kinds import Kind
@@ -169,7 +169,7 @@ class AuditContext:
 
     def matrices(self, name: str) -> Tensor:
         """Return a weight as its matrices, (count, D_out, D_in); it may be a view of the parameter."""
-        return as_matrices(self.tensors[name], self.structure.roles[name].layout or Layout())
+        return matrices_of(self.tensors[name], self.structure.roles[name].layout or Layout())
 
     def is_closed(self, end: End) -> bool:
         """Return whether an end lets almost nothing through (`CLOSED`)."""
@@ -178,7 +178,7 @@ class AuditContext:
         columns = role.layout.matrix(tuple(tensor.shape))[1] if role.layout is not None else 1
         if not end.rows:
             return self.rms(name) * math.sqrt(columns) <= CLOSED
-        tensor = outputs_first(tensor, role.layout) if role.layout is not None else tensor
+        tensor = Folding(role.layout, tuple(tensor.shape)).outputs_first(tensor) if role.layout is not None else tensor
         parts = (_computable(tensor[start:stop]) for start, stop in end.rows)
         return all(bool(part.square().mean() * columns <= CLOSED**2) for part in parts)
 
@@ -248,21 +248,3 @@ def _computable(tensor: Tensor) -> Tensor:
     """Return half precision and integers as float32, so that squares do not overflow."""
     plain = tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64)
     return tensor if plain else tensor.float()
-
-
-def as_matrices(weight: Tensor, layout: Layout) -> Tensor:
-    """Return a weight as (count, D_out, D_in): one matrix for each expert, part and group.
-
-    Example:
-        >>> as_matrices(torch.zeros(8, 2, 3, 3), Layout(tap_axes=(2, 3), groups=4)).shape
-        torch.Size([4, 2, 18])
-    """
-    shape = tuple(weight.shape)
-    rows, columns = layout.matrix(shape)
-    inner = layout.groups if layout.grouped == "in" else 1
-    taps = math.prod(shape[axis] for axis in layout.tap_axes)
-    experts = math.prod(shape[axis] for axis in layout.batch_axes)
-    axes = (*layout.batch_axes, *layout.out_axes, *layout.in_axes, *layout.tap_axes)
-    stacked = layout.outputs(shape) // rows
-    read_ = weight.detach().permute(axes).reshape(experts, stacked, rows, inner, columns // taps, taps)
-    return read_.transpose(2, 3).reshape(experts * stacked * inner, rows, columns)

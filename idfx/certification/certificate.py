@@ -20,7 +20,7 @@ from idfx.capture.tracing import another, record, replay
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import CertificateError, ForwardError
 from idfx.core.records import Capture, Certificate, End, Example, Join, JoinCheck, Structure
-from idfx.fills.geometry import outputs_first
+from idfx.fills.folding import Folding
 from idfx.ops.semantics import operator_name
 
 
@@ -295,7 +295,7 @@ class _Verdict:
             return not bool(weight)
         role = self._roles.get(end.parameter)
         if end.rows is not None and role is not None and role.layout is not None:
-            weight = outputs_first(weight, role.layout)
+            weight = Folding(role.layout, tuple(weight.shape)).outputs_first(weight)
         for start, stop in end.rows or ((0, weight.shape[0]),):
             part = weight[start:stop]
             if bool(part[:1].any()) or bool(part.any()):  # usually the first row decides

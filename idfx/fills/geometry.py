@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from idfx.core.records import Layout
+from idfx.fills.folding import Folding
 
-ORDERS = ("centre", "channel", "tap")
 _KEPT = 2**14  # entries: positions in larger weights are not cached
 
 
@@ -47,13 +46,6 @@ class Rows(NamedTuple):
     height: Tensor
 
 
-def centre_order(kernel: Sequence[int]) -> Tensor:
-    """Return the row-major indices of the taps from the centre outwards; the centre of k taps is (k - 1) // 2."""
-    taps = itertools.product(*map(range, kernel))
-    far = [sum((at - (size - 1) // 2) ** 2 for at, size in zip(tap, kernel, strict=True)) for tap in taps]
-    return torch.tensor(sorted(range(len(far)), key=far.__getitem__))
-
-
 class EntryIndices(NamedTuple):
     """One entry in each of some rows: its index in the tensor (`where`, one index for each axis), and its numbers.
 
@@ -83,22 +75,15 @@ class Geometry:
     sizes: tuple[int, ...]
     device: torch.device
 
-    @property
-    def outputs(self) -> int:
-        """The number of outputs of the full weight."""
-        return self.layout.outputs(self.shard.shape)
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """(D_out, D_in) of one matrix, with 1 in place of 0."""
-        height, columns = self.layout.matrix(self.shard.shape)
-        return max(height, 1), max(columns, 1)
+    @functools.cached_property
+    def folding(self) -> Folding:
+        """How the full weight is read as matrices."""
+        return Folding(self.layout, self.shard.shape, self.order)
 
     @property
     def copies(self) -> int:
         """The number of matrices in which an output of the part has a row."""
-        experts = math.prod(self.sizes[axis] for axis in self.layout.batch_axes)
-        return experts * (self.layout.groups if self.layout.grouped == "in" else 1)
+        return math.prod(self.sizes[axis] for axis in self.layout.batch_axes) * self.folding.inner
 
     def rows(self, start: int, stop: int, apart: bool) -> Rows:
         """Return the rows of the outputs in [start, stop) that are at least partly in this part.
@@ -114,7 +99,7 @@ class Geometry:
             output = (output.unsqueeze(-1) * shape[axis] + line).flatten()
         if len(axes) > 1:
             output = output[(output >= start) & (output < stop)]
-        height, _ = self.matrix
+        height, _ = self.folding.size
         first = output // height * height
         last = first + height
         if apart:
@@ -127,22 +112,13 @@ class Geometry:
         Their shape is (rows, *experts, groups along the in axis).
         """
         layout, shape, device = self.layout, self.shard.shape, self.device
-        inner = layout.groups if layout.grouped == "in" else 1
-        width = max(layout.inputs(shape) // inner, 1)
-        kernel = [shape[axis] for axis in layout.tap_axes]
-        if self.order == "channel":
-            taps = math.prod(kernel)
-            channel, tap = column // taps, column % taps
-        else:
-            channel, tap = column % width, column // width
-        if self.order == "centre":
-            tap = centre_order(kernel).to(device)[tap]
+        channel, tap = self.folding.channel_and_tap(column)
         depth = 2 + len(layout.batch_axes)
 
         def along(axis: int, values: Tensor) -> Tensor:
             return values.view([-1 if at == axis else 1 for at in range(depth)])
 
-        groups = along(depth - 1, torch.arange(inner, device=device) * width)
+        groups = along(depth - 1, torch.arange(self.folding.inner, device=device) * self.folding.width)
         index: dict[int, Tensor] = {}
         for axes, number in (
             (layout.out_axes, along(0, output)),
@@ -162,7 +138,7 @@ class Geometry:
     def places(self, start: int, stop: int, apart: bool, rule: Rule) -> EntryIndices:
         """Return the entries of this part that a rule selects in the rows of the outputs in [start, stop)."""
         rows = self.rows(start, stop, apart)
-        index = self._index(rows.output, rule(rows, self.matrix[1]))
+        index = self._index(rows.output, rule(rows, self.folding.size[1]))
         number = sum(map(operator.mul, index, self.shard.strides), torch.zeros_like(rows.output[:1]))
         row = rows.number.view(-1, *[1] * (number.dim() - 1)).expand(number.shape)
         local = [at.expand(number.shape) - offset for at, offset in zip(index, self.shard.offsets, strict=True)]
@@ -182,43 +158,3 @@ def places_of(geometry: Geometry, start: int, stop: int, apart: bool, rule: Rule
     """Return `Geometry.places`, cached for small weights because blocks repeat their shapes."""
     few = (stop - start) * geometry.copies <= _KEPT
     return (_remembered if few else Geometry.places)(geometry, start, stop, apart, rule)
-
-
-def outputs_first(weight: Tensor, layout: Layout) -> Tensor:
-    """Return a weight as (outputs, ...), with its output axes merged; a copy if they are not adjacent.
-
-    Args:
-        weight: a tensor with this layout.
-        layout: of the weight.
-
-    Example:
-        >>> outputs_first(torch.empty(4, 2, 3), Layout(1, 0, out_rest=(2,))).shape
-        torch.Size([6, 4])
-    """
-    axes = layout.out_axes
-    return weight.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1)
-
-
-def kernel_columns(weight: Tensor, layout: Layout, order: str) -> Tensor:
-    """Return the first matrix of a weight, (outputs, D_in), with the columns in the order of the fills.
-
-    Args:
-        weight: a tensor with this layout; the first expert and the first group along the inputs are used.
-        order: of the columns, as in `idic`.
-
-    Example:
-        >>> kernel_columns(torch.arange(8.0).view(1, 2, 2, 2), Layout(tap_axes=(2, 3)), "tap").tolist()
-        [[0.0, 4.0, 1.0, 5.0, 2.0, 6.0, 3.0, 7.0]]
-    """
-    for axis in layout.batch_axes:
-        weight = weight.narrow(axis, 0, 1)
-    shape = tuple(weight.shape)
-    kernel = [shape[axis] for axis in layout.tap_axes]
-    axes = (*layout.out_axes, *layout.in_axes, *layout.tap_axes, *layout.batch_axes)
-    read = weight.permute(axes).reshape(layout.outputs(shape), layout.inputs(shape), math.prod(kernel))
-    if layout.grouped == "in":
-        read = read[:, : read.shape[1] // layout.groups]
-    if order != "channel":
-        read = read[:, :, centre_order(kernel)] if order == "centre" else read
-        read = read.transpose(1, 2)
-    return read.reshape(read.shape[0], -1)

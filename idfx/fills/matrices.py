@@ -18,7 +18,8 @@ from idfx.core.literals import as_float
 from idfx.core.noise import normal
 from idfx.core.records import Layout
 from idfx.core.registry import did_you_mean
-from idfx.fills.geometry import ORDERS, Geometry, Rule, Shard, centre_order, places_of
+from idfx.fills.folding import ORDERS
+from idfx.fills.geometry import Geometry, Rule, Shard, places_of
 from idfx.fills.tiling import blocks, runs
 
 # Entries of dense noise computed at once: a trade-off between memory and the synchronisation of busy threads.
@@ -159,8 +160,8 @@ def scatter_(target: Target, part: Tensor, origin: Sequence[int], values: Callab
 class Matrices:
     """The matrices of a target, and methods that write a few entries in each row without a loop over rows.
 
-    `outputs` is the number of outputs of the full weight, `columns` is D_in. `order` is the order of channels and taps
-    in the columns.
+    `outputs` is the number of outputs of the full weight, `size` is (D_out, D_in) of one matrix, `columns` is D_in, and
+    `taps` is the number of positions of a kernel. `order` is the order of channels and taps in the columns.
     """
 
     def __init__(self, target: Target, layout: Layout, order: str = "channel") -> None:
@@ -169,8 +170,10 @@ class Matrices:
         self.layout = layout
         self.order = order
         self.geometry = Geometry(layout, order, target.shard, tuple(target.tensor.shape), target.device)
-        self.outputs = self.geometry.outputs
-        self._height, self.columns = self.geometry.matrix
+        self.folding = self.geometry.folding
+        self.outputs = self.folding.outputs
+        self.size = self.folding.size
+        self.columns, self.taps = self.size[1], self.folding.taps
 
     def ranges(self, rows: Any) -> list[tuple[int, int]]:
         """Return ranges of outputs given as [[start, stop], ...]; raise PlanError if they are invalid."""
@@ -224,44 +227,15 @@ class Matrices:
         index = tuple(at.to(tensor.device) for at in places.where)
         tensor.index_put_(index, values.to(tensor.dtype).to(tensor.device))
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(D_out, D_in) of one matrix."""
-        return self._height, self.columns
-
-    @property
-    def taps(self) -> int:
-        """The number of positions of a kernel."""
-        return math.prod(self.target.shard.shape[axis] for axis in self.layout.tap_axes)
-
     def put_(self, make: Callable[[int], Tensor]) -> None:
         """Write every matrix as a whole, or the part of it that lies in the shard.
 
         Args:
             make: from the number of a matrix to its values, a float64 tensor (D_out, D_in).
         """
-        layout, shape = self.layout, self.target.shard.shape
         if not self.target.tensor.numel():
             return
-        experts = [shape[axis] for axis in layout.batch_axes]
-        kernel = [shape[axis] for axis in layout.tap_axes]
-        inner = layout.groups if layout.grouped == "in" else 1
-        stacked = self.outputs // self._height
-        count = math.prod(experts) * stacked * inner
-        values = torch.stack([make(number).cpu() for number in range(count)])
-        values = values.view(math.prod(experts), stacked, inner, self._height, self.columns)
-        width, taps = self.columns // self.taps, self.taps
-        if self.order == "channel":
-            values = values.view(*values.shape[:-1], width, taps)
-        else:
-            values = values.view(*values.shape[:-1], taps, width).transpose(-1, -2)
-            if self.order == "centre":
-                values = values[..., torch.argsort(centre_order(kernel))]
-        # (experts, stacked, inner, height, width, taps) → the axes of the weight, in the order of their meaning
-        sizes = [[shape[axis] for axis in axes] for axes in (layout.batch_axes, layout.out_axes, layout.in_axes)]
-        values = values.permute(0, 1, 3, 2, 4, 5).reshape(*sizes[0], *sizes[1], *sizes[2], *kernel)
-        axes = (*layout.batch_axes, *layout.out_axes, *layout.in_axes, *layout.tap_axes)
-        whole = values.permute([axes.index(axis) for axis in range(len(shape))])
+        whole = self.folding.weight(torch.stack([make(number).cpu() for number in range(self.folding.count)]))
         for axis, (start, size) in enumerate(zip(self.target.shard.offsets, self.target.tensor.shape, strict=True)):
             whole = whole.narrow(axis, start, size)
         self.target.tensor.copy_(whole)

@@ -66,7 +66,8 @@ def _corner(
     import torch
 
     from idfx.fills import fill_
-    from idfx.fills.geometry import Shard, kernel_columns
+    from idfx.fills.folding import Folding
+    from idfx.fills.geometry import Shard
     from idfx.fills.matrices import Target, read_layout
 
     if decision.fill == "constant" or len(info.shape) < 2:
@@ -79,6 +80,6 @@ def _corner(
     shape[layout.out_axis] = min(-(-ROWS // within), shape[layout.out_axis])
     part = torch.empty(shape, dtype=dtype)
     fill_(part, decision.fill, decision.arguments, parameter=info.name, seed=seed, shard=whole)
-    rows = kernel_columns(part, layout, decision.arguments.get("order", "channel"))
+    rows = Folding(layout, tuple(shape), decision.arguments.get("order", "channel")).rows(part)
     corner = tuple(tuple(row) for row in rows[:ROWS, :COLUMNS].tolist())
     return layout.matrix(info.shape), corner
