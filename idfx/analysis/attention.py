@@ -226,7 +226,10 @@ def _leads_on(flow: Dataflow, position: int) -> bool:
 def _before(
     flow: Dataflow, start: Sequence[int], wanted: Callable[[int], bool], leads_on: Callable[[Dataflow, int], bool]
 ) -> Iterator[int]:
-    """The first wanted terms on each way back from the start, through terms that lead on."""
+    """The first wanted terms on each way back from the start, through terms that lead on.
+
+    By hand: networkx's searches go on behind a node that was looked for.
+    """
     stack, seen = list(start), set[int]()
     while stack:
         position = stack.pop()

@@ -78,7 +78,10 @@ def entries(flow: Dataflow) -> Iterator[Entry]:
 
 
 def _leaves(flow: Dataflow, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The parameters of an expression, each with the terms from the expression's value down to it."""
+    """The parameters of an expression, each with the terms from the expression's value down to it.
+
+    By hand: an expression has a handful of terms, and a graph of its own would cost more than the walk.
+    """
     stack: list[tuple[int, tuple[int, ...]]] = [(position, ())]
     while stack:
         top, chain = stack.pop()

@@ -62,13 +62,11 @@ def data_graph(flow: Dataflow) -> nx.DiGraph[int]:
     terms = flow.terms
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from((ROOT, SINK))
-    for position, term in enumerate(terms):
-        if term.kind is Kind.INPUT:
-            graph.add_edge(ROOT, position, operand=0, gate=False, length=0)
-        elif term.data:
-            graph.add_edges_from(edge for edge in _steps(terms, position) if terms[edge[0]].data)
-    reached = (output for output in flow.outputs if terms[output].data)
-    graph.add_edges_from((output, SINK, {"operand": 0, "gate": False, "length": 0}) for output in reached)
+    free = {"operand": 0, "gate": False, "length": Length.NONE}
+    graph.add_edges_from((ROOT, position, free) for position, term in enumerate(terms) if term.kind is Kind.INPUT)
+    steps = (edge for position, term in enumerate(terms) if term.data for edge in _steps(terms, position))
+    graph.add_edges_from(edge for edge in steps if terms[edge[0]].data)
+    graph.add_edges_from((output, SINK, free) for output in flow.outputs if terms[output].data)
     return graph
 
 

@@ -68,7 +68,10 @@ class Exclusive:
         return False
 
     def _some(self, term: int, join: int, chosen: Mapping[int, int], alone: bool) -> Ranges | None:
-        """Follow the rows in the order of execution: entry by entry through moves, as a set where they are mixed."""
+        """Follow the rows in the order of execution: entry by entry through moves, as a set where they are mixed.
+
+        By hand: networkx follows nodes, not what each of them holds.
+        """
         labels = self._labels(term)
         if labels is None:
             return () if alone else None

@@ -140,7 +140,10 @@ def _widths(flow: Dataflow, position: int) -> tuple[int, int] | None:
 
 
 def _next_weights(flow: Dataflow, position: int) -> Iterator[tuple[int, bool]]:
-    """The dense weights that read a value next, and whether a nonlinear function stands between."""
+    """The dense weights that read a value next, and whether a nonlinear function stands between.
+
+    By hand: a term counts twice, with and without a function on the way to it.
+    """
     stack = [(user, False) for user in flow.users.get(position, ())]
     seen: set[tuple[int, bool]] = set()
     while stack and len(seen) < _FURTHEST:
