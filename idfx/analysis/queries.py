@@ -85,7 +85,7 @@ class StructureQueries:
 
     @functools.cached_property
     def _before(self) -> Mapping[str, tuple[str, ...] | None]:
-        """By hand, in one pass: what comes from elsewhere than a weight is passed on along the way, not only reached."""
+        """By hand, in one pass: what is passed on along the way are sets, or that something else entered."""
         flow = self.flow
         behind: dict[int, tuple[int, ...] | None] = {}  # by term: the weight terms that its value comes from
         found: dict[str, tuple[str, ...] | None] = {}
