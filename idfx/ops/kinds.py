@@ -86,7 +86,7 @@ class Kind(StrEnum):
         "{node} is a recurrent layer, which does not map zero to zero",
     )  # fmt: skip
     UNKNOWN = (
-        "unknown", Zero.NEVER, Length.NONLINEAR, Entries.MIXED, "nobody knows",
+        "unknown", Zero.NEVER, Length.NONLINEAR, Entries.MIXED, "in an unknown way",
         "nothing is known of the operator {node}",
     )  # fmt: skip
     INPUT = (
