@@ -687,8 +687,11 @@ def test_bad_options_say_what_is_expected(case):
 def test_a_malformed_scalar_of_a_plan_is_named():
     net, x = plain_net()
     text = to_json(idfx.plan(idfx.analyze(net, (x,)), "rezero"))
-    for wrong in (text.replace('"value": 0.0', '"value": "x"'), text.replace('"on": [', '"on": [4, ')):
-        with pytest.raises(PlanError, match="scalar 0"):
+    for wrong, message in (
+        (text.replace('"value": 0.0', '"value": "x"'), "plan: scalars → 0 → value is 'x'; expected a number"),
+        (text.replace('"on": [', '"on": [4, '), "plan: scalars → 0 → on → 0 is 4; expected an object"),
+    ):
+        with pytest.raises(PlanError, match=message):
             from_json(wrong)
 
 
