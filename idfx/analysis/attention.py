@@ -124,7 +124,7 @@ def attention_parts(flow: Dataflow) -> Mapping[int, dict[str, str]]:
 
 
 def _gated(flow: Dataflow, position: int) -> Iterator[tuple[int, int]]:
-    """The gate and the value of a product, if one operand is a gate, moved or scaled since."""
+    """The gate and the value of a product, if one operand is a gate, possibly moved or scaled."""
     first, second = flow.terms[position].operands
     for operand, other in ((first, second), (second, first)):
         gate = operand
@@ -190,7 +190,7 @@ def _axis_before(flow: Dataflow, position: int, axis: int, wanted: int) -> int |
 
 
 def sites_before(flow: Dataflow, operand: int) -> Iterator[int]:
-    """Yield the weight sites from which a value comes without another weight or a product of data between.
+    """Yield the weight sites from which a value comes with no other weight and no product of data in between.
 
     Args:
         flow: the data flow.
@@ -204,7 +204,7 @@ def sites_before(flow: Dataflow, operand: int) -> Iterator[int]:
 
 
 def _sites_behind(flow: Dataflow, position: int) -> Iterator[int]:
-    """The weight sites that read a value next, moved, scaled or normalised at most."""
+    """The weight sites that read a value next, at most moved, scaled or normalised."""
     stack, seen = list(flow.users.get(position, ())), set[int]()
     while stack:
         user = stack.pop()
@@ -228,7 +228,7 @@ def _before(
 ) -> Iterator[int]:
     """The first wanted terms on each way back from the start, through terms that lead on.
 
-    By hand: networkx's searches go on behind a node that was looked for.
+    Written by hand: networkx's searches go on behind a node that was looked for.
     """
     stack, seen = list(start), set[int]()
     while stack:

@@ -28,7 +28,7 @@ from idfx.ops.kinds import Length
 
 @dataclass(frozen=True)
 class Side:
-    """One operand of a sum taken for its shortcut, with the terms between fork and join on the other side.
+    """One operand of a sum as its shortcut, with the terms between fork and join on the other side.
 
     `context` is what enters those terms from elsewhere than the fork: a second input, a value made before the fork.
     """
@@ -57,7 +57,7 @@ class Blocks:
     shortcut: dict[int, int] = field(default_factory=dict)
 
     def around(self, term: int) -> Iterator[int]:
-        """Yield the joins in whose branch a term stands, the innermost first."""
+        """Yield the joins whose branch contains a term, the innermost first."""
         join = self.stem.get(term)
         while join is not None:
             yield join
@@ -130,17 +130,17 @@ class Finder:
         return None
 
     def _continues(self, side: Side) -> bool:
-        """Whether the value of the fork reaches the join through the branch, and not as a gate alone."""
+        """Whether the value of the fork reaches the join through the branch, not only as a gate."""
         values: nx.DiGraph[int] = nx.DiGraph()
         values.add_nodes_from((side.fork, *side.others))
         values.add_edges_from((value, term) for term in side.region for value in self._carried(term))
         return not nx.descendants(values, side.fork).union((side.fork,)).isdisjoint(side.others)
 
     def _apart(self, position: int, side: Side) -> bool:
-        """Whether the branch reads none of the fork's entries that the shortcut does, but some that go nowhere else.
+        """Whether the branch reads other entries of the fork than the shortcut does, some of which nothing else reads.
 
-        Closing it would silence these: two frames of a film, the steps of a recurrence. The halves of a reversible
-        coupling both go on. By hand: what is followed are entries, not nodes.
+        Closing it would lose these: two frames of a film, the steps of a recurrence. The halves of a reversible
+        coupling are both read further on. Written by hand, because it follows entries, not nodes.
         """
         way, here = [side.operand], side.operand
         while here != side.fork:
@@ -192,7 +192,7 @@ class Finder:
         return False
 
     def _selected(self, position: int, user: int, labels: Any) -> Any:
-        """The numbers of the entries behind a move that does nothing but select and arrange, else None."""
+        """The numbers of the entries after a move that only selects and arranges, else None."""
         term = self.terms[user]
         if term.kind != "move" or len(self.flow.sources[user]) != 1 or position not in term.operands:
             return None
@@ -225,7 +225,7 @@ class Finder:
         return any(self.terms[position].tag == "upsample" for position in positions)
 
     def _is_stream(self, position: int) -> bool:
-        """Whether a term is the output of a residual join, moved and resampled at most."""
+        """Whether a term is the output of a residual join, at most moved and resampled."""
         while self.terms[position].kind.resamples and len(self.flow.sources[position]) == 1:
             position = self.flow.sources[position][0]
         return position in self.blocks.sides
@@ -245,10 +245,10 @@ class Finder:
         return term.kind.mixes
 
     def _side(self, position: int, operand: int) -> Side | None:
-        """Take one operand for the shortcut: its fork is the nearest term on its linear path that the rest needs.
+        """Take one operand as the shortcut: its fork is the nearest term on its linear path that the rest depends on.
 
-        Going back from the other operands in order of execution, only terms behind the fork are visited. By hand:
-        networkx has no search from both operands at once that ends where they first meet.
+        Going back from the other operands in order of execution, only terms after the fork are visited. Written by
+        hand: networkx has no search from both operands at once that ends where they first meet.
         """
         others = tuple(other for other in self.flow.addends(position) if other != operand)
         for skip in (True, False):  # first past the inner branches, which costs nothing, then through them
@@ -316,11 +316,11 @@ class Finder:
             blocks.shortcut.setdefault(term, position)
 
     def _rows(self, cut: ZeroSet, cuts: ZeroSetFinder, position: int) -> dict[ZeroedParameter, Ranges | None]:
-        """Which rows of each end are the join's own, by the factors that were chosen to silence its products."""
+        """The rows of each end that belong to the join alone, given the factors chosen to make its products zero."""
         return {leaf: self.exclusive.rows(leaf.term, position, cuts.chosen) for leaf in cut.leaves()}
 
     def _between(self, fork: int, operand: int) -> Iterator[int]:
-        """The terms on the way from the fork to the shortcut operand, inner branches left out."""
+        """The terms on the path from the fork to the shortcut operand, without inner branches."""
 
         def passes(user: int, source: int) -> bool:
             inner = self.blocks.sides.get(user)

@@ -1,4 +1,4 @@
-"""Where parameters enter the data, and how each of them acts there: by the kind of the term that it enters."""
+"""Where parameters enter the data, and how each of them acts there, by the kind of the term that it enters."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def carries(self) -> bool:
-        """Whether the operand is part of the value of the term, and no gate of it."""
+        """Whether the operand is part of the value of the term, not a gate of it."""
         return self.operand in self.entered.operands
 
 
@@ -80,7 +80,7 @@ def entries(flow: Dataflow) -> Iterator[Entry]:
 def _leaves(flow: Dataflow, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:
     """The parameters of an expression, each with the terms from the expression's value down to it.
 
-    By hand: an expression has a handful of terms, and a graph of its own would cost more than the walk.
+    Written by hand: an expression has a handful of terms, and a graph of its own would cost more than the walk.
     """
     stack: list[tuple[int, tuple[int, ...]]] = [(position, ())]
     while stack:
@@ -93,7 +93,7 @@ def _leaves(flow: Dataflow, position: int) -> Iterator[tuple[int, tuple[int, ...
 
 
 def _values(flow: Dataflow, leaves: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:
-    """The ways from a value down to its parameters, without those by which one only gives another way its size."""
+    """The paths from a value down to its parameters, without those that only determine the size of another."""
 
     def steers(chain: tuple[int, ...]) -> bool:
         return any(flow.terms[position].kind is Kind.GATE for position in chain)
@@ -186,13 +186,13 @@ def _data(flow: Dataflow, position: int) -> int | None:
 
 
 def _scales_norm(flow: Dataflow, position: int) -> bool:
-    """Whether a product multiplies what a normalisation gives."""
+    """Whether a product multiplies the output of a normalisation."""
     before = _data(flow, position)
     return before is not None and _normalised(flow, before)
 
 
 def _shifts_norm(flow: Dataflow, position: int) -> bool:
-    """Whether a sum adds to what a normalisation gives, scaled or not."""
+    """Whether a sum adds to the output of a normalisation, scaled or not."""
     before = _data(flow, position)
     if before is not None and flow.terms[before].kind is Kind.PRODUCT and len(flow.sources[before]) == 1:
         return _scales_norm(flow, before)
@@ -200,7 +200,7 @@ def _shifts_norm(flow: Dataflow, position: int) -> bool:
 
 
 def _is_bias(entry: Entry) -> bool:
-    """Whether a sum adds one number to each output of a weight: what stands before it is one, at most mixed since."""
+    """Whether a sum adds one number to each output of a weight; the output may have been mixed since."""
     flow = entry.flow
     weight = _weight_before(flow, [o for o in entry.entered.operands if o != entry.operand and flow.terms[o].data])
     if weight is None or weight.tag == "table":

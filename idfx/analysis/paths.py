@@ -44,7 +44,7 @@ class Paths:
     def common_dominator(self, positions: Iterable[int]) -> int:
         """Return the nearest term through which every path to each of some terms runs, ROOT if there is none.
 
-        By hand: networkx looks for the lowest common ancestor in the whole tree, not along the two ways up.
+        Written by hand: networkx looks for the lowest common ancestor in the whole tree, not along the two ways up.
         """
         common, *others = positions
         for other in others:
@@ -58,7 +58,7 @@ class Paths:
     def only_through(self, position: int, gate: int) -> bool:
         """Return whether a term reaches the outputs through `gate` alone (or through nothing at all).
 
-        By hand: a few steps up the tree of post-dominators, no further than the gate.
+        Written by hand: a few steps up the tree of post-dominators, no further than the gate.
         """
         while position != gate:
             position = self._post_dominator.get(position, SINK)
@@ -97,7 +97,7 @@ class Paths:
         return tuple(operand for operand in operands if self.zeroable[operand]) or operands
 
     def _signal(self) -> frozenset[int]:
-        """The terms whose value reaches an output otherwise than as the gate of another value.
+        """The terms whose value reaches an output, not only as the gate of another value.
 
         Whole numbers among the outputs (labels, indices) are made of values and are none, if there are others.
         """

@@ -1,4 +1,4 @@
-"""What a scheme may ask of a structure beside the role of one parameter: depth, neighbours, attention."""
+"""Queries of a structure for schemes, in addition to the role of a parameter: depth, neighbours, attention."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class StructureQueries:
 
     @functools.cached_property
     def depth(self) -> int:
-        """The number of residual branches that lie in no other."""
+        """The number of residual branches that are not inside another."""
         return sum(join.parent is None for join in self.structure.joins)
 
     def around(self, parameter: str) -> Join | None:
-        """Return the innermost residual join in whose branch a parameter stands, None if there is none."""
+        """Return the innermost residual join whose branch contains a parameter, None if there is none."""
         return self._around.get(parameter)
 
     def layers(self, join: Join) -> int:
-        """Return how many weights carry the value through a branch, those of inner branches left out."""
+        """Return the number of weights that carry the value through a branch, without those of inner branches."""
         return self._layers.get(join.name, 0)
 
     @functools.cached_property

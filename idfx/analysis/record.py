@@ -1,4 +1,4 @@
-"""What is read from a capture once and kept on its structure, for whoever asks more of it than the structure says."""
+"""The analysis of a capture, which is made once and kept on its structure for further queries."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def read_places(node: torch.fx.Node) -> Mapping[str, tuple[RecurrentSlot, ...]]:
 
 
 def _flat(given: Mapping[str, Any], gates: tuple[str, ...]) -> Iterator[tuple[Any, RecurrentSlot]]:
-    """The places of a list of parameters, layer by layer and direction by direction; none if it is no such list."""
+    """The slots of a list of parameters, layer by layer and direction by direction; none if it is not such a list."""
     params, directions = given["params"], 2 if given["bidirectional"] else 1
     parts = [*(_GATED if given["has_biases"] else _GATED[:2]), "projection"]
     each, rest = divmod(len(params), given["num_layers"] * directions)

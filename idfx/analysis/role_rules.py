@@ -1,4 +1,4 @@
-"""The rules by which a parameter gets its role, each with the evidence that it rests on.
+"""The rules by which a parameter gets its role, each with its evidence.
 
 `RULES` decide for a parameter by all its uses, the first that applies; `SHARPER` give a use that is no weight's a
 narrower name. Where a weight stands is told by `idfx.analysis.surroundings`.
@@ -42,7 +42,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Case:
-    """One parameter: all that the rules may ask of it."""
+    """One parameter, with everything that the rules use."""
 
     uses: Sequence[Use]
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class Case:
 
     @functools.cached_property
     def hows(self) -> list[How]:
-        """How it is used, what decides the role first."""
+        """How it is used; the use that decides the role comes first."""
         found = {use.how for use in self.uses}
         return [how for how in How if how in found]
 
@@ -98,7 +98,7 @@ class Case:
 
     @functools.cached_property
     def traits(self) -> Traits:
-        """What it does beside, as a weight."""
+        """Its traits as a weight."""
         if not self.weights:
             return {}
         own = layout_traits(self.layout, self.weights[0].slices, self.shape)
@@ -151,7 +151,7 @@ def _ends_branch(case: Case) -> Role | None:
 
 
 def _used_otherwise(case: Case) -> Role | None:
-    """What it is beside a weight, or instead of one; what only makes a fixed value can be a weight all the same."""
+    """Its role if it is not only a weight; one that only makes a fixed value can still be a weight."""
     others = (how for how in case.hows if how is not How.WEIGHT and not (how is How.FIXED and case.weights))
     how = next(others, None)
     if how is None:
@@ -180,7 +180,7 @@ def _unresolved(case: Case, evidence: str) -> Role:
 
 
 def _stands(case: Case) -> Role:
-    """A weight, by where it stands in its first use."""
+    """A weight, by its position in its first use."""
     (name, evidence), *further = case.places
     others = sorted({other for other, _ in further} - {name})
     evidence += f"; elsewhere it is {', '.join(others)}" if others else ""

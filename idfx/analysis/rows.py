@@ -1,8 +1,8 @@
-"""Which outputs of a weight reach the model's outputs through one join alone.
+"""Which outputs of a weight reach the model's outputs only through one join.
 
-As a rule all do or none, and post-dominance tells. Where slices of one weight's output go different ways (part of
-the channels carries a shortcut, the rest goes on alone), rows are followed by running the moves themselves on a
-tensor of row numbers, so that no operator's way with axes has to be told a second time.
+Usually all do or none, which post-dominance decides. If slices of one weight's output take different paths (some
+channels carry a shortcut, the others do not), rows are followed by running the moves themselves on a tensor of row
+numbers, so that the effect of an operator on axes need not be described a second time.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def ranges(rows: set[int]) -> Ranges:
 
 
 class Exclusive:
-    """Answers, for a weight site and a join, which rows are the join's own."""
+    """Finds, for a weight site and a join, the rows that belong to the join alone."""
 
     def __init__(self, flow: Dataflow, paths: Paths) -> None:
         self._flow, self._paths = flow, paths
 
     def rows(self, term: int, join: int, chosen: Mapping[int, int]) -> Ranges | None:
-        """Return () if all rows of a site silence the join and reach the outputs through it alone, ranges if some do.
+        """Return () if all rows of a site make the join zero and reach the outputs only through it, ranges if some do.
 
-        None says that there are no such rows. Rows that only steer the branch are not among them: `chosen` has the
-        factor that silences each product.
+        None says that there are no such rows. Rows that only gate the branch are not among them: `chosen` has the
+        factor that makes each product zero.
         """
         alone = self._paths.only_through(term, join)
         whole = alone and not self._parts(term, join)
         return () if whole else self._some(term, join, chosen, alone)
 
     def _parts(self, term: int, join: int) -> bool:
-        """Whether what a site gives goes more than one way before the join."""
+        """Whether the output of a site takes more than one path before the join."""
         while term != join:
             users = self._flow.users.get(term, ())
             if len(users) != 1:
@@ -70,7 +70,7 @@ class Exclusive:
     def _some(self, term: int, join: int, chosen: Mapping[int, int], alone: bool) -> Ranges | None:
         """Follow the rows in the order of execution: entry by entry through moves, as a set where they are mixed.
 
-        By hand: networkx follows nodes, not what each of them holds.
+        Written by hand: networkx follows nodes, not what each of them holds.
         """
         labels = self._labels(term)
         if labels is None:
@@ -129,7 +129,7 @@ class Exclusive:
         return None
 
     def _steers(self, position: int, user: int, chosen: Mapping[int, int]) -> bool:
-        """Whether a value only steers what it meets at a term: a gate, or the factor that does not silence."""
+        """Whether a value only gates another value at a term: a gate, or the factor that does not make it zero."""
         term = self._flow.terms[user]
         if position not in term.operands or term.kind == "gate":
             return True
@@ -148,7 +148,7 @@ class Exclusive:
         return (number + 1).expand(found.shape)
 
     def _through(self, position: int, user: int, labels: Any) -> Any:
-        """The labels behind one more term, None where rows are mixed or meet other data."""
+        """The labels after one more term, None where rows are mixed with each other or with other data."""
         term = self._flow.terms[user]
         if self._flow.nodes[term.node].target is overwritten:
             return self._kept(position, user, labels)
@@ -163,7 +163,7 @@ class Exclusive:
         return labels if same and term.kind in _ENTRY_BY_ENTRY else None
 
     def _kept(self, position: int, user: int, labels: Any) -> Any:
-        """The labels of what a write in place leaves as it was: those of the whole, nothing where it wrote."""
+        """The labels of what an in-place write leaves unchanged: those of the whole, nothing where it wrote."""
         flow = self._flow
         whole, write = flow.nodes[flow.terms[user].node].args
         assert isinstance(whole, torch.fx.Node) and isinstance(write, torch.fx.Node)
@@ -186,7 +186,7 @@ class Exclusive:
         return kept
 
     def moved(self, position: int, user: int, labels: Any) -> Any:
-        """Return the labels behind a move, by its own operator run on them; a list of them where it splits.
+        """Return the labels after a move, by running its own operator on them; a list if it splits.
 
         Args:
             position: the term that the labels belong to.

@@ -1,4 +1,4 @@
-"""A sum that is written as a reduction over values side by side: which values they are, and how much of each."""
+"""A sum that is written as a reduction over stacked values: which values they are, and the factor of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REDUCED = frozenset({"aten.sum", "aten.mean"})
 
 
 class Stack(NamedTuple):
-    """Values side by side along an axis of the first argument of a reduction, which multiplies each by `factor`."""
+    """Values stacked along an axis of the first argument of a reduction, which multiplies each by `factor`."""
 
     values: tuple[torch.fx.Node, ...]
     axis: int
@@ -23,7 +23,7 @@ class Stack(NamedTuple):
 
 
 def stacked(node: torch.fx.Node, shapes: Mapping[str, tuple[int, ...]]) -> Stack | None:
-    """Return what a reduction adds up if it goes over an axis along which values were put side by side, else None.
+    """Return the values that a reduction adds up if it goes over an axis along which they were stacked, else None.
 
     `stack` makes such an axis, and so does `cat` where each part is one long there, or where the axis is cut into its
     parts again. Entries of the values are added that stand at the same place.

@@ -81,7 +81,7 @@ class _Assembly:
                 del ends[position]
 
     def carried(self, joins: tuple[Join, ...]) -> tuple[Join, ...]:
-        """Say of each join whether the inputs reach it with every branch closed."""
+        """Mark each join that the inputs reach with every branch closed."""
         positions = dict(zip(sorted(self.blocks.sides), joins, strict=True))
         closed = {
             leaf.term
@@ -183,7 +183,7 @@ class _Assembly:
         )
 
     def _place(self, position: int) -> str:
-        """Name a value: the join that makes it, or else its operator and module."""
+        """Name a value: the join that makes it, or otherwise its operator and module."""
         if position in self.names:
             return self.names[position]
         node = self.flow.terms[position].node

@@ -1,4 +1,4 @@
-"""Structure → the graph of its data flow as a person reads it: a `networkx.DiGraph` with names and plain attributes."""
+"""Structure → the graph of its data flow for users: a `networkx.DiGraph` with names and plain attributes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Plain = str | int | bool  # what GraphML takes
 
 
 def structure_graph(structure: Structure, analysis: Analysis) -> nx.DiGraph[str]:
-    """Return the graph of a structure; docs/structure.md tells its attributes.
+    """Return the graph of a structure; docs/structure.md lists its attributes.
 
     A node is called as the torch.fx node whose value it is. A term inside an operator is `NODE.KIND`: of a node
     `linear`, whose value is the sum with the bias, `linear.contract` is the product with the weight.
@@ -65,7 +65,7 @@ def _names(flow: Dataflow) -> list[str]:
 
 
 def _term(flow: Dataflow, position: int) -> dict[str, Plain]:
-    """What a term is by itself."""
+    """The attributes of a term itself."""
     term = flow.terms[position]
     node, step, module = flow.nodes[term.node], flow.step(position), flow.module(position)
     found: dict[str, Plain] = {"kind": str(term.kind.value), "position": position, "node": term.node, "data": term.data}
@@ -101,7 +101,7 @@ def _parameters(structure: Structure, analysis: Analysis) -> Mapping[int, dict[s
 
 
 def _joins(structure: Structure, analysis: Analysis, names: list[str]) -> Iterator[tuple[int, dict[str, Plain]]]:
-    """What is found of residual joins, and of the terms in their branches and on their shortcuts."""
+    """The attributes of residual joins, and of the terms in their branches and on their shortcuts."""
     blocks = analysis.blocks
     for position, join in zip(sorted(blocks.sides), structure.joins, strict=True):
         side = blocks.sides[position]
@@ -116,7 +116,7 @@ def _joins(structure: Structure, analysis: Analysis, names: list[str]) -> Iterat
 
 
 def _sums(analysis: Analysis, names: list[str]) -> Iterator[tuple[int, dict[str, Plain]]]:
-    """What the sums of data are that are no joins, and why."""
+    """The kind of each sum of data that is not a join, and the reason."""
     for position, (kind, reason) in analysis.blocks.refused.items():
         yield position, {"refused": kind, "reason": reason}
 

@@ -82,7 +82,7 @@ def weight_role(use: Use, around: Surroundings) -> tuple[RoleName, str]:
 
     Args:
         use: of the weight.
-        around: what stands around its uses.
+        around: the surroundings of its uses.
     """
     for name, rule in RULES:
         if evidence := rule(use, around):

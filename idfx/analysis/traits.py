@@ -17,7 +17,7 @@ _FURTHEST = 64  # terms between the two weights of an MLP; as a rule it is a han
 
 
 def read_traits(flow: Dataflow, paths: Paths) -> Mapping[int, Traits]:
-    """Return the traits of the weight sites, by term, that follow from what stands around them.
+    """Return the traits of the weight sites, by term, that follow from their surroundings.
 
     Args:
         flow, paths: what was read from the graph.
@@ -74,7 +74,7 @@ def layout_traits(layout: Layout | None, slices: int | None, shape: tuple[int, .
 
 
 def _gates(flow: Dataflow, paths: Paths) -> Iterator[int]:
-    """The weight sites behind that factor of a product which cannot be zero, or is less direct than the other."""
+    """The weight sites of the factor of a product that cannot be zero or is less direct than the other factor."""
     for position, term in enumerate(flow.terms):
         operands = flow.sources[position]
         if term.kind != "product" or term.tag == "attention" or len(operands) != 2 or divides(flow, position):
@@ -92,7 +92,7 @@ def _gates(flow: Dataflow, paths: Paths) -> Iterator[int]:
 
 
 def _origin(flow: Dataflow, position: int) -> tuple[int, ...] | None:
-    """The shape of the value behind the last weight before a term, on its only way."""
+    """The shape of the output of the last weight before a term, if there is only one path to it."""
     for _ in range(_FURTHEST):
         sources = flow.sources[position]
         if flow.terms[position].kind in ("contract", "sum") or len(sources) != 1:
@@ -140,9 +140,9 @@ def _widths(flow: Dataflow, position: int) -> tuple[int, int] | None:
 
 
 def _next_weights(flow: Dataflow, position: int) -> Iterator[tuple[int, bool]]:
-    """The dense weights that read a value next, and whether a nonlinear function stands between.
+    """The dense weights that read a value next, and whether there is a nonlinear function in between.
 
-    By hand: a term counts twice, with and without a function on the way to it.
+    Written by hand: a term counts twice, with and without a function on the way to it.
     """
     stack = [(user, False) for user in flow.users.get(position, ())]
     seen: set[tuple[int, bool]] = set()
@@ -161,7 +161,7 @@ def _next_weights(flow: Dataflow, position: int) -> Iterator[tuple[int, bool]]:
 
 
 def _stays_hidden(kind: Kind) -> bool:
-    """Whether a hidden layer stays what it is: its values are moved, scaled, normalised, shifted, gated."""
+    """Whether a hidden layer stays the same layer: its values are moved, scaled, normalised, shifted or gated."""
     return kind.keeps_axes or kind is Kind.MOVE
 
 

@@ -1,4 +1,4 @@
-"""How a parameter enters the data: the records that the reading of sites, of recurrent layers and of roles share."""
+"""How a parameter enters the data: the records shared by the analysis of sites, recurrent layers and roles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idfx.core.roles import RoleName
 
 
 class How(StrEnum):
-    """How a parameter acts where it meets the data, in the order in which one of several uses decides the role.
+    """How a parameter acts where it enters the data, in the order in which one of several uses decides the role.
 
     Attributes:
         role: of a parameter that is used so; of a weight, its surroundings decide.

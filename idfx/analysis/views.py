@@ -30,7 +30,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """How a parameter is read as matrices, and which range of its outputs one use takes; None for all."""
+    """How a parameter is read as matrices, and the range of its outputs that one use takes; None for all."""
 
     layout: Layout
     rows: tuple[int, int] | None = None
@@ -57,7 +57,7 @@ def blank(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def follow(flow: Dataflow, leaf: int, chain: tuple[int, ...]) -> View | None:
-    """Return the view that an expression makes of a parameter, None where it is none.
+    """Return the view of a parameter that an expression is, None if it is not a view.
 
     Args:
         flow: the data flow.
@@ -84,7 +84,7 @@ def follow(flow: Dataflow, leaf: int, chain: tuple[int, ...]) -> View | None:
 
 
 def moved(flow: Dataflow, position: int, source: int, tensor: Any) -> Any:
-    """Return what one move makes of a tensor without memory, by its strides; None where it is no view.
+    """Return the result of one move on a tensor without memory, by its strides; None if it is not a view.
 
     What copies keeps the strides of what it copies, what selects by another tensor is no view.
 
@@ -121,7 +121,7 @@ def _storage(tensor: Any) -> int:
 
 
 def read_matrix(view: View, shape: tuple[int, ...], layout: Layout) -> Matrix | None:
-    """Return how a parameter is read, given how the tensor made of it is.
+    """Return how a parameter is read, given how a view of it is read.
 
     Args:
         view: of the parameter.

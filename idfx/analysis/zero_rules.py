@@ -1,4 +1,4 @@
-"""What each kind of term makes of the zero sets of its operands, and the zero sets of what carries no data.
+"""The zero set of each kind of term from those of its operands, and the zero sets of terms without data.
 
 One recursion over what the kinds do with a zero (`idfx.ops.kinds`). What carries data is followed within a region of
 the graph (`idfx.analysis.zero_search`), by the same rules.
@@ -20,7 +20,7 @@ _UNDONE = "{} divides a weight by its own norm, which undoes any size"
 
 
 def gain_behind(term: DataflowNode, gain: float | None) -> float | None:
-    """Return how much larger what is small can be behind a term that passes it on, None without a bound.
+    """Return by how much a term can amplify a small value that it passes on, None if there is no bound.
 
     A normalisation divides x − mean(x), at most twice as large as x, by √(variance + eps) ≥ √eps, be the variance the
     data's own or a running one.
@@ -39,13 +39,13 @@ def gain_behind(term: DataflowNode, gain: float | None) -> float | None:
 
 
 def behind(term: DataflowNode, zero_set: ZeroSet) -> ZeroSet:
-    """Return a zero set with the gain that it has behind a term that passes its operand on."""
+    """Return a zero set with the gain that it has after a term that passes its operand on."""
     gain = gain_behind(term, zero_set.gain)
     return zero_set if zero_set.obstacle or gain == zero_set.gain else replace(zero_set, gain=gain)
 
 
 class ZeroRules(abc.ABC):
-    """The zero set of a term by those of its operands.
+    """The zero set of a term from those of its operands.
 
     Args:
         flow: the data flow.
@@ -65,14 +65,14 @@ class ZeroRules(abc.ABC):
 
     @abc.abstractmethod
     def added(self, position: int, term: DataflowNode) -> ZeroSet:
-        """Return the zero set of a sum, or of values side by side."""
+        """Return the zero set of a sum or a concatenation."""
 
     @abc.abstractmethod
     def multiplied(self, position: int, term: DataflowNode) -> ZeroSet:
-        """Return the zero set of a product, or of a weight and what it is applied to."""
+        """Return the zero set of a product, or of a weight and its input."""
 
     def by_kind(self, position: int) -> ZeroSet:
-        """Return the zero set of a term, by what its kind does with a zero."""
+        """Return the zero set of a term, according to what its kind does with a zero."""
         term = self.terms[position]
         if term.kind is Kind.PARAMETER:
             return ZeroSet((ZeroedParameter(self.flow.capture.parameters[term.node], position),), weights=False)
@@ -86,7 +86,7 @@ class ZeroRules(abc.ABC):
 
 
 class Expressions(ZeroRules):
-    """The zero sets of what carries no data: parameters, and what is made of parameters. Each is found once."""
+    """The zero sets of terms without data: parameters, and expressions of parameters. Each is found once."""
 
     def __init__(self, flow: Dataflow, prefer_scales: bool) -> None:
         super().__init__(flow, prefer_scales)
@@ -124,14 +124,14 @@ class Expressions(ZeroRules):
         return min(factors, key=lambda factor: (bool(factor.obstacle), factor.normalised))
 
     def _factor(self, position: int, term: DataflowNode, operand: int) -> ZeroSet:
-        """The zero set of one factor; a parameter that is multiplied by another one may become of any size."""
+        """The zero set of one factor; a parameter that is multiplied by another one can have any size."""
         found, gain = self.known(operand).at(position), None
         if term.tag == "norm scale":  # its input exists only inside the operator
             gain = gain_behind(self.terms[next(o for o in term.operands if o != operand)], found.gain)
         return replace(found, gain=gain)
 
     def _divides(self, term: DataflowNode) -> bool:
-        """Whether one factor is the reciprocal of something made of a parameter that silences another."""
+        """Whether one factor is the reciprocal of an expression of a parameter that makes another factor zero."""
         for divisor in term.operands:
             if self.terms[divisor].tag == "reciprocal":
                 inside = self._parameters(divisor)
@@ -141,6 +141,6 @@ class Expressions(ZeroRules):
         return False
 
     def _parameters(self, position: int) -> set[str]:
-        """The parameters that a term is made of."""
+        """The parameters that a term depends on."""
         inside = (self.terms[term] for term in nx.ancestors(self.flow.term_graph, position) | {position})
         return {self.flow.capture.parameters[term.node] for term in inside if term.kind is Kind.PARAMETER}

@@ -1,7 +1,7 @@
-"""What silences a branch: the zero set of what joins it, followed back to the parameters and no further than the fork.
+"""What makes a branch zero: the zero set of its terms at the join, followed back to parameters, at most to the fork.
 
-Each term of a region is looked at once, so that the cost is at most that of the region. By hand: networkx knows whether
-a term is reached, not what of its operands must be zero for it to be.
+Each term of a region is visited once, so the cost is at most that of the region. Written by hand: networkx determines
+whether a term is reached, not which of its operands must be zero for the term to be zero.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rank = tuple[int, int, int]  # of a factor: what it is, how direct the way to it
 
 
 class _TooDeepError(Exception):
-    """A way from a join back to its ends is longer than calls may nest."""
+    """A path from a join back to its ends is longer than calls may nest."""
 
 
 class ZeroSetFinder:
@@ -116,7 +116,7 @@ class _Region(ZeroRules):
         return replace(found, normalised=True)
 
     def added(self, position: int, term: DataflowNode) -> ZeroSet:
-        """All data operands are to be zero by their ends, and what is added to them or put beside them too."""
+        """All data operands must be zero by their ends, and so must values added to or concatenated with them."""
         data = [o for o in term.operands if self.terms[o].data]
         found = union(self.known(o) for o in data or term.operands)
         beside = union(self.known(o) for o in term.operands if data and not self.terms[o].data)
@@ -125,7 +125,7 @@ class _Region(ZeroRules):
         return replace(found, zeroed_biases=both(found.zeroed_biases, beside.ends))
 
     def multiplied(self, position: int, term: DataflowNode) -> ZeroSet:
-        """Return the zero set of the weight, or else of what it is applied to; of one factor of a product."""
+        """Return the zero set of the weight, or otherwise of its input; for a product, of one factor."""
         if term.kind is Kind.PRODUCT:
             return self._product(position, term)
         data, weight = term.operands
@@ -136,7 +136,7 @@ class _Region(ZeroRules):
         return own if other.obstacle else replace(other, gain=None)
 
     def _product(self, position: int, term: DataflowNode) -> ZeroSet:
-        """One factor: what the fork becomes, if a weight ends it, else a scale parameter, else whatever is left."""
+        """One factor: the one with the value of the fork if a weight ends it, else a scale parameter, else any."""
         factors = [
             self._carrier(term, operand) if self.terms[operand].data else self._scale(position, term, operand)
             for operand in term.operands
@@ -147,7 +147,7 @@ class _Region(ZeroRules):
         return found
 
     def _quality(self, found: ZeroSet) -> int:
-        """How well a factor silences a product: by ends of the branch alone, cleanly, somehow, not at all."""
+        """How well a factor makes a product zero: only by ends of the branch, cleanly, otherwise, not at all."""
         if found.obstacle:
             return 3
         if found.normalised:
@@ -182,7 +182,7 @@ class _Region(ZeroRules):
         return set(reached(self.flow.data_graph.subgraph((self._fork, *self._region)), (self._fork,)))
 
     def _fewest(self, wanted: Sequence[int], found: ZeroSet) -> ZeroSet:
-        """Leave out the ends, the last ones first, that only see what the others have made zero."""
+        """Leave out the ends, the last ones first, that only receive values that the others have made zero."""
         leaves = found.leaves()
         if not 1 < len(leaves) <= _MOST:
             return found

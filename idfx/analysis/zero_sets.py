@@ -1,4 +1,4 @@
-"""What makes a term zero: a set of parameters that, at zero, do, and what stands behind them."""
+"""What makes a term zero: a set of parameters that do so when they are zero, and what comes after them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tree = Any
 
 
 def both(one: Tree, other: Tree) -> Tree:
-    """Return the leaves of two trees as one; an empty one adds nothing to walk through.
+    """Return the leaves of two trees as one; an empty tree adds no node.
 
     Example:
         >>> both(("a",), ()), both(("a",), ("b",))
@@ -42,7 +42,7 @@ def flatten(tree: Tree) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class ZeroedParameter:
-    """A parameter that silences, and the term at which it acts."""
+    """A parameter that makes a term zero, and the term at which it acts."""
 
     parameter: str
     term: int
@@ -68,11 +68,11 @@ class ZeroSet:
 
     @property
     def clean(self) -> bool:
-        """Whether the ends exist and what is small there stays small."""
+        """Whether the ends exist and small values at them stay small."""
         return not self.obstacle and not self.normalised
 
     def leaves(self) -> list[ZeroedParameter]:
-        """Return the ends, each once; none where there is an obstacle."""
+        """Return the ends, each once; none if there is an obstacle."""
         return [] if self.obstacle else flatten(self.ends)
 
     def at(self, position: int, weights: bool = False) -> ZeroSet:

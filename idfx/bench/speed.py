@@ -30,7 +30,7 @@ MODELS = {
     "vit_large_patch16_224": 304_326_632,
     "vit_giant_patch14_224": 1_012_646_888,
 }
-# and what is built whole on a device: a language model of transformers beside them
+# and models that are built whole on a device, with a language model of transformers in addition
 WHOLE = {f"timm:{name}": size for name, size in MODELS.items()} | {"transformers:llama": 6_607_343_616}
 READ = ("resnet50", "vit_base_patch16_224", "swin_tiny_patch4_window7_224")
 BASELINE = "import timm, torch; torch.save(timm.create_model('{name}').state_dict(), '{file}')"

@@ -1,4 +1,4 @@
-"""Every ATen operator call of a forward, and what operators do not tell, handed to whoever watches."""
+"""Passes every ATen operator call of a forward, and what operators do not show, to a watcher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from idfx.core.torch_private import PreDispatchMode, operators_unseen, transform
 
 
 class OperatorCalls(PreDispatchMode):
-    """A dispatch mode that hands each operator call to `on_call(operator, args, kwargs) -> result`.
+    """A dispatch mode that passes each operator call to `on_call(operator, args, kwargs) -> result`.
 
     A call on lists of tensors is handed over entry by entry.
     """
@@ -35,20 +35,20 @@ class OperatorCalls(PreDispatchMode):
 
 
 class Watcher(Protocol):
-    """Who is asked about what operators do not tell."""
+    """Receives what operators do not show."""
 
     def hidden(self, values: Any) -> None:
-        """Hear of the arguments of what runs under a transform of torch.func, whose operators are not seen."""
+        """Receive the arguments of a call under a transform of torch.func, whose operators are not seen."""
 
     def numbers(self, tensor: torch.Tensor) -> list[Any] | None:
-        """Return the numbers in a meta tensor as lists, None if nobody knows them."""
+        """Return the numbers in a meta tensor as lists, None if they are unknown."""
 
     def on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a meta tensor that stands for one with values, for torch would make one out of sight."""
+        """Return a meta tensor for one with values, because torch would make one that the recorder does not see."""
 
 
 class FunctionCalls(TorchFunctionMode):
-    """Sees what operators do not tell; `numbers` is what a tensor is being made from at the moment.
+    """Intercepts what operators do not show; `numbers` is the data that a tensor is currently being made from.
 
     On the meta device torch itself forgets it at once.
     """

@@ -1,6 +1,6 @@
-"""The captured graph as a torch.fx.GraphModule, and what idfx notes of each node.
+"""The captured graph as a torch.fx.GraphModule, and the metadata of its nodes.
 
-Every node has what torch.fx people look for: `meta["val"]`, a meta tensor of the value's shape, stride and dtype, and
+Every node has the usual metadata of torch.fx: `meta["val"]`, a meta tensor of the value's shape, stride and dtype, and
 `meta["nn_module_stack"]`, the modules in whose forward the operator was called, from the model inwards. What only idfx
 needs is a `NodeFacts` under `meta["idfx"]`.
 """
@@ -27,7 +27,7 @@ def overwritten(value: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
 
 
 def describe(node: torch.fx.Node, facts: NodeFacts, value: Any, stack: Mapping[str, tuple[str, str]]) -> None:
-    """Note what a node is.
+    """Set the metadata of a node.
 
     Args:
         node: of the graph.

@@ -39,7 +39,7 @@ class GraphInterpreter(torch.fx.Interpreter):
         return self.call(n, args, kwargs)
 
     def call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what the operator of a node gives for these arguments."""
+        """Return the result of a node's operator for these arguments."""
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
@@ -48,7 +48,7 @@ class GraphInterpreter(torch.fx.Interpreter):
 
 
 def apply(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Return what an operator gives."""
+    """Return the result of an operator."""
     return func(*args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Running a model without leaving a trace: its modes, attributes, parameters and random states are put back."""
+"""Runs a model without side effects: its modes, attributes, parameters and random states are restored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _restored_random_state(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _restored_attributes(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward keeps in its modules: cached biases, masks, counters. Parameters are not copied."""
+    """Restore what a forward stores in its modules: cached biases, masks, counters. Parameters are not copied."""
     before = [(vars(module), dict(vars(module))) for module in model.modules()]
     contents = [
         (value, value.copy())
@@ -56,7 +56,7 @@ def _restored_attributes(model: nn.Module) -> Iterator[None]:
 
 
 class KeptParameters:
-    """Puts back parameters that a forward writes to (a momentum encoder): one is copied when it is about to change."""
+    """Restores parameters that a forward writes to (a momentum encoder); each is copied just before it changes."""
 
     def __init__(self, model: nn.Module) -> None:
         with plain_tensors():  # where memory lies is asked, and nothing of what is in it
@@ -66,7 +66,7 @@ class KeptParameters:
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def before(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Copy what an operator is about to write to, if it is a parameter."""
+        """Copy the tensor that an operator is about to write to, if it is a parameter."""
         if func._schema.is_mutable:
             for value in (*args, *kwargs.values()):
                 for tensor in value if isinstance(value, (list, tuple)) else (value,):
@@ -76,7 +76,7 @@ class KeptParameters:
                             self._copies.append((own, own.detach().clone()))
 
     def put_back(self) -> None:
-        """Let all be as it was."""
+        """Restore the parameters."""
         for (parameter, storage), form in zip(self._memory, self._form, strict=True):
             with plain_tensors():
                 moved = parameter.untyped_storage()._cdata != storage._cdata

@@ -20,7 +20,7 @@ class UncopiedError(CaptureError):
 
 
 def tensors_in(value: Any, _seen: set[int] | None = None) -> Iterator[torch.Tensor]:
-    """Yield the tensors in a model's input or output, in order; one that stands there twice comes twice."""
+    """Yield the tensors in a model's input or output, in order; one that occurs twice is yielded twice."""
     seen = _seen if _seen is not None else set()
     if isinstance(value, torch.Tensor):
         yield value
@@ -40,7 +40,7 @@ def tensors_in(value: Any, _seen: set[int] | None = None) -> Iterator[torch.Tens
 
 
 def _attributes(value: Any) -> list[Any]:
-    """What an object holds, in its `__dict__` and in its slots."""
+    """The attributes of an object, in its `__dict__` and in its slots."""
     slots = (kind.__dict__.get("__slots__", ()) for kind in type(value).__mro__)
     names = {name: None for found in slots for name in ((found,) if isinstance(found, str) else found)}
     held = [getattr(value, name, None) for name in names if name != "__dict__"]

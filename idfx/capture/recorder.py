@@ -1,7 +1,7 @@
-"""Operator calls → torch.fx graph: one run of a forward, written down call by call.
+"""Operator calls → torch.fx graph: one run of a forward, recorded call by call.
 
-A tensor is known by its place in memory. On the meta device the recorder also computes the values that a forward asks
-for, as long as they depend on inputs and buffers alone.
+A tensor is identified by its location in memory. On the meta device the recorder also computes the values that a
+forward reads, as long as they depend only on inputs and buffers.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ _FAILURES = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexErro
 
 
 class Recorder:
-    """Builds the graph call by call. A tensor is known by its place in memory, which two objects may share.
+    """Builds the graph call by call. A tensor is identified by its location in memory, which two objects may share.
 
-    Every tensor is held on to, so that no place is used twice. `values` has the real tensors of inputs and buffers
-    by name where the run has none: a forward may ask for a number that depends on these alone. `device` is the model's
-    own, which the graph has in place of the meta device.
+    Every tensor is kept alive, so that no address is used twice. `values` has the real tensors of inputs and buffers by
+    name if the run has none: a forward may read a number that depends only on these. `device` is the model's own; the
+    graph has it in place of the meta device.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Recorder:
         return node
 
     def _computed_values(self, wanted: Sequence[torch.fx.Node]) -> dict[torch.fx.Node, Any] | None:
-        """The values of some nodes and of what they depend on, None if a parameter is among it or they fail."""
+        """The values of some nodes and of their dependencies, None if one is a parameter or if they fail."""
         assert self._real is not None
         stack = list(wanted)
         ancestors: set[torch.fx.Node] = set()
@@ -121,7 +121,7 @@ class Recorder:
         return values
 
     def _value(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What an operator returns that needs numbers, None if they depend on a parameter or are not to be had."""
+        """The result of an operator that needs numbers, None if they depend on a parameter or are not available."""
         wanted: list[torch.fx.Node] = []
         torch.fx.node.map_arg((args, kwargs), wanted.append)
         values = self._computed_values(wanted)
@@ -137,7 +137,7 @@ class Recorder:
             return None
 
     def _masked(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The result of a selection by masks, whose number of entries their values tell; None if they do not."""
+        """The result of a selection by masks, whose size depends on their values; None if these are unknown."""
         if func._schema.name not in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_unsafe_index"):
             return None
         indices: list[Any] = []
@@ -152,7 +152,7 @@ class Recorder:
         return func(args[0], indices, *args[2:], **kwargs)
 
     def numbers(self, tensor: torch.Tensor) -> list[Any] | None:
-        """The numbers in a meta tensor, for a forward that asks for all of them at once."""
+        """The numbers in a meta tensor, for a forward that reads all of them at once."""
         if self._real is None:
             return None
         with without_modes():
@@ -188,7 +188,7 @@ class Recorder:
         return result
 
     def output(self, value: Any) -> None:
-        """Note what the forward returned."""
+        """Record what the forward returned."""
         self.graph.output(mirrored(value, self._node))
 
     def _result(self, node: torch.fx.Node, result: Any, step: int) -> None:
@@ -267,7 +267,7 @@ class Recorder:
         return copy
 
     def hidden(self, values: Any) -> None:
-        """Note where a parameter is used and no operator is seen."""
+        """Record where a parameter is used by operators that cannot be seen."""
         tensors = (value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor))
         if any(self._names.get(id(tensor), (tensor, "", False))[2] for tensor in tensors):
             self.hides.setdefault(self.path.current)
@@ -281,7 +281,7 @@ class Recorder:
 
 
 def view_key(tensor: torch.Tensor) -> Any:
-    """Where in memory a tensor lies and how."""
+    """The location of a tensor in memory, and its layout."""
     where = memory(tensor)
     if where == id(tensor):
         return where

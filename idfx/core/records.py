@@ -240,7 +240,7 @@ FACTS = "idfx"  # the key of a node's `meta` under which its NodeFacts lie
 
 
 class NodeFacts(NamedTuple):
-    """What idfx needs to know of a node of a captured graph, beside what torch.fx itself notes.
+    """What idfx needs to know about a node of a captured graph, in addition to the metadata of torch.fx.
 
     `kind` is "input", "parameter", "buffer", "constant" (a tensor that the forward took from elsewhere) or "operator".
     `step` is the number of the operator call in one forward pass, -1 where there is none. `name` is that of the

@@ -27,7 +27,7 @@ Fill = Callable[..., None]
 
 @functools.cache
 def _parameters(fill: Fill) -> Mapping[str, inspect.Parameter]:
-    """The arguments that a fill takes beside the target."""
+    """The arguments of a fill other than the target."""
     return dict([*inspect.signature(fill).parameters.items()][1:])
 
 

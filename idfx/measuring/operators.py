@@ -68,7 +68,7 @@ class LinearMap:
 
 @dataclass
 class Budget:
-    """A limit on the number of products and on the time; `spent` tells whether time ran out."""
+    """A limit on the number of products and on the time; `spent` says whether time ran out."""
 
     made: Callable[[], int]
     products: int

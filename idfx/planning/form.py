@@ -17,7 +17,7 @@ def _no_keep(fill: str) -> str:
 
 
 def _kind(entry: Any) -> str | None:
-    """Which of the three an entry is; a form that was read is told by its class."""
+    """The kind of an entry, one of three; a form that was read has it in its class."""
     kinds = {"fill": "filled", "keep": "kept", "load": "loaded"}
     found = [kind for key, kind in kinds.items() if (key in entry if isinstance(entry, dict) else hasattr(entry, key))]
     return found[0] if len(found) == 1 else None

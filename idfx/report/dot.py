@@ -29,7 +29,7 @@ def _names(graph: nx.DiGraph[str]) -> dict[str, str]:
 def _arrows(graph: nx.DiGraph[str], names: dict[str, str]) -> dict[tuple[str, str], bool]:
     """Arrows between drawn nodes that no drawn node lies between; True for those that bring a shortcut.
 
-    By hand: networkx contracts two nodes into one, but leaves none out.
+    Written by hand: networkx contracts two nodes into one, but leaves none out.
     """
     nearest: dict[str, frozenset[str]] = {}
     arrows: dict[tuple[str, str], bool] = {}

@@ -64,7 +64,7 @@ def build(name: str, arguments: Mapping[str, object]) -> tuple[nn.Module, Exampl
 
 
 def _inspect(path: Path) -> None:
-    """Refuse a file that is no such archive, or that holds objects or expressions beside tensors and operators."""
+    """Refuse a file that is not such an archive, or that has expressions or objects besides tensors and operators."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
