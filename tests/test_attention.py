@@ -1,4 +1,4 @@
-"""Queries, keys and values are told apart by what steers what, in torch's own attention and in one written by hand."""
+"""Queries, keys and values are distinguished by what gates what, in torch's own attention and in a hand-written one."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_python_m_idfx_is_the_same_program():
         module = subprocess.run([sys.executable, "-m", "idfx", *arguments], capture_output=True, check=False)
         script = Path(sys.executable).with_name("idfx")
         if not script.exists():
-            pytest.skip("idfx is not installed beside this Python")
+            pytest.skip("idfx is not installed for this Python")
         program = subprocess.run([script, *arguments], capture_output=True, check=False)
         assert (module.returncode, module.stdout, module.stderr) == (
             program.returncode,

@@ -493,7 +493,7 @@ case("rows put and accumulated",
 
 
 def frames(m: Any, x: Tensor) -> Tensor:
-    """The second frame is read by the branch alone: closing it would silence the frame."""
+    """The second frame is read only by the branch: closing the branch would lose the frame."""
     first, second = x.unbind(1)[:2]
     return first + m.b(m.a(second).relu())
 

@@ -1,4 +1,4 @@
-"""A person's word about a role: what follows for the joins, the plan and the certificate."""
+"""Overriding a role: the consequences for the joins, the plan and the certificate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A person's words about a plan: patterns, --set, --only, --keep, files of words, and what is wrong with them."""
+"""Changing a plan: patterns, --set, --only, --keep, files of settings, and their errors."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def curvature(subject: AuditContext) -> Iterator[Measure]:
     eigenvectors", NIPS 1992; Cohen et al., "Gradient descent on neural networks typically occurs at the edge of
     stability", ICLR 2021.
     """
-    subject.observation  # noqa: B018  # a graph that cannot be run is told once
+    subject.observation  # noqa: B018  # report a graph that cannot be run only once
     trial = subject.trial
     assert trial is not None
     with torch.enable_grad():

@@ -77,7 +77,7 @@ class FunctionCalls(TorchFunctionMode):
         return func(*args, **options)
 
     def _known(self, index: Any) -> Any:
-        """An index of which the watcher knows every tensor: torch would make and move one out of sight."""
+        """An index whose tensors the watcher knows; torch would make and move one that the watcher does not see."""
         if isinstance(index, tuple):
             return tuple(self._known(item) for item in index)
         if isinstance(index, list) and index and all(isinstance(item, int) for item in index):

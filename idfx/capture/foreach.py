@@ -21,7 +21,7 @@ class Call(NamedTuple):
 
 
 def single_calls(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Call] | None:
-    """Return what an operator on lists does entry by entry, None if it is none or has no counterpart for one tensor.
+    """Return the calls of an operator on lists, one per entry; None for other operators, or if it has no counterpart.
 
     Args:
         func: an overload.

@@ -28,7 +28,7 @@ def largest_eigenvalue(
     on the CPU; a Lanczos without restarts is all that some 40 products need.
 
     Args:
-        hessian: the map; it is its own transpose, of which no product is made.
+        hessian: the map; it is symmetric, so products with its transpose are not used.
         seed: of the start.
         products: how many may be made.
         accuracy: at which to stop, relative.

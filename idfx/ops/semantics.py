@@ -30,8 +30,8 @@ class Reading(NamedTuple):
     axes: tuple[int, ...]
 
 
-# A layout alone: the outputs are the last axis of the result, before any taps. A function of the shapes of the operand
-# and of the other one (None: not known), where the number of their axes has a say.
+# A layout alone: the outputs are the last axis of the result, before any taps. Or, where the number of their axes
+# matters, a function of the shapes of the operand and of the other operand (None: not known).
 Layouts = Layout | Callable[[Shape | None, Shape | None], Reading | None] | None
 
 

@@ -42,7 +42,7 @@ def graphml(graph: nx.DiGraph[str]) -> str:
     try:
         return "\n".join(nx.generate_graphml(graph, named_key_ids=True)) + "\n"
     except AttributeError as error:  # it asks NumPy for types that are no longer there
-        found = f"networkx {nx.__version__} does not write it beside this NumPy"
+        found = f"networkx {nx.__version__} cannot write it with this NumPy version"
         raise ExportError(
             f"GraphML: {found}; networkx 3.3 or later was expected. Install it, or write a .json file."
         ) from error

@@ -39,7 +39,7 @@ def _spectrum(form: Form) -> Tensor:
     )  # fmt: skip
     bins = int(found(form.audio, *keys, default=128 if form.kind.startswith("gemma") else 80))
     bins *= int(found(form.audio, "num_stacked_frames", default=1))
-    if (first := form.first("Linear", "input_linear")) is not None:  # it may take several steps, one beside the other
+    if (first := form.first("Linear", "input_linear")) is not None:  # it may take several steps, concatenated
         bins = int(first.in_features)
     positions = found(form.audio, "max_source_positions")
     if form.kind == "clap":
