@@ -14,12 +14,12 @@ from ..session import Progress, build_and_read
 
 @click.command("analyze")
 @model_options
-@click.option("--dot", default=None, metavar="FILE", help="Also write a picture of weights and joins for graphviz.")
+@click.option("--dot", default=None, metavar="FILE", help="Also write a Graphviz drawing of weights and joins.")
 @click.option(
     "--graph",
     default=None,
     metavar="FILE",
-    help="Also write the data flow and all that is found in it: .graphml, .json or .dot.",
+    help="Also write the data flow with the results of the analysis: .graphml, .json or .dot.",
 )
 @output_options
 def command(dot: str | None, graph: str | None, as_json: bool, quiet: bool, **options: Any) -> None:

@@ -30,7 +30,7 @@ def right(own: Shape | None, other: Shape | None) -> Reading | None:
 
 @operator("aten.linear", "aten.mkldnn_linear")
 def linear(input: Any, weight: Any, bias: Any = None) -> OpSemantics:
-    """X · Wᵀ + b, weight (out, in)."""
+    """A linear layer: x · Wᵀ + b, weight (out, in)."""
     return contract(input, weight, None, LINEAR, bias)
 
 
@@ -38,7 +38,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> OpSemantics:
           "aten._sparse_mm",
           "aten.linalg_matmul", "aten.chain_matmul", "aten.linalg_vecdot")  # fmt: skip
 def matmul(a: Any, b: Any) -> OpSemantics:
-    """A · b over the last axis of a and the second-to-last axis of b."""
+    """The product a · b over the last axis of a and the second-to-last axis of b."""
     return contract(a, b, left, right)
 
 
@@ -52,7 +52,7 @@ def grouped_matmul(a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype
 @operator("aten.addmm", "aten.addmm_", "aten.addbmm", "aten.baddbmm", "aten.baddbmm_", "aten.addmv",
           "aten._addmm_activation")  # fmt: skip
 def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, **options: Any) -> OpSemantics:
-    """Beta · input + alpha · mat1 · mat2."""
+    """The sum beta · input + alpha · mat1 · mat2."""
     result = contract(mat1, mat2, left, right)
     scaled = result if alpha == 1 else scale(result, float(alpha))
     if beta == 0:
@@ -62,7 +62,7 @@ def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 
 
 @operator("aten.addr", "aten.addr_")
 def add_outer(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1) -> OpSemantics:
-    """Beta · input + alpha · vec1 ⊗ vec2."""
+    """The sum beta · input + alpha · vec1 ⊗ vec2."""
     product = outer(vec1, vec2)
     scaled = product if alpha == 1 else scale(product, float(alpha))
     return OpSemantics(Kind.SUM, (scaled, input if beta == 1 else scale(input, float(beta)))) if beta else scaled

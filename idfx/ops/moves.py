@@ -52,7 +52,7 @@ def dropped(x: Any, p: float, train: bool) -> OpSemantics:
           "aten.reflection_pad3d", "aten.replication_pad1d", "aten.replication_pad2d",
           "aten.replication_pad3d")  # fmt: skip
 def padded(x: Any, pad: Any, mode: Any = "constant", value: Any = 0) -> OpSemantics:
-    """X with a border of zeros, of a constant, or of its own entries."""
+    """The tensor x with a border of zeros, of a constant, or of its own entries."""
     if not isinstance(mode, str):  # constant_pad_nd has no mode
         value = mode
     return concat((move(x), gate())) if value else move(x)
@@ -84,7 +84,7 @@ def where(condition: Any, *values: Any) -> OpSemantics:
 
 @operator("aten.masked_fill", "aten.masked_fill_")
 def masked(x: Any, mask: Any, value: Any) -> OpSemantics:
-    """X with some entries set to a value."""
+    """The tensor x with some entries set to a value."""
     return concat((x, _or_number(value)), mask)
 
 
@@ -96,14 +96,14 @@ def copied(x: Any, src: Any, non_blocking: bool = False) -> OpSemantics:
 
 @operator("aten.index_put", "aten.index_put_", "aten._index_put_impl_", "aten._unsafe_index_put")
 def put(x: Any, indices: Any, values: Any, accumulate: bool = False, unsafe: bool = False) -> OpSemantics:
-    """X with some entries replaced by, or increased by, values."""
+    """The tensor x with some entries replaced by, or increased by, values."""
     return OpSemantics(Kind.SUM if accumulate else Kind.CONCAT, tensors(x, values), tensors(indices))
 
 
 @operator("aten.scatter", "aten.scatter_", "aten.masked_scatter", "aten.masked_scatter_", "aten.index_copy",
           "aten.index_copy_", "aten.index_fill", "aten.index_fill_")  # fmt: skip
 def scattered(x: Any, *rest: Any, reduce: Any = "") -> OpSemantics:
-    """X with some entries replaced, or added to or multiplied, depending on `reduce`."""
+    """The tensor x with some entries replaced, or added to or multiplied, depending on `reduce`."""
     values = tuple(_or_number(value) for value in rest[-1:])
     if reduce == "multiply":
         return gate(x, *rest)
@@ -112,7 +112,7 @@ def scattered(x: Any, *rest: Any, reduce: Any = "") -> OpSemantics:
 
 @operator("aten.index_add", "aten.index_add_", "aten.scatter_add", "aten.scatter_add_")
 def scatter_added(x: Any, dim: int, index: Any, source: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """X with values added at some entries."""
+    """The tensor x with values added at some entries."""
     return OpSemantics(Kind.SUM, tensors(x, source), tensors(index))
 
 
@@ -120,7 +120,7 @@ def scatter_added(x: Any, dim: int, index: Any, source: Any, *rest: Any, **optio
 def scatter_reduced(
     x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True
 ) -> OpSemantics:
-    """X with values combined with some entries: added, averaged, or the larger or smaller of both."""
+    """The tensor x with values combined with some entries: added, averaged, or the larger or smaller of both."""
     if reduce in ("sum", "mean") and include_self:
         both = OpSemantics(Kind.SUM, tensors(x, source), tensors(index))
         return both if reduce == "sum" else OpSemantics(Kind.MIX, (both,))
@@ -131,7 +131,7 @@ def scatter_reduced(
 
 @operator("aten.slice_scatter", "aten.select_scatter", "aten.diagonal_scatter", "aten.as_strided_scatter")
 def part_replaced(x: Any, src: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """X with a slice replaced by src."""
+    """The tensor x with a slice replaced by src."""
     return concat((x, src))
 
 

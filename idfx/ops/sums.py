@@ -21,7 +21,7 @@ from idfx.ops.semantics import (
 
 @operator("aten.add", "aten.add_")
 def added(x: Any, other: Any, *, alpha: Any = 1) -> OpSemantics:
-    """X + alpha · other."""
+    """The sum x + alpha · other."""
     return add(x, other, alpha)
 
 
@@ -40,7 +40,7 @@ def subtracted_from(x: Any, other: Any, alpha: Any = 1) -> OpSemantics:
 
 @operator("aten.mul", "aten.mul_", "aten.multiply", "aten.multiply_")
 def multiplied(x: Any, other: Any) -> OpSemantics:
-    """X · other."""
+    """The product x · other."""
     return product(x, other)
 
 
@@ -56,19 +56,19 @@ def divided(x: Any, other: Any, *, rounding_mode: Any = None) -> OpSemantics:
 
 @operator("aten.addcmul", "aten.addcmul_")
 def add_product(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> OpSemantics:
-    """X + value · tensor1 · tensor2."""
+    """The sum x + value · tensor1 · tensor2."""
     return add(x, product(tensor1, tensor2), value)
 
 
 @operator("aten.addcdiv", "aten.addcdiv_")
 def add_quotient(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> OpSemantics:
-    """X + value · tensor1 / tensor2."""
+    """The sum x + value · tensor1 / tensor2."""
     return add(x, OpSemantics(Kind.PRODUCT, (tensor1, reciprocal(tensor2)), tag="scale"), value)
 
 
 @operator("aten.lerp", "aten.lerp_")
 def interpolated(x: Any, end: Any, weight: Any) -> OpSemantics:
-    """X + weight · (end − x), which is (1 − weight) · x + weight · end."""
+    """Interpolation: x + weight · (end − x), which is (1 − weight) · x + weight · end."""
     rest = OpSemantics(Kind.PRODUCT, (x, gate(weight)), tag="scale") if is_operand(weight) else scale(x, 1.0 - weight)
     return add(rest, product(end, weight))
 
