@@ -74,7 +74,7 @@ def crossing(flow: Dataflow, paths: Paths, found: Sequence[Attention]) -> list[b
     and them: pooled keys and latent queries belong to the same data, those of a decoder and of a Perceiver do not.
 
     Args:
-        flow, paths: what was read from the graph.
+        flow, paths: from the analysis of the graph.
         found: the attentions, in the order of execution.
     """
     products = {attention.term for attention in found}
@@ -228,7 +228,7 @@ def _before(
 ) -> Iterator[int]:
     """The first wanted terms on each way back from the start, through terms that lead on.
 
-    Written by hand: networkx's searches go on behind a node that was looked for.
+    Written by hand: networkx's searches do not stop at the node that is searched for.
     """
     stack, seen = list(start), set[int]()
     while stack:

@@ -36,8 +36,8 @@ _NO_READINGS: Readings = (None, None)
 class DataflowNode(NamedTuple):
     """One term of the data flow; its operands and gates are positions in `Dataflow.terms`, all before its own.
 
-    `kind` says what it does and by which rules. `data`: its value depends on an input; `parametric`: on a parameter.
-    `readings`, of a contraction: how each operand is or would be read as a weight.
+    `kind` says what it does and which rules it follows. `data`: its value depends on an input; `parametric`: on a
+    parameter. `readings`, of a contraction: how each operand is or would be read as a weight.
     """
 
     kind: Kind
@@ -274,7 +274,7 @@ class _Reader:
             parts = [self.terms[self._position(o, node)] for o in term.operands]
             term = term.arranged([2 if part.data else int(part.parametric) for part in parts])
         kind, readings = term.kind, _NO_READINGS
-        shaped_too = shaped and kind is not Kind.CONTRACT  # what is contracted has another shape than the result
+        shaped_too = shaped and kind is not Kind.CONTRACT  # the operands have another shape than the result
         operands = tuple([self._position(o, node, shaped_too) for o in term.operands])
         gates = tuple([self._position(g, node) for g in term.gates]) if term.gates else ()
         data = parametric = False

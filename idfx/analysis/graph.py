@@ -93,8 +93,8 @@ def _length(source: DataflowNode, term: DataflowNode) -> int:
 def reached(graph: nx.DiGraph[int], sources: Iterable[int]) -> Iterator[int]:
     """Yield some nodes and all that they lead to, the nearest first.
 
-    Unlike `nx.descendants` it takes several nodes, and asks no view of a graph for its size, which would cost a walk
-    through the whole graph.
+    Unlike `nx.descendants`, it takes several nodes and does not compute the size of a graph view, which would traverse
+    the whole graph.
 
     Example:
         >>> list(reached(nx.DiGraph([(1, 2), (2, 3), (4, 3)]), [2]))

@@ -44,11 +44,11 @@ class Paths:
     def common_dominator(self, positions: Iterable[int]) -> int:
         """Return the nearest term through which every path to each of some terms runs, ROOT if there is none.
 
-        Written by hand: networkx looks for the lowest common ancestor in the whole tree, not along the two ways up.
+        Written by hand: networkx looks for the lowest common ancestor in the whole tree, not along the two paths up.
         """
         common, *others = positions
         for other in others:
-            while common != other:  # each term stands behind its dominator
+            while common != other:  # each term comes after its dominator
                 if common > other:
                     common = self.dominator[common]
                 else:

@@ -18,7 +18,7 @@ from idfx.core.records import Layout, Role
 from idfx.core.roles import RoleName
 from idfx.ops.semantics import operator_name, tensors
 
-# The rows of a weight, as torch stacks them; a layer without gates has the candidate alone.
+# The rows of a weight, as torch stacks them; a layer without gates has only the candidate.
 GATES = {
     "lstm": ("input", "forget", "candidate", "output"),
     "gru": ("reset", "update", "candidate"),
@@ -99,8 +99,8 @@ def read_parameter(
     Args:
         flow: the data flow.
         leaf: the parameter.
-        chain: the terms from what the operator is given down to the parameter.
-        places: of what the operator is given.
+        chain: the terms from the operator's argument down to the parameter.
+        places: of the operator's arguments.
     """
     own, parts = flow.terms[leaf].shape, {place.part for place in places}
     if parts <= _READ.keys():

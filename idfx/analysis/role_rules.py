@@ -1,7 +1,7 @@
 """The rules by which a parameter gets its role, each with its evidence.
 
 `RULES` decide for a parameter by all its uses, the first that applies; `SHARPER` give a use that is no weight's a
-narrower name. Where a weight stands is told by `idfx.analysis.surroundings`.
+narrower name. `idfx.analysis.surroundings` determines the position of a weight.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def assign_roles(
     """Return the role of every parameter.
 
     Args:
-        flow, paths, sites: what was read from the graph.
-        stem, shortcut: the join in whose branch or on whose shortcut a term stands.
+        flow, paths, sites: from the analysis of the graph.
+        stem, shortcut: the join whose branch or shortcut contains a term.
         names: how joins are called.
         joins: the residual joins, by term.
     """

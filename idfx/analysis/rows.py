@@ -111,7 +111,7 @@ class Exclusive:
 
         Args:
             term: the weight site.
-            target: a term behind it, with nothing between that mixes rows.
+            target: a later term, with nothing in between that mixes rows.
         """
         labels = self._labels(term)
         here: dict[int, Any] = {} if labels is None else {term: labels}

@@ -26,7 +26,7 @@ def stacked(node: torch.fx.Node, shapes: Mapping[str, tuple[int, ...]]) -> Stack
     """Return the values that a reduction adds up if it goes over an axis along which they were stacked, else None.
 
     `stack` makes such an axis, and so does `cat` where each part is one long there, or where the axis is cut into its
-    parts again. Entries of the values are added that stand at the same place.
+    parts again. Entries at the same position are added.
 
     Args:
         node: of an operator.

@@ -20,7 +20,7 @@ def read_traits(flow: Dataflow, paths: Paths) -> Mapping[int, Traits]:
     """Return the traits of the weight sites, by term, that follow from their surroundings.
 
     Args:
-        flow, paths: what was read from the graph.
+        flow, paths: from the analysis of the graph.
     """
     found: dict[int, Traits] = {}
     for site, attention in attention_parts(flow).items():
@@ -142,7 +142,7 @@ def _widths(flow: Dataflow, position: int) -> tuple[int, int] | None:
 def _next_weights(flow: Dataflow, position: int) -> Iterator[tuple[int, bool]]:
     """The dense weights that read a value next, and whether there is a nonlinear function in between.
 
-    Written by hand: a term counts twice, with and without a function on the way to it.
+    Written by hand: a term counts twice, with and without a function on the path to it.
     """
     stack = [(user, False) for user in flow.users.get(position, ())]
     seen: set[tuple[int, bool]] = set()

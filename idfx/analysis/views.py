@@ -86,7 +86,7 @@ def follow(flow: Dataflow, leaf: int, chain: tuple[int, ...]) -> View | None:
 def moved(flow: Dataflow, position: int, source: int, tensor: Any) -> Any:
     """Return the result of one move on a tensor without memory, by its strides; None if it is not a view.
 
-    What copies keeps the strides of what it copies, what selects by another tensor is no view.
+    A copy keeps the strides of its source; a selection by another tensor is not a view.
 
     Args:
         flow: the data flow.

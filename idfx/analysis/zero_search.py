@@ -17,10 +17,10 @@ from idfx.analysis.zero_sets import ZeroSet, both, flatten, union
 from idfx.ops.kinds import Kind, Zero
 
 _DEEPEST = 100  # terms that are followed back from a join to their parameters, call by call; as a rule a handful
-_LEAST = 1e-8  # what a normalisation must add to what it divides by, so that the almost zero before it stays small
+_LEAST = 1e-8  # what a normalisation must add to its divisor, so that values near zero before it stay small
 _MOST = 16  # ends of which some may turn out not to be needed; more are left as they are
 
-Rank = tuple[int, int, int]  # of a factor: what it is, how direct the way to it is, its term
+Rank = tuple[int, int, int]  # of a factor: what it is, how direct the path to it is, its term
 
 
 class _TooDeepError(Exception):
@@ -32,7 +32,7 @@ class ZeroSetFinder:
 
     Args:
         flow: the data flow.
-        length: how direct the way from the inputs to each term is (`idfx.analysis.paths`).
+        length: how direct the path from the inputs to each term is (`idfx.analysis.paths`).
         inner: the zero set of the branch of each join found before, and the join's shortcut operand.
         prefer_scales: take a scale parameter as the end where there is one, rather than a weight before it.
     """

@@ -53,7 +53,7 @@ class ZeroSet:
     """What makes a term zero: `ends` are to be zero, and `zeroed_biases` (biases and shifts behind them) too.
 
     `scales` are the scale parameters passed on the way. `weights`: all ends are weights. `normalised`: a normalisation
-    stands behind the ends, so that only an exact zero survives. `gain`: the most that what stands behind the ends, but
+    comes after the ends, so that only an exact zero stays zero. `gain`: the most that what stands behind the ends, but
     for the scales, multiplies by; None where that has no bound that the graph tells. `obstacle`, if not empty, says
     why there is no such set.
     """

@@ -59,7 +59,7 @@ class KeptParameters:
     """Restores parameters that a forward writes to (a momentum encoder); each is copied just before it changes."""
 
     def __init__(self, model: nn.Module) -> None:
-        with plain_tensors():  # where memory lies is asked, and nothing of what is in it
+        with plain_tensors():  # only the location of the memory is read, not its content
             self._memory = [(parameter, parameter.untyped_storage()) for parameter in model.parameters()]
             self._form = [(p.storage_offset(), p.size(), p.stride()) for p, _ in self._memory]
             self._own = {memory(parameter): parameter for parameter, _ in self._memory}

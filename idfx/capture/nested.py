@@ -51,7 +51,7 @@ def map_tensors(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
     """Return a deep copy of a model's input with other tensors in it; what happens to the copy leaves the input alone.
 
     Args:
-        value: containers, dataclasses and objects, nested as they like; what is shared in it is shared in the copy.
+        value: containers, dataclasses and objects, nested to any depth; shared objects are also shared in the copy.
         change: called once for each tensor of `tensors_in`, in their order.
 
     Raises:

@@ -28,7 +28,7 @@ def run(
     Raises:
         ForwardError: the model raised; the message names the module in whose forward it did.
     """
-    from idfx.capture.dispatch import OperatorCalls  # of which not every torch has what it needs
+    from idfx.capture.dispatch import OperatorCalls  # not every version of torch supports it
 
     kept = KeptParameters(model)
 

@@ -129,7 +129,7 @@ def replay(
     Args:
         found: the capture of `model`.
         args, kwargs: inputs with the shapes of the example.
-        on_call: returns what an operator gives for its arguments.
+        on_call: returns the result of an operator for its arguments.
 
     Raises:
         CaptureError: the graph contains a tensor whose values are unknown.

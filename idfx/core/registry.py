@@ -78,7 +78,7 @@ class Registry(Mapping[str, T], Generic[T]):
             try:
                 point.load()
             except (Exception, SystemExit) as error:
-                self._group = group  # asked again, it fails again
+                self._group = group  # a second attempt fails in the same way
                 package = point.dist.name if point.dist is not None else "the package that provides it"
                 raise UsageError(
                     f"{self.noun} entry point {point.name} = {point.value}: {type(error).__name__}: {error}; expected "

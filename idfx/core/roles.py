@@ -1,6 +1,6 @@
-"""What a parameter can be for: the names of the roles, each with its meaning and with what follows from it.
+"""The possible purposes of a parameter: the names of the roles, each with its meaning and its properties.
 
-docs/structure.md shows the same table. A scheme or a metric asks a role's name for its properties, or compares it with
+docs/structure.md shows the same table. Schemes and metrics use the properties of a role's name, or compare it with
 the plain word.
 """
 
@@ -15,7 +15,7 @@ class Acts(Enum):
 
     WEIGHT = "is a weight, read as matrices"
     FORM = "is a weight of another form"
-    SHIFT = "is added to what a weight, a normalisation or a branch gives"
+    SHIFT = "is added to the output of a weight, a normalisation or a branch"
     FACTOR = "multiplies"
     VALUE = "is a value of its own among the data"
     TABLE = "is looked up"
@@ -24,7 +24,7 @@ class Acts(Enum):
 
 
 class RoleName(StrEnum):
-    """The name of a role. A member is the plain word, and carries what the role means.
+    """The name of a role. A member is the plain word, with the meaning of the role.
 
     Attributes:
         acts: how the parameter acts on the data.
@@ -81,17 +81,17 @@ class RoleName(StrEnum):
 
     @cached_property
     def is_shift(self) -> bool:
-        """Whether it is added behind something, so that 0 leaves that as it is."""
+        """Whether it is added to another value, so that 0 leaves that value unchanged."""
         return self.acts is Acts.SHIFT
 
     @cached_property
     def is_free(self) -> bool:
-        """Whether its size is the author's choice: a value, a table, or a factor that no normalisation sets."""
+        """Whether its size is free: a value, a table, or a factor that no normalisation determines."""
         return self.acts in (Acts.VALUE, Acts.TABLE, Acts.FACTOR) and self is not RoleName.NORM_SCALE
 
     @cached_property
     def multiplies(self) -> bool:
-        """Whether zeros in it can keep a gradient from what it meets."""
+        """Whether zeros in it can block a gradient."""
         return self.acts not in (Acts.SHIFT, Acts.VALUE, Acts.NONE)
 
     @cached_property
@@ -101,7 +101,7 @@ class RoleName(StrEnum):
 
     @cached_property
     def is_last(self) -> bool:
-        """Whether it is the last weight of a branch or of the model, which may begin at zero."""
+        """Whether it is the last weight of a branch or of the model, which may start at zero."""
         return self in (RoleName.END, RoleName.HEAD)
 
     @cached_property
@@ -111,12 +111,12 @@ class RoleName(StrEnum):
 
     @cached_property
     def is_stem(self) -> bool:
-        """Whether it is a weight through which all of the data goes on, no residual branch and no head."""
+        """Whether it is a weight that all of the data passes through, neither in a residual branch nor a head."""
         return self in (RoleName.INPUT_STEM, RoleName.MAIN_STEM, RoleName.TRANSITION)
 
     @cached_property
     def is_given(self) -> bool:
-        """Whether a user may give it to a parameter: roles of weights of another form follow from the graph alone."""
+        """Whether a user may give it to a parameter; roles of weights of another form follow only from the graph."""
         return self.acts not in (Acts.FORM, Acts.NONE)
 
 

@@ -32,7 +32,7 @@ def largest_eigenvalue(
         seed: of the start.
         products: how many may be made.
         accuracy: at which to stop, relative.
-        out_of_time: is asked before each product whether to stop.
+        out_of_time: called before each product; true stops the iteration.
 
     Source: the bounds: `idfx.measuring.krylov.beyond`.
 

@@ -25,7 +25,7 @@ def gradients(
 
     Args:
         model: its name.
-        metric: the one that asks, which an error names.
+        metric: the one that needs them; errors name it.
         outputs, inputs: tensors, or gradient edges of them.
         seeds: of the shapes of the outputs; None for one number.
         twice: whether the graph is one that is differentiated again; it is then kept.

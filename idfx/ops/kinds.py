@@ -1,6 +1,6 @@
-"""The kinds of terms that an operator's meaning is made of, and the rules that each kind follows: the whole vocabulary.
+"""The kinds of terms that describe an operator, and the rules of each kind: the complete vocabulary.
 
-Whoever asks what a kind of term does reads it in `Kind`, and nowhere else; docs/structure.md shows the same table.
+`Kind` is the only place that says what a kind of term does; docs/structure.md shows the same table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Zero(Enum):
 
 
 class Entries(Enum):
-    """What an entry of a term is made of."""
+    """The source of an entry of a term."""
 
     SAME = "the same entry"
     MOVED = "an entry from elsewhere"
@@ -46,13 +46,13 @@ class Entries(Enum):
 
 
 class Kind(StrEnum):
-    """What a term does. A member is the plain word, and carries the rules of its kind.
+    """What a term does. A member is the plain word, with the rules of its kind.
 
     Attributes:
         zero: when the term is zero.
         length: of the step into it, on a path from the inputs; of a product, with one operand that carries data.
-        entries: what an entry of it is made of.
-        does: how it passes its operand on; empty for what is made of no operand.
+        entries: the source of its entries.
+        does: how it passes its operand on; empty for a term without operands.
         obstacle: why a term that is not zero keeps a branch open; "{node}" stands for its node.
 
     Example:
@@ -113,17 +113,17 @@ class Kind(StrEnum):
 
     @cached_property
     def multiplies(self) -> bool:
-        """Whether one operand that is zero is enough for the term to be."""
+        """Whether one zero operand is enough to make the term zero."""
         return self.zero is Zero.ANY
 
     @cached_property
     def passes(self) -> bool:
-        """Whether the term is made of the values of its operands, none of which multiplies another."""
+        """Whether the term consists of the values of its operands, without products of them."""
         return self.zero is Zero.OPERAND or self.zero is Zero.ALL
 
     @cached_property
     def mixes(self) -> bool:
-        """Whether an entry of the term is made of several of an operand's."""
+        """Whether an entry of the term depends on several entries of an operand."""
         return self.entries is Entries.SEVERAL or self.entries is Entries.MIXED
 
     @cached_property

@@ -60,7 +60,7 @@ class OpSemantics:
     """What an operator does: a kind, the operands that its value is made of, and what only steers it.
 
     `kind` may be given as its plain word. `operands` are graph nodes or further terms; `gates` (masks, indices,
-    statistics) have a say in the value but do not carry it. `tag` says what a parameter among the operands is ("bias",
+    statistics) affect the value but do not carry it. `tag` says what a parameter among the operands is ("bias",
     "shift", "scale", "table"). `layouts` are how the first and second operand of a contraction would be read as a
     weight; `arranged` gives the term instead, where it differs with which operands carry data (2), depend on parameters
     (1) or are fixed (0). `axes` is the one along which a norm takes its slices one by one, or along which the first

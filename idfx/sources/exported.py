@@ -1,7 +1,7 @@
 """Models that torch.export has saved: `model.pt2`.
 
 Such a file comes from elsewhere, and torch's own reader would unpickle parts of it and evaluate expressions in it. Here
-tensors alone are unpickled, and a file that needs more is refused.
+only tensors are unpickled, and a file that needs more is refused.
 """
 
 from __future__ import annotations
