@@ -1,7 +1,7 @@
 """Model → captured graph by torch.export: on request, and where torch does not let operators be recorded.
 
 The graph is that of `torch.export.export(strict=False)` in its functional form: what the forward writes in place is an
-operator of its own. It takes several times as long as recording, and refuses models whose Python looks at values.
+operator of its own. It takes several times as long as recording, and refuses models whose Python depends on values.
 """
 
 from __future__ import annotations

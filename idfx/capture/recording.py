@@ -45,7 +45,7 @@ def trace_calls(
     except ForwardError as error:
         if any(tensor.is_meta for tensor in model.parameters()):
             raise CaptureError(
-                f"{error}; the model is on the meta device and its forward needs values. Build it on a real device."
+                f"{error} The model is on the meta device and its forward needs values: build it on a real device."
             ) from error
     if materialize is not None:
         materialize()
