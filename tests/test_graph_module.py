@@ -233,12 +233,12 @@ def test_the_tracers_agree(name: str) -> None:
     assert report.certificate is not None and report.certificate.certified == len(export.joins)
 
 
-def test_torch_export_s_refusal_is_told() -> None:
+def test_torch_export_s_rejection_is_reported() -> None:
     class Asks(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(CaptureError, match=r"Asks: torch\.export refuses it"):
+    with pytest.raises(CaptureError, match=r"Asks: torch\.export rejects it"):
         idfx.analyze(Asks(), (torch.ones(2),), tracer="export")
 
 

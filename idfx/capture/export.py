@@ -1,7 +1,7 @@
-"""Model → captured graph by torch.export: on request, and where torch does not let operators be recorded.
+"""Model → captured graph by torch.export: on request, and if this version of torch does not support recording.
 
-The graph is that of `torch.export.export(strict=False)` in its functional form: what the forward writes in place is an
-operator of its own. It takes several times as long as recording, and refuses models whose Python depends on values.
+The graph is that of `torch.export.export(strict=False)` in its functional form: each in-place write is a separate
+operator. It takes several times as long as recording, and rejects models whose Python depends on values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def trace_export(model: nn.Module, example: Example) -> torch.fx.GraphModule:
         example: its inputs.
 
     Raises:
-        CaptureError: torch.export refuses the model, or keeps a part of it as a graph of its own.
+        CaptureError: torch.export rejects the model, or keeps a part of it as a separate graph.
     """
     args, kwargs = example.args, dict(example.kwargs)
     with undisturbed(model):
