@@ -151,7 +151,8 @@ def test_capture_calls_each_operator_once():
 
     class Seen(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            seen.append(func)
+            if not func._schema.name.startswith("aten::empty"):  # a meta tensor for each value, nothing computed
+                seen.append(func)
             return func(*args, **(kwargs or {}))
 
     meta = {name: value.to("meta") for name, value in net.state_dict(keep_vars=True).items()}
@@ -162,7 +163,7 @@ def test_capture_calls_each_operator_once():
     with Seen():
         captured = capture(net, Example((x,)))
     nodes = sum(node.op == "call_function" for node in captured.graph.nodes)
-    assert 0 < nodes <= bare and len(seen) <= 1.5 * bare
+    assert 0 < nodes <= bare and len(seen) <= 1.1 * bare
 
 
 def test_the_file_is_the_weights_and_little_else(tmp_path):
