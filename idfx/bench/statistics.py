@@ -94,7 +94,8 @@ class Comparison:
 def compare(values: Mapping[int, float], reference: Mapping[int, float]) -> Comparison | None:
     """Return the paired comparison of two mappings from seed to value, over the seeds in both; None if fewer than two.
 
-    Source: scipy.stats.ttest_rel and scipy.stats.wilcoxon. If all differences are 0, both p-values are 1.
+    Source: scipy.stats.ttest_rel and scipy.stats.wilcoxon (exact with ties too, since scipy 1.15). If all differences
+    are 0, both p-values are 1.
 
     Example:
         >>> found = compare({0: 2.0, 1: 4.0, 2: 3.0}, {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0})
