@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,3 +50,16 @@ def test_nothing_heavy_is_imported_before_it_is_needed(line: str) -> None:
     program = f"{line}; import sys; print(*sorted({heavy!r} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """Counts what is imported for types alone, and inside of functions, too."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "idfx").rglob("*.py")}
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for module, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                named = [f"{node.module}.{alias.name}" for alias in node.names]
+                graph.add_edges_from((module, name) for name in {node.module, *named} & files.keys())
+    assert graph.number_of_edges() > 300
+    assert list(nx.simple_cycles(graph)) == []

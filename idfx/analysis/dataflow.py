@@ -10,7 +10,7 @@ import functools
 import operator as python_operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import networkx as nx
 import torch
@@ -18,40 +18,16 @@ import torch.fx
 
 from idfx.analysis.graph import SINK, data_graph, term_graph
 from idfx.analysis.stacks import stacked
+from idfx.analysis.terms import NO_READINGS, DataflowNode, Readings
 from idfx.capture.graph import overwritten
 from idfx.core.records import Capture, Layout, Unknown
 from idfx.ops.kinds import Kind
-from idfx.ops.semantics import OPERATORS, OpSemantics, Reading, gate, move, operator_name, reading, scale, tensors
+from idfx.ops.semantics import OPERATORS, OpSemantics, gate, move, operator_name, reading, scale, tensors
 
 _ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_"})
 _ZERO = object()  # stands for a tensor of zeros
 _OWN = "the model's own forward"
 _INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
-
-
-Readings = tuple[Reading | None, Reading | None]
-_NO_READINGS: Readings = (None, None)
-
-
-class DataflowNode(NamedTuple):
-    """One term of the data flow; its operands and gates are positions in `Dataflow.terms`, all before its own.
-
-    `kind` says what it does and which rules it follows. `data`: its value depends on an input; `parametric`: on a
-    parameter. `readings`, of a contraction: how each operand is or would be read as a weight.
-    """
-
-    kind: Kind
-    operands: tuple[int, ...]
-    gates: tuple[int, ...]
-    node: str
-    shape: tuple[int, ...] | None
-    data: bool
-    parametric: bool
-    tag: str = ""
-    readings: Readings = _NO_READINGS
-    axes: tuple[int, ...] | None = None
-    factor: float | None = None
-    eps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +63,12 @@ class Dataflow:
     @functools.cached_property
     def data_graph(self) -> nx.DiGraph[int]:
         """The terms that carry data, as a graph (`idfx.analysis.graph`)."""
-        return data_graph(self)
+        return data_graph(self.terms, self.outputs)
 
     @functools.cached_property
     def term_graph(self) -> nx.DiGraph[int]:
         """All terms, as a graph."""
-        return term_graph(self)
+        return term_graph(self.terms)
 
     @functools.cached_property
     def users(self) -> Mapping[int, tuple[int, ...]]:
@@ -273,7 +249,7 @@ class _Reader:
         if term.arranged is not None:
             parts = [self.terms[self._position(o, node)] for o in term.operands]
             term = term.arranged([2 if part.data else int(part.parametric) for part in parts])
-        kind, readings = term.kind, _NO_READINGS
+        kind, readings = term.kind, NO_READINGS
         shaped_too = shaped and kind is not Kind.CONTRACT  # the operands have another shape than the result
         operands = tuple([self._position(o, node, shaped_too) for o in term.operands])
         gates = tuple([self._position(g, node) for g in term.gates]) if term.gates else ()

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from idfx.analysis.dataflow import Dataflow, DataflowNode, divides
+from idfx.analysis.dataflow import Dataflow, divides
+from idfx.analysis.terms import DataflowNode
 from idfx.analysis.uses import How
 from idfx.ops.kinds import Kind
 

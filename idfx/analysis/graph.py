@@ -10,24 +10,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import networkx as nx
 
+from idfx.analysis.terms import DataflowNode
 from idfx.ops.kinds import Kind, Length
-
-if TYPE_CHECKING:
-    from idfx.analysis.dataflow import Dataflow, DataflowNode
 
 ROOT = -1
 SINK = -2
 
 
-def term_graph(flow: Dataflow) -> nx.DiGraph[int]:
+def term_graph(terms: Sequence[DataflowNode]) -> nx.DiGraph[int]:
     """Return the graph of all terms: inputs, parameters, constants and what is made of them.
 
     Args:
-        flow: the data flow of one forward pass.
+        terms: of the data flow of one forward pass.
 
     Example:
         >>> import torch
@@ -35,20 +33,20 @@ def term_graph(flow: Dataflow) -> nx.DiGraph[int]:
         >>> from idfx.capture.tracing import capture
         >>> from idfx.core.records import Example
         >>> flow = read(capture(torch.nn.Linear(3, 2), Example((torch.ones(1, 3),))))
-        >>> [(flow.terms[a].kind, flow.terms[b].kind) for a, b in term_graph(flow).edges]
+        >>> [(flow.terms[a].kind, flow.terms[b].kind) for a, b in term_graph(flow.terms).edges]
         [('input', 'contract'), ('parameter', 'contract'), ('parameter', 'sum'), ('contract', 'sum')]
     """
     graph: nx.DiGraph[int] = nx.DiGraph()
-    graph.add_nodes_from(range(len(flow.terms)))
-    graph.add_edges_from(edge for position in range(len(flow.terms)) for edge in _steps(flow.terms, position))
+    graph.add_nodes_from(range(len(terms)))
+    graph.add_edges_from(edge for position in range(len(terms)) for edge in _steps(terms, position))
     return graph
 
 
-def data_graph(flow: Dataflow) -> nx.DiGraph[int]:
+def data_graph(terms: Sequence[DataflowNode], outputs: Iterable[int]) -> nx.DiGraph[int]:
     """Return the graph of the terms that carry data, between ROOT, which leads to the inputs, and SINK.
 
     Args:
-        flow: the data flow of one forward pass.
+        terms, outputs: of the data flow of one forward pass.
 
     Example:
         >>> import torch
@@ -56,17 +54,16 @@ def data_graph(flow: Dataflow) -> nx.DiGraph[int]:
         >>> from idfx.capture.tracing import capture
         >>> from idfx.core.records import Example
         >>> flow = read(capture(torch.nn.Linear(3, 2), Example((torch.ones(1, 3),))))
-        >>> nx.shortest_path(data_graph(flow), ROOT, SINK)
+        >>> nx.shortest_path(data_graph(flow.terms, flow.outputs), ROOT, SINK)
         [-1, 0, 3, 4, -2]
     """
-    terms = flow.terms
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from((ROOT, SINK))
     free = {"operand": 0, "gate": False, "length": Length.NONE}
     graph.add_edges_from((ROOT, position, free) for position, term in enumerate(terms) if term.kind is Kind.INPUT)
     steps = (edge for position, term in enumerate(terms) if term.data for edge in _steps(terms, position))
     graph.add_edges_from(edge for edge in steps if terms[edge[0]].data)
-    graph.add_edges_from((output, SINK, free) for output in flow.outputs if terms[output].data)
+    graph.add_edges_from((output, SINK, free) for output in outputs if terms[output].data)
     return graph
 
 

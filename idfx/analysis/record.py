@@ -12,7 +12,7 @@ from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.paths import Paths
 from idfx.analysis.rows import Exclusive
 from idfx.analysis.sites import ParameterUses
-from idfx.analysis.structure_graph import structure_graph
+from idfx.analysis.structure_graph import Read, structure_graph
 
 if TYPE_CHECKING:
     from idfx.core.records import Structure
@@ -33,4 +33,4 @@ class Analysis:
 
     def graph(self, structure: Structure) -> nx.DiGraph[str]:
         """Return the graph of a structure that was made of this (`idfx.analysis.structure_graph`)."""
-        return structure_graph(structure, self)
+        return structure_graph(structure, Read(self.flow, self.uses, self.blocks))

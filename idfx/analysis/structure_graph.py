@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import networkx as nx
 
+from idfx.analysis.blocks import Blocks
 from idfx.analysis.dataflow import Dataflow
-from idfx.core.records import FACTS, Join
+from idfx.analysis.sites import ParameterUses
+from idfx.core.records import FACTS, Join, Structure
 from idfx.ops.kinds import Kind
 from idfx.ops.semantics import operator_name
-
-if TYPE_CHECKING:
-    from idfx.analysis.record import Analysis
-    from idfx.core.records import Structure
 
 Plain = str | int | bool  # what GraphML takes
 
 
-def structure_graph(structure: Structure, analysis: Analysis) -> nx.DiGraph[str]:
+class Read(NamedTuple):
+    """What a structure was made of."""
+
+    flow: Dataflow
+    uses: ParameterUses
+    blocks: Blocks
+
+
+def structure_graph(structure: Structure, read: Read) -> nx.DiGraph[str]:
     """Return the graph of a structure; docs/structure.md lists its attributes.
 
     A node is called as the torch.fx node whose value it is. A term inside an operator is `NODE.KIND`: of a node
@@ -28,7 +34,7 @@ def structure_graph(structure: Structure, analysis: Analysis) -> nx.DiGraph[str]
 
     Args:
         structure: of a model.
-        analysis: that it was made of.
+        read: that it was made of.
 
     Example:
         >>> import torch, idfx
@@ -36,19 +42,19 @@ def structure_graph(structure: Structure, analysis: Analysis) -> nx.DiGraph[str]
         >>> [(found["kind"], found.get("parameter")) for _, found in graph.nodes(data=True) if found["data"]]
         [('input', None), ('contract', 'weight'), ('sum', 'bias')]
     """
-    flow, names = analysis.flow, _names(analysis.flow)
+    flow, names = read.flow, _names(read.flow)
     graph: nx.DiGraph[str] = nx.DiGraph(name=structure.model)
     for position, name in enumerate(names):
         graph.add_node(name, **_term(flow, position))
     graph.add_edges_from((names[a], names[b], data) for a, b, data in flow.term_graph.edges(data=True))
-    for position, parameters in _parameters(structure, analysis).items():
+    for position, parameters in _parameters(structure, read).items():
         first, how = next(iter(parameters.items()))
         role = str(structure.roles[first].name.value)
         graph.add_node(names[position], parameter=", ".join(parameters), use=how, role=role)
-    for found in (_joins(structure, analysis, names), _sums(analysis, names)):
+    for found in (_joins(structure, read, names), _sums(read, names)):
         for position, attributes in found:
             graph.add_node(names[position], **attributes)
-    for position, closed in _ends(structure, analysis).items():
+    for position, closed in _ends(structure, read).items():
         graph.add_node(names[position], end=", ".join(names[join] for join in closed))
     return graph
 
@@ -84,25 +90,25 @@ def _term(flow: Dataflow, position: int) -> dict[str, Plain]:
     return found
 
 
-def _parameters(structure: Structure, analysis: Analysis) -> Mapping[int, dict[str, str]]:
+def _parameters(structure: Structure, read: Read) -> Mapping[int, dict[str, str]]:
     """The parameters that a term is or that meet data there, with their use; of weights and others, the weights."""
-    flow = analysis.flow
+    flow = read.flow
     first = structure.first_names
     found: dict[int, dict[str, str]] = {}
     for position, term in enumerate(flow.terms):
         if term.kind is Kind.PARAMETER:
             found[position] = {first[flow.capture.parameters[term.node]]: "parameter"}
-    for uses in analysis.uses.uses.values():
+    for uses in read.uses.uses.values():
         for use in uses:
             found.setdefault(use.term, {}).setdefault(first[use.parameter], str(use.how.value))
-    for position, sites in analysis.uses.at.items():
+    for position, sites in read.uses.at.items():
         found[position] = {first[site.parameter]: found[position][first[site.parameter]] for site in sites}
     return found
 
 
-def _joins(structure: Structure, analysis: Analysis, names: list[str]) -> Iterator[tuple[int, dict[str, Plain]]]:
+def _joins(structure: Structure, read: Read, names: list[str]) -> Iterator[tuple[int, dict[str, Plain]]]:
     """The attributes of residual joins, and of the terms in their branches and on their shortcuts."""
-    blocks = analysis.blocks
+    blocks = read.blocks
     for position, join in zip(sorted(blocks.sides), structure.joins, strict=True):
         side = blocks.sides[position]
         found: dict[str, Plain] = {"join": join.name, "shortcut_kind": join.kind, "zeroable": join.zeroable}
@@ -115,26 +121,26 @@ def _joins(structure: Structure, analysis: Analysis, names: list[str]) -> Iterat
             yield position, {attribute: names[join_]}
 
 
-def _sums(analysis: Analysis, names: list[str]) -> Iterator[tuple[int, dict[str, Plain]]]:
+def _sums(read: Read, names: list[str]) -> Iterator[tuple[int, dict[str, Plain]]]:
     """The kind of each sum of data that is not a join, and the reason."""
-    for position, (kind, reason) in analysis.blocks.refused.items():
+    for position, (kind, reason) in read.blocks.refused.items():
         yield position, {"refused": kind, "reason": reason}
 
 
-def _ends(structure: Structure, analysis: Analysis) -> Mapping[int, list[int]]:
+def _ends(structure: Structure, read: Read) -> Mapping[int, list[int]]:
     """The joins that a term closes when its parameter is zero."""
     found: dict[int, list[int]] = {}
-    for position, join in zip(sorted(analysis.blocks.sides), structure.joins, strict=True):
-        for term in dict.fromkeys(_ending(structure, analysis, position, join)):
+    for position, join in zip(sorted(read.blocks.sides), structure.joins, strict=True):
+        for term in dict.fromkeys(_ending(structure, read, position, join)):
             found.setdefault(term, []).append(position)
     return found
 
 
-def _ending(structure: Structure, analysis: Analysis, position: int, join: Join) -> Iterator[int]:
+def _ending(structure: Structure, read: Read, position: int, join: Join) -> Iterator[int]:
     """The terms at which the ends of a join act: those that were found, or all in the branch if --role named them."""
     for end in join.ends if join.zeroable else ():
         info = structure.parameters[structure.first_names[end.parameter]]
-        for use in (use for alias in (info.name, *info.aliases) for use in analysis.uses.uses.get(alias, ())):
-            acts = analysis.flow.step(use.term) in join.end_steps
-            if acts or (not join.end_steps and position in analysis.blocks.around(use.term)):
+        for use in (use for alias in (info.name, *info.aliases) for use in read.uses.uses.get(alias, ())):
+            acts = read.flow.step(use.term) in join.end_steps
+            if acts or (not join.end_steps and position in read.blocks.around(use.term)):
                 yield use.term

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import networkx as nx
 
-from idfx.analysis.dataflow import Dataflow, DataflowNode
+from idfx.analysis.dataflow import Dataflow
+from idfx.analysis.terms import DataflowNode
 from idfx.analysis.zero_sets import ZeroedParameter, ZeroSet, flatten, union
 from idfx.ops.kinds import Kind, Zero
 

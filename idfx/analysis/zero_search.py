@@ -10,8 +10,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from idfx.analysis.dataflow import Dataflow, DataflowNode
+from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.graph import reached
+from idfx.analysis.terms import DataflowNode
 from idfx.analysis.zero_rules import Expressions, ZeroRules, behind, gain_behind
 from idfx.analysis.zero_sets import ZeroSet, both, flatten, union
 from idfx.ops.kinds import Kind, Zero

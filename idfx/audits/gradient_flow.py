@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.fx
 
-from idfx.analysis.dataflow import Dataflow, DataflowNode
+from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.graph import before
+from idfx.analysis.terms import DataflowNode
 from idfx.ops.kinds import Kind, Zero
 
 

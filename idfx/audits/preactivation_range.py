@@ -13,7 +13,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from idfx.analysis.dataflow import DataflowNode, divides
+from idfx.analysis.dataflow import divides
+from idfx.analysis.terms import DataflowNode
 from idfx.audits.folding import LARGEST, Folding
 from idfx.audits.subject import AuditContext
 from idfx.fills.folding import matrices_of

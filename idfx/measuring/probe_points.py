@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from idfx.analysis.dataflow import Dataflow, DataflowNode
+from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.queries import StructureQueries
+from idfx.analysis.terms import DataflowNode
 from idfx.core.findings import PointKind
 from idfx.core.records import Structure
 from idfx.ops.semantics import operator_name

@@ -25,9 +25,9 @@ def writer(path: Path) -> Callable[[nx.DiGraph[str]], str]:
     """
     found = _WRITERS.get(path.suffix.lower())
     if found is None:
-        suffix = f"the suffix {path.suffix}" if path.suffix else "no suffix"
+        suffix = f"the suffix is {path.suffix!r}" if path.suffix else "it has no suffix"
         raise UsageError(
-            f"{path}: {suffix}; .graphml (GraphML), .json (node-link JSON) or .dot (graphviz, also .gv) was expected. "
+            f"{path}: {suffix}; expected .graphml (GraphML), .json (node-link JSON), .dot or .gv (graphviz). "
             f"Write --graph {path.with_suffix('.graphml')}."
         )
     return found
