@@ -16,7 +16,7 @@ import torch.fx
 from idfx.analysis.dataflow import Dataflow
 from idfx.core.records import Layout
 
-_ROOM = 1 << 50  # bytes that no machine has: the tensor has no memory, and parts put beside it fit too
+_ROOM = 1 << 50  # more bytes than any machine has; the tensor has no memory, and concatenated parts fit too
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ class _Region(ZeroRules):
         return 0 if all(self._own(leaf.term) for leaf in flatten(found.ends)) else 1
 
     def _carrier(self, term: DataflowNode, operand: int) -> tuple[Rank, ZeroSet]:
-        """A factor that carries data, behind the parameters that multiply it."""
+        """A factor that carries data, after the parameters that multiply it."""
         found, scales = self.known(operand), [self.known(o) for o in term.operands if not self.terms[o].data]
         crossed = [scale for scale in scales if not scale.obstacle]
         unbounded = any(self.terms[o].kind is Kind.GATE and self.terms[o].tag == "reciprocal" for o in term.operands)

@@ -50,7 +50,7 @@ class ZeroedParameter:
 
 @dataclass(eq=False, slots=True)
 class ZeroSet:
-    """What makes a term zero: `ends` are to be zero, and `zeroed_biases` (biases and shifts behind them) too.
+    """What makes a term zero: `ends` are to be zero, and `zeroed_biases` (biases and shifts after them) too.
 
     `scales` are the scale parameters passed on the way. `weights`: all ends are weights. `normalised`: a normalisation
     comes after the ends, so that only an exact zero stays zero. `gain`: the most that what stands behind the ends, but
