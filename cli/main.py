@@ -74,8 +74,8 @@ def _fail_of(error: Exception, state: dict[str, Any]) -> None:
     if out_of_memory(error):
         text = f"out of memory ({shortened(error)}); expected enough memory for the weights."
         _fail(f"{text} Try a smaller --dtype or another --device.", 2, state["debug"])
-    told = f"{type(error).__name__}: {error}; this is a bug in idfx. Run again with --debug and report it."
-    _fail(told, 70, state["debug"])
+    told = f"{type(error).__name__}: {error}; this is a bug in idfx or in a package that extends it."
+    _fail(f"{told} Run again with --debug and report it.", 70, state["debug"])
 
 
 def _note_interrupts(state: dict[str, Any]) -> None:

@@ -99,7 +99,8 @@ def build_and_read(
     structure = override_roles(build_structure(captured), words)
     if structure.unknown:
         names = ", ".join(f"{u.operator} in {u.sites[0]}" for u in structure.unknown)
-        text = f"{len(structure.unknown)} unknown operator(s): {names}; idfx draws no conclusions across them"
+        plural = "" if len(structure.unknown) == 1 else "s"
+        text = f"{len(structure.unknown)} unknown operator{plural}: {names}; branches through them stay open"
         if options["strict"]:
             raise StructureError(f"{spec}: {text}. Leave out --strict, or define the operator (docs/adding.md).")
         progress.remark(text)

@@ -193,4 +193,7 @@ def failure_text(certificate: Certificate, model: str) -> str:
         return f"{found}; expected finite numbers. Check that the model gives them with its own initialisation."
     if any(check.status == "deviates" for check in certificate.checks):
         return f"{found}; expected every block to start as its shortcut."
-    return f"{found}; expected different ones. Try --conv-order centre, which does not shift images, or keep a layer."
+    return (
+        f"{found}; expected different outputs. Keep the layer whose zeros block the signal (--keep NAME); "
+        "with images, idinit(conv_order=centre) shifts none."
+    )

@@ -513,7 +513,7 @@ def test_a_model_on_meta_whose_forward_looks_at_values_is_refused():
 
     with torch.device("meta"):
         model = Looks()
-    with pytest.raises(CaptureError, match="Build it on a real device"):
+    with pytest.raises(CaptureError, match="build it on a real device"):
         idfx.analyze(model, (torch.ones(1, WIDTH),))
 
 

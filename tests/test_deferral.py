@@ -303,7 +303,7 @@ def test_discard_leaves_the_rest_of_a_shared_storage():
 
 @pytest.mark.parametrize("method", ["materialize", "discard"])
 def test_an_unknown_name_is_refused(method):
-    with pytest.raises(UsageError, match=r"weigth: no parameter.*Did you mean weight\?"):
+    with pytest.raises(UsageError, match=r"weigth: not a parameter.*Did you mean weight\?"):
         getattr(DeferredDraws(), method)(nn.Linear(2, 2), ["weigth"])
 
 

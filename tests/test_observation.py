@@ -325,7 +325,7 @@ def test_examples_are_enlarged_only_where_they_are_one_sample() -> None:
     ids = torch.tensor([[3, 9, 5]])
     found = list(enlarged(Example((torch.zeros(1, 4), ids), {"mask": torch.ones(1, 3, dtype=torch.bool)}), 6))
     assert [words for _, words in found] == [
-        "standard normal, and whole numbers drawn", "standard normal, whole numbers repeated"
+        "standard normal, random integers", "standard normal, repeated integers"
     ]  # fmt: skip
     drawn, repeated = (example.args[1] for example, _ in found)
     assert drawn.shape == (6, 3) and int(drawn.min()) >= 3 and int(drawn.max()) <= 9 and len(drawn.unique()) > 3

@@ -129,7 +129,7 @@ def recurrent_role(uses: Sequence[Use], shape: tuple[int, ...], sites: tuple[str
     layouts = {use.layout for use in uses}
     evidence = ""
     if others:
-        evidence = f"it belongs to a recurrent layer; it is also used as a {', '.join(others)}"
+        evidence = f"it belongs to a recurrent layer; it is also used as {', '.join(others)}"
     elif len(places) > 1 or len(layouts) > 1:
         evidence = f"it has several slots in recurrent layers: {', '.join(place.part for place in places)}"
     elif not places or not all(use.places for use in uses):

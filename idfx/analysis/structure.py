@@ -107,7 +107,7 @@ class _Assembly:
                 elsewhere = use.term not in acting[leaf.parameter] and not self._apart(leaf, use)
                 if elsewhere and not self._within(use.term, closed[leaf.parameter]):
                     where = self.flow.module(use.term) or capture.model
-                    return f"its end {name} is also used in {where}, as a {use.how} that ends no branch"
+                    return f"its end {name} is also used in {where} (as {use.how}), where it ends no branch"
         return ""
 
     def _within(self, term: int, joins: set[int]) -> bool:

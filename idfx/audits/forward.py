@@ -143,7 +143,7 @@ def _same(subject: AuditContext, points: Sequence[ActivationStats], difference: 
         return
     lost = next((point for point in points if point.correlation is not None and point.correlation >= SAME), None)
     where = f"; the first such point is {_named(lost)}" if lost is not None else ""
-    told = f"two independent batches give the same outputs up to {difference:.2g} of their size{where}"
+    told = f"the outputs of two independent batches differ by only {difference:.2g} of their size{where}"
     closed = any(is_closed(subject, join) for join in subject.structure.joins)
     severity: Severity = "info" if closed else "warning"
     told += "; closed branches may explain this, as with a class token" if closed else ""

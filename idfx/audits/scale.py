@@ -23,8 +23,8 @@ FAR = 100.0  # for additive parameters and learned scales: error; a tenth of it:
 _TOO_LARGE = "Divide it by the root of its fan-in (kaiming, xavier), or add a normalisation after it."
 _SMALL = "None if it should start closed; otherwise draw it with the deviation gain / √fan-in."
 _FAN = "None if mode=fan_out is intended; otherwise check the axis of the inputs (Conv1D of transformers, groups)."
-_BIAS = "None if this is intended; most schemes start biases at 0."
-_NORM = "None if this is intended; norm scales usually start at 1."
+_BIAS = "Nothing, if intended; most schemes start biases at 0."
+_NORM = "Nothing, if intended; norm scales usually start at 1."
 _FREE_REMEDY = "Draw it with a deviation of 0.02 to 1; start a learned scale at 1 or below."
 _CUT = "Set it to 1."
 

@@ -74,7 +74,7 @@ def notes(structure: Structure, decisions: Mapping[str, Decision]) -> tuple[str,
         if not resolves_loosening(getattr(torch, dtype), tau, eps_tau):
             lost[dtype] = lost.get(dtype, 0) + 1
     return tuple(
-        f"loosening: {dtype} rounds the noise next to tau away, so the copies in {count} weight(s) are exact replicas; "
+        f"loosening: {dtype} rounds away the noise added to tau; in {count} weight(s) repeated rows are exact copies; "
         "use --loosen dense, or float32 weights under autocast"
         for dtype, count in lost.items()
     )

@@ -29,7 +29,7 @@ def audits(found: Sequence[tuple[str, Audit]]) -> str:
 def _verdict(label: str, found: Audit) -> list[object]:
     counts = [(sum(one.severity == name for one in found.findings), name) for name in reversed(SEVERITIES)]
     told = ", ".join(count(number, name, "info" if name == "info" else "") for number, name in counts if number)
-    parts: list[object] = [f"{label}: {told or 'no findings'}, by {count(len(found.metrics), 'metric')}"]
+    parts: list[object] = [f"{label}: {told or 'no findings'}, from {count(len(found.metrics), 'metric')}"]
     if found.batch is not None:
         parts.append(f"batch: {describe(found.batch)}")
     for group in _groups(found.findings):

@@ -69,7 +69,7 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
     return _text(_table(("", ""), rows)).lstrip("\n")
 
 
-_SAME_OUTPUT = "different features at every join but the same output, which only closed branches reach"
+_SAME_OUTPUT = "different features at every join, the same output: a zero layer or closed branches block every path"
 
 
 def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
@@ -82,13 +82,21 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
         text = f"{found.certified} of {len(closed)} residual blocks start as their shortcut"
         rows.append(("blocks", f"{text}; worst deviation {worst.deviation:.2g} at {worst.join}" if worst else text))
     elif not any(check.status == "unclaimed" for check in found.checks):
-        rows.append(("blocks", "the model has no residual block that can be closed"))
+        rows.append(
+            (
+                "blocks",
+                "none of the residual joins can be closed" if found.checks else "the model has no residual block",
+            )
+        )
     if unclaimed := [check for check in found.checks if check.status == "unclaimed"]:
         deviations = sorted(check.deviation for check in unclaimed)
         count = _count(len(unclaimed), "residual block")
         text = f"the plan does not close {count}"
         span = f"{deviations[0]:.2g} to {deviations[-1]:.2g}" if len(deviations) > 1 else f"{deviations[0]:.2g}"
-        rows.append(("blocks", f"{text}: output and shortcut differ by {span} of the shortcut"))
+        differ = (
+            f"output and shortcut differ by {span} of the shortcut" if deviations[-1] else "all start as their shortcut"
+        )
+        rows.append(("blocks", f"{text}: {differ}"))
     if still_open := [check.join for check in found.checks if check.status == "open"]:
         names = ", ".join(still_open[:3]) + (" ..." if len(still_open) > 3 else "")
         rows.append(("open", f"{_count(len(still_open), 'join')} cannot be closed: {names} (see idfx analyze)"))

@@ -195,4 +195,4 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
         identity, why = _identity(role, options)
         reason = f"a bilinear form starts as the identity in each argument if the other is all ones (ours){why}"
         return Decision(parameter.name, "bilinear", identity, reason, role.evidence)
-    return Keep(_KEEP[role.name])
+    return Keep(_KEEP.get(role.name, f"idinit has no rule for the role {role.name!s}; its own values are kept"))

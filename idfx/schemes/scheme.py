@@ -173,8 +173,4 @@ def beside(parameter: ParameterInfo, role: Role) -> Decision | Keep:
         return Decision(parameter.name, "constant", {"value": 1.0}, "a norm scale starts at 1", role.evidence)
     if role.name.is_weight:
         return Keep("it is a weight whose matrix idfx cannot read; its own values are kept")
-    return Keep(f"the scheme does not cover {_article(role.name)}; its own values are kept")
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    return Keep(f"the scheme has no rule for the role {str(role.name)!r}; its own values are kept")
