@@ -676,7 +676,7 @@ def test_half_precision_says_that_it_rounds_the_loosening_away():
     for name, dtype in (("bfloat16", "bfloat16"), ("float16", "float16")):
         model, inputs = MODELS[name]()
         report = idfx.init_(model, (inputs,))
-        assert any(dtype in note and "exact replicas" in note for note in report.plan.notes)
+        assert any(dtype in note and "exact copies" in note for note in report.plan.notes)
     assert idfx.init_(Block(), (_rows(),)).plan.notes == ()
 
 

@@ -449,7 +449,7 @@ def test_the_command_line(run, tmp_path, monkeypatch):
     )
     code, out, err = run("audit plain.py:plain")
     assert (code, err) == (0, "") and out.startswith(
-        f"plain.py:plain: 2 warnings, 1 info, by {len(METRICS) - 1} metrics"
+        f"plain.py:plain: 2 warnings, 1 info, from {len(METRICS) - 1} metrics"
     )
     assert run("audit plain.py:plain --fail-on warning")[0] == 1
     assert run("audit plain.py:plain --fail-on warning --only rank,scale")[0] == 0
