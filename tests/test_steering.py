@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,3 +379,10 @@ def test_a_plan_that_cannot_be_is_refused_and_nothing_is_written(change):
 def test_only_one_checkpoint_is_loaded_from(run):
     code, out, err = run("plan", "net.py:Net", "--from", "a.pt", "--from", "b.pt")
     assert (code, out, err.count("\n")) == (2, "", 1) and "--from: given 2 times" in err
+
+
+def test_a_default_of_one_form_is_none_of_another() -> None:
+    """Suites have texts with a default; read first, in a process of their own, they leave plans as they are."""
+    program = "import idfx.bench.suites\nfrom idfx.planning.form import schema\nprint(*sorted(schema()['required']))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["idfx_plan", "model", "options", "parameters", "scheme", "seed"]

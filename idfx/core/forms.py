@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -17,9 +17,10 @@ from idfx.core.registry import did_you_mean
 
 F = TypeVar("F", bound=BaseModel)
 
-Text = Annotated[str, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+# Not by Field(strict=True): pydantic 2.6 would keep the default of one field in it, and give it to all others.
+Text = Annotated[str, Strict()]
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), AllowInfNan(False)]
 
 # What is expected, by pydantic's type of error; for any other, in pydantic's own words.
 _EXPECTED = {
