@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -17,6 +19,8 @@ from idfx.core.version import __version__
 from .discovery import Commands
 
 _INTERRUPTED = "interrupted; nothing was written"
+
+_COLLECTION_THRESHOLDS = (50_000, 20, 20)
 
 
 @click.command(
@@ -45,6 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit; the exit codes are those of `idfx.core.errors`, 130 after Ctrl-C."""
     state: dict[str, Any] = {"debug": "--debug" in (sys.argv[1:] if arguments is None else arguments)}
     _note_interrupts(state)
+    if arguments is None:
+        _collect_less()
     try:
         code = cli.main(args=arguments, prog_name="idfx", standalone_mode=False, obj=state)
         sys.stdout.flush()
@@ -61,6 +67,16 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error.format_message() + where, 2)
     except Exception as error:
         _fail_of(error, state)
+
+
+def _collect_less() -> None:
+    """Spare the garbage collector what can hold no garbage: the objects that importing torch and timm leaves.
+
+    Python's defaults search them all several times while they are imported, and once more at the exit: together a
+    third of the time of `idfx init timm:resnet50` (docs/performance.md).
+    """
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
+    atexit.register(gc.freeze)
 
 
 def _fail_of(error: Exception, state: dict[str, Any]) -> None:
