@@ -414,6 +414,34 @@ case("a weight on the shortcut and in the branch", lambda m, x: m.a(x) + m.a(m.b
      **AB)  # fmt: skip
 
 
+def runge_kutta(m: Any, x: Tensor) -> Tensor:
+    """A step of the classical Runge-Kutta method: each slope is used in the next stage and in the sum of all."""
+    one = mlp(m, x)
+    two = mlp(m, x + one / 2)
+    three = mlp(m, x + two / 2)
+    return x + (one + 2 * two + 2 * three + mlp(m, x + three)) / 6
+
+
+def momentum(m: Any, x: Tensor) -> Tensor:
+    """A velocity that remembers the first branch: both must be zero for the second join to be its shortcut."""
+    velocity = mlp(m, x)
+    y = x + velocity
+    return y + (velocity / 2 + m.d(m.c(y).relu()))
+
+
+def slopes_returned(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Heun's method, but the first slope is an output too: only what runs through the joins may be zero."""
+    one = mlp(m, x)
+    return x + (one + mlp(m, x + one)) / 2, one
+
+
+case("the stages of Runge-Kutta", runge_kutta, [("identity", ("b.weight",))] * 7, closed=same, **AB)
+case("a branch that returns in the next", momentum,
+     [("identity", ("b.weight",)), ("identity", ("b.weight", "d.weight")), ("scaled", ("d.weight",))],
+     closed=same, **AB, c=lin(), d=lin())  # fmt: skip
+case("stages whose slope is returned as well", slopes_returned, [("identity", ())] * 3, **AB)
+
+
 def cascade(m: Any, x: Tensor) -> Tensor:
     """EdgeNeXt: each slice takes up what the one before gave, and all are put side by side."""
     slices = x.chunk(2, -1)

@@ -351,6 +351,31 @@ def test_learned_scalars_close_branches_learn_and_fold_away(scheme, model):
     assert torch.allclose(plain(x), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("scheme", ["skipinit", "rezero"])
+def test_branches_with_a_common_end_have_one_learned_scalar(scheme):
+    """Heun's method calls a block twice in each of two steps: one scalar at 0 makes the identity of the whole."""
+
+    class Heun(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def slope(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc2(torch.tanh(self.fc1(x)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(2):
+                one = self.slope(x)
+                x = x + (one + self.slope(x + one)) / 2
+            return x
+
+    net, x = Heun(), torch.randn(3, 6)
+    report = idfx.init_(net, (x,), scheme=scheme)
+    alphas = [p for name, p in net.named_parameters() if name.endswith("alpha")]
+    assert len(alphas) == 1 and torch.equal(net(x), x)
+    assert report.certificate is not None and report.certificate.certified == len(report.structure.joins) == 6
+
+
 def test_learned_scalars_close_branches_where_a_run_takes_another_path_than_on_meta_tensors():
     net, x = plain_net()
 

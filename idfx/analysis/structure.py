@@ -46,6 +46,18 @@ def _names(flow: Dataflow, positions: list[int]) -> dict[int, str]:
     return names
 
 
+class _Closing:
+    """Of each parameter that ends branches, the terms at which it does and the joins that it closes."""
+
+    def __init__(self, ends: Mapping[int, list[ZeroedParameter]]) -> None:
+        self.acting: dict[str, set[int]] = {}
+        self.joins: dict[str, set[int]] = {}
+        for position, leaves in ends.items():
+            for leaf in leaves:
+                self.acting.setdefault(leaf.parameter, set()).add(leaf.term)
+                self.joins.setdefault(leaf.parameter, set()).add(position)
+
+
 class _Assembly:
     """Turns what was found into records."""
 
@@ -60,19 +72,18 @@ class _Assembly:
             self._shortcuts.setdefault(join, []).extend(names)
 
     def joins(self) -> tuple[Join, ...]:
-        """The joins; one that shares its end with a use that ends no branch cannot be closed."""
+        """The joins; one that shares its end with a use that ends no branch cannot be closed.
+
+        Joins that a parameter ends together are closed together: what refuses one of them may refuse the others.
+        """
         found = {position: self._join(position) for position in sorted(self.blocks.sides)}
-        ends = {position: flatten(self.blocks.cuts[position].ends) for position, join in found.items() if join.zeroable}
+        ends = {position: self.blocks.cuts[position].leaves() for position, join in found.items() if join.zeroable}
         while True:
-            acting: dict[str, set[int]] = {}
-            closed: dict[str, set[int]] = {}
-            for position, leaf in ((position, leaf) for position, leaves in ends.items() for leaf in leaves):
-                acting.setdefault(leaf.parameter, set()).add(leaf.term)
-                closed.setdefault(leaf.parameter, set()).add(position)
+            closing = _Closing(ends)
             refused = {
                 position: reason
                 for position, leaves in ends.items()
-                if (reason := next((why for leaf in leaves if (why := self._refused_end(leaf, acting, closed))), ""))
+                if (reason := next((why for leaf in leaves if (why := self._refused_end(leaf, position, closing))), ""))
             }
             if not refused:
                 return tuple(found.values())
@@ -93,27 +104,40 @@ class _Assembly:
         carried = set(reached(opened, (ROOT,)))
         return tuple(j if position in carried else replace(j, carries=False) for position, j in positions.items())
 
-    def _refused_end(
-        self, leaf: ZeroedParameter, acting: Mapping[str, set[int]], closed: Mapping[str, set[int]]
-    ) -> str:
-        """The reason why a parameter that ends a branch cannot be zero, or ""."""
+    def _refused_end(self, leaf: ZeroedParameter, join: int, closing: _Closing) -> str:
+        """The reason why a parameter that ends the branch of a join cannot be zero, or ""."""
         capture = self.flow.capture
         name = self._first_names.get(leaf.parameter, leaf.parameter)
         info = capture.info[name]
+        if self.blocks.rows[join][leaf] is None and self._escapes(leaf.term, closing.joins[leaf.parameter]):
+            return f"{leaf.parameter} (at {self.flow.terms[leaf.term].node}) also reaches the outputs by another path"
         if not_writable_reason(info):
             return f"its end {name} cannot be written: {not_writable_reason(info)}"
         for alias in (name, *info.aliases):
             for use in self.sites.uses.get(alias, ()):
-                elsewhere = use.term not in acting[leaf.parameter] and not self._apart(leaf, use)
-                if elsewhere and not self._within(use.term, closed[leaf.parameter]):
+                elsewhere = use.term not in closing.acting[leaf.parameter] and not self._apart(leaf, use)
+                if elsewhere and self._escapes(use.term, closing.joins[leaf.parameter]):
                     where = self.flow.module(use.term) or capture.model
                     return f"its end {name} is also used in {where} (as {use.how}), where it ends no branch"
         return ""
 
-    def _within(self, term: int, joins: set[int]) -> bool:
-        """Whether a term serves nothing but the branch of one of some joins: zero there, it changes nothing more."""
-        join = next((join for join in self.blocks.around(term) if join in joins), None)
-        return join is not None and self.blocks.shortcut.get(term) != join and self.paths.only_through(term, join)
+    def _escapes(self, term: int, joins: set[int]) -> bool:
+        """Whether a term reaches an output otherwise than through the branches of some joins.
+
+        If it does not, and they are closed, it changes nothing more when it is zero.
+        Written by hand: an edge is crossed or not according to the operand of the join that it leads to.
+        """
+        stack, seen = [term], {term}
+        while stack:
+            position = stack.pop()
+            if position in self.flow.outputs:
+                return True
+            for user in self.flow.users.get(position, ()):
+                through = user in joins and self.blocks.sides[user].operand != position
+                if not through and user not in seen:
+                    seen.add(user)
+                    stack.append(user)
+        return False
 
     def _apart(self, leaf: ZeroedParameter, use: Use) -> bool:
         """Whether a use takes other rows of a weight than the end does."""
@@ -154,11 +178,6 @@ class _Assembly:
         flow, side, cut = self.flow, self.blocks.sides[position], self.blocks.cuts[position]
         leaves = [] if cut.obstacle else flatten(cut.ends)
         rows = self.blocks.rows[position]
-        shared = [leaf for leaf in leaves if rows[leaf] is None]
-        reason = cut.obstacle
-        if shared:
-            node = flow.terms[shared[0].term].node
-            reason = f"{shared[0].parameter} (at {node}) also reaches the outputs by another path"
         parent = self.blocks.parent.get(position)
         operand, part = self._argument(position, side.operand)
         return Join(
@@ -171,8 +190,8 @@ class _Assembly:
             ends=tuple(dict.fromkeys(End(leaf.parameter, self._rows(leaf, rows[leaf] or ())) for leaf in leaves)),
             scales=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.scales))) if leaves else (),
             zeroed_biases=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.zeroed_biases))) if leaves else (),
-            zeroable=bool(leaves) and not shared,
-            reason=reason,
+            zeroable=bool(leaves),
+            reason=cut.obstacle,
             step=flow.step(position),
             operand=operand,
             end_steps=tuple(dict.fromkeys(flow.step(leaf.term) for leaf in leaves)),

@@ -12,12 +12,23 @@ from idfx.schemes.scheme import Keep, beside, check_number, is_weight, scheme
 
 
 def on_every_branch(network: StructureQueries, value: float) -> Sequence[Scalar]:
-    """Return a learned scalar for each residual branch that can be closed."""
-    return tuple(
-        Scalar(join.name, value, tuple(dict.fromkeys((*join.ends, *(End(name) for name in join.zeroed_biases)))))
-        for join in network.structure.joins
-        if join.zeroable
-    )
+    """Return a learned scalar for each residual branch that can be closed; one for branches that share their ends.
+
+    Ends belong together if they close the same joins. Of a parameter with several ends, all rows have one scalar.
+    """
+    rows: dict[str, set[tuple[int, int]] | None] = {}
+    closes: dict[str, list[str]] = {}
+    for join in network.structure.joins:
+        for end in (*join.ends, *(End(name) for name in join.zeroed_biases)) if join.zeroable else ():
+            known = rows.get(end.parameter, set())
+            rows[end.parameter] = None if known is None or end.rows is None else known | set(end.rows)
+            if join.name not in closes.setdefault(end.parameter, []):
+                closes[end.parameter].append(join.name)
+    together: dict[tuple[str, ...], list[End]] = {}
+    for name, found in rows.items():
+        end = End(name, None if found is None else tuple(sorted(found)))
+        together.setdefault(tuple(closes[name]), []).append(end)
+    return tuple(Scalar(", ".join(joins), value, tuple(ends)) for joins, ends in together.items())
 
 
 @scheme(
