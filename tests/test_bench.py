@@ -464,7 +464,7 @@ def test_learned_scalars_train_and_only_matrices_decay():
     x, y = data.train.take(torch.arange(16), None)
     model, said = begin(SETTINGS.build, data.task, x[:2], "rezero", 0)
     assert said["certificate"] == "passed"
-    optimiser = optimiser_of(model, SETTINGS.model_copy(update={"momentum": 0.0}), 0.1, 0.5)
+    optimiser = optimiser_of(model, SETTINGS.optimiser, 0.1, 0.5, 0.0)
     held = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(map(id, model.parameters()))
     decaying = {id(p) for group in optimiser.param_groups if group["weight_decay"] for p in group["params"]}

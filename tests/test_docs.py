@@ -86,7 +86,7 @@ def test_readme_opens_with_the_two_commands_and_lists_every_command() -> None:
     ]
     for name in cli.commands or cli.list_commands(None):  # type: ignore[arg-type]
         assert f"| `idfx {name}" in text, name
-    names = [[name] for name in cli.list_commands(None)] + [["bench", name] for name in ("speed", "train")]  # type: ignore[arg-type]
+    names = [[name] for name in cli.list_commands(None)] + [["bench", name] for name in ("speed", "train", "zoo")]  # type: ignore[arg-type]
     helps = "".join(CliRunner().invoke(cli, [*words, "--help"]).output for words in names)
     for option in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)):
         assert option in helps or option == "--help", option

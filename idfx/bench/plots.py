@@ -25,14 +25,7 @@ def draw(study: Study, records: Sequence[Record], folder: Path, suffix: str = "p
     Raises:
         UsageError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise UsageError(
-            "plots: matplotlib is not installed; expected it. Give --plots none, or pip install 'idfx[bench]'."
-        ) from error
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "idfx"
+    pyplot_of()
     found: dict[str, list[str]] = {}
     for model in study.suite.models:
         if not any(record["model"] == model and "lr" in record for record in records):
@@ -47,7 +40,27 @@ def draw(study: Study, records: Sequence[Record], folder: Path, suffix: str = "p
     return found
 
 
-def _save(figure: Any, path: Path) -> None:
+def pyplot_of() -> Any:
+    """Return matplotlib's pyplot, ready to write files.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise UsageError(
+            "plots: matplotlib is not installed; expected it. Give --plots none, or pip install 'idfx[bench]'."
+        ) from error
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "idfx"
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure without the time of writing, and close it."""
     from matplotlib import pyplot
 
     metadata = {"Date": None} if path.suffix == ".svg" else {}
@@ -88,7 +101,7 @@ def _curves(study: Study, records: Sequence[Record], model: str, path: Path) -> 
     axes[1].set_yscale("log")
     if drawn:
         axes[0].legend(fontsize=7)
-        _save(figure, path)
+        save(figure, path)
     else:
         pyplot.close(figure)
     return drawn
@@ -117,4 +130,4 @@ def _rates(study: Study, records: Sequence[Record], model: str, path: Path) -> N
     axis.set(xscale="log", xlabel="learning rate", title=f"{model}: validation accuracy at the end")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
-    _save(figure, path)
+    save(figure, path)

@@ -17,7 +17,7 @@ from idfx.api import init_, plan
 from idfx.bench.models import Task, build_model
 from idfx.core.errors import CertificateError, IdfxError
 from idfx.core.literals import parse_call
-from idfx.core.records import Plan
+from idfx.core.records import Example, Plan
 from idfx.planning.overrides import Word, read_overrides
 from idfx.schemes.scheme import SCHEMES
 
@@ -109,8 +109,8 @@ def starts(build: str, task: Task, example: Tensor, schemes: Sequence[str]) -> M
 def begin(build: str, task: Task, example: Tensor, scheme: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """Return a model initialised by a scheme, and the record: the plan's fingerprint and the certificate.
 
-    The model's own random values depend on the seed, whatever the scheme. A failed certificate is recorded, and the
-    model is trained anyway.
+    The model's own random values depend on the seed, whatever the scheme. A model whose certificate fails is trained
+    anyway.
 
     Args:
         build, task, example: as in `starts`.
@@ -119,13 +119,32 @@ def begin(build: str, task: Task, example: Tensor, scheme: str, seed: int) -> tu
     """
     torch.manual_seed(seed)
     model = build_model(build, task)
+    return model, initialise(model, Example((example,)), scheme, seed)
+
+
+def initialise(model: nn.Module, example: Example, scheme: str, seed: int) -> dict[str, Any]:
+    """Initialise a model by a scheme, and return the record: the plan's fingerprint and the certificate.
+
+    A failed certificate is recorded, and the model stays as written.
+
+    Args:
+        model: with its own values, which `default` keeps.
+        example: of its inputs.
+        scheme: `default`, or as on the command line.
+        seed: of every random number.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> initialise(layer, Example((torch.ones(1, 2),)), "zero", 0)["certificate"]
+        'passed'
+    """
     if scheme == DEFAULT:
-        return model, {"plan": DEFAULT, "certificate": None}
+        return {"plan": DEFAULT, "certificate": None}
     name, options, words = _read(scheme)
     try:
-        report = init_(model, (example,), scheme=name, seed=seed, set=words, **options)
+        report = init_(model, example.args, example.kwargs, scheme=name, seed=seed, set=words, **options)
         said = "passed"
     except CertificateError as error:
         assert error.report is not None
         report, said = error.report, str(error)
-    return model, {"plan": fingerprint(report.plan), "certificate": said}
+    return {"plan": fingerprint(report.plan), "certificate": said}

@@ -60,18 +60,28 @@ def order_of(count: int, batch: int, seed: int, epoch: int) -> list[Tensor]:
     return list(torch.split(order[: count // size * size], size))
 
 
-def optimiser_of(model: nn.Module, settings: Settings, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return the optimiser of a run; only weights with two or more axes decay."""
+def optimiser_of(
+    model: nn.Module, kind: str, lr: float, weight_decay: float = 0.0, momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """Return the optimiser of a run, "sgd", "adam" or "adamw"; only weights with two or more axes decay."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in learned if parameter.dim() > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in learned if parameter.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
-    return kind(groups, lr)
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0)
+    return (torch.optim.AdamW if kind == "adamw" else torch.optim.Adam)(groups, lr)
+
+
+def update(model: nn.Module, loss: Tensor, optimiser: torch.optim.Optimizer, clip: float = 0.0) -> None:
+    """Do one step against the gradient of a loss, whose norm is at most `clip`, 0 for no limit."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimiser.step()
 
 
 def schedule(step: int, steps: int, warm: int) -> float:
@@ -125,7 +135,7 @@ def _epochs(
 ) -> tuple[dict[str, list[float]], bool]:  # fmt: skip
     """Train; return the curves, and whether the run diverged."""
     seen, held, test = parts
-    optimiser = optimiser_of(model, settings, run.lr, run.weight_decay)
+    optimiser = optimiser_of(model, settings.optimiser, run.lr, run.weight_decay, settings.momentum)
     per_epoch = len(order_of(len(seen), settings.batch, 0, 0))
     steps, warm = settings.epochs * per_epoch, round(settings.warmup * per_epoch)
     follow = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, steps, warm))
@@ -164,11 +174,7 @@ def _epoch(
     for numbers in batches:
         x, y = (tensor.to(device) for tensor in seen.take(numbers, augmenting))
         loss = loss_of(model(x), y)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if settings.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        optimiser.step()
+        update(model, loss, optimiser, settings.clip)
         follow.step()
         total += loss.detach()
     return float(total) / len(batches)

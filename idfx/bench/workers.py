@@ -53,7 +53,7 @@ class Workers(Protocol):
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Use one thread and flush denormal numbers inside the block."""
     import torch
 
@@ -104,7 +104,7 @@ class Inline:
     def events(self) -> Iterator[Event]:
         """Yield events; epochs are passed to `on_event` immediately."""
         run = self._waiting.popleft()
-        with _alone():
+        with alone():
             record = self._train(run, lambda epoch, values: self._on_event(Event(run, epoch, values)))
         yield Event(run, record=record)
 
@@ -124,7 +124,7 @@ def _work(link: Connection, parent: int, bench: Bench) -> None:
         except (EOFError, OSError):
             return
         try:
-            with _alone():
+            with alone():
                 record = train(run, lambda epoch, values, run=run: tell(Event(run, epoch, values)))  # type: ignore[misc]
             tell(Event(run, record=record))
         except Exception as error:

@@ -88,7 +88,7 @@ def tokens(form: Form) -> Tensor:
         codebooks = CODEBOOKS.get(form.kind)
         return plain_tokens(form).unsqueeze(-1).repeat(1, 1, codebooks(form)) if codebooks else _long_enough(form)
     middle, vocabulary = inside[0], int(found(form.config, "vocab_size", default=LENGTH))
-    special = _special(form.config)
+    special = special_tokens(form.config)
     steps = range(1, min(middle, vocabulary - 1 - middle) + 1)
     pairs = [step for step in steps if special.isdisjoint((middle - step, middle + step))][: LENGTH // 2]
     before, after = [middle - step for step in pairs], [middle + step for step in reversed(pairs)]
@@ -101,7 +101,7 @@ def tokens(form: Form) -> Tensor:
 def plain_tokens(form: Form) -> Tensor:
     """Successive tokens without special ones; the mirror is the same set."""
     vocabulary = int(found(form.config, "vocab_size", default=LENGTH))
-    special = _special(form.config)
+    special = special_tokens(form.config)
     starts = range(max(1, vocabulary - LENGTH + 1))
     first = next((start for start in starts if special.isdisjoint(range(start, start + LENGTH))), 0)
     return whole([[(first + step) % vocabulary for step in (5, 2, 7, 0, 3, 6, 1, 4)]])
@@ -133,7 +133,8 @@ def _token(config: Any, placeholder: Placeholder) -> int | None:
     return None if token is None else int(token)
 
 
-def _special(config: Any) -> set[int]:
+def special_tokens(config: Any) -> set[int]:
+    """The tokens of a configuration that have a meaning of their own."""
     return {
         token
         for part in configs(config)

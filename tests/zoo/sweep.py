@@ -31,12 +31,6 @@ from typing import IO, Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
-# What small models are called, the best hint first.
-SMALL = (
-    "test", "atto", "femto", "pico", "nano", "zepto", "tiny", "micro", "_0", "_m0", "_b0", "_s0", "_t0", "_xxs", "_xs",
-    "_t_", "_t$", "18", "_s_", "_s$", "small", "_p$", "_p_", "14", "26", "_n_", "_n$", "_l1", "_a0", "_a1", "_m1",
-)  # fmt: skip
-
 # Transformers architectures of every kind; a name that the installed release lacks is left out.
 FAMILIES = (
     # text
@@ -82,19 +76,9 @@ FAMILIES = (
 
 def timm_modules() -> list[str]:
     """One small model of every architecture module of timm."""
-    import timm
+    from idfx.bench.zoo.sets.timm import modules
 
-    return [f"timm:{smallest(timm.list_models(module=module))}" for module in timm.list_modules()]
-
-
-def smallest(names: Sequence[str]) -> str:
-    """Return the name that sounds smallest."""
-
-    def rank(name: str) -> tuple[int, int, str]:
-        found = (place for place, hint in enumerate(SMALL) if re.search(hint, name))
-        return next(found, len(SMALL)), len(name), name
-
-    return min(names, key=rank)
+    return [f"timm:{name}" for name in modules()]
 
 
 def timm_all() -> list[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from idfx.bench.workers import Event
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def numbers(text: str) -> tuple[float, ...]:
     """Read numbers such as 0.1,0.01."""
     try:
         return tuple(float(word) for word in text.split(","))
@@ -35,8 +35,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 @click.option("--schemes", metavar="A,B,...", help="Schemes with options; `default` is the model's own initialisation.")
 @click.option("--models", metavar="A,B,...", help="Only these models of the suite.")
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Number of seeds, 0 to N - 1 [5].")
-@click.option("--lr-grid", type=_numbers, metavar="A,B,...", help="Learning rates, replacing the suite's.")
-@click.option("--wd-grid", type=_numbers, metavar="A,B,...", help="Weight decays, replacing the suite's.")
+@click.option("--lr-grid", type=numbers, metavar="A,B,...", help="Learning rates, replacing the suite's.")
+@click.option("--wd-grid", type=numbers, metavar="A,B,...", help="Weight decays, replacing the suite's.")
 @click.option("--epochs", type=click.IntRange(1), metavar="N", help="Number of epochs, replacing the suite's.")
 @click.option("--full", is_flag=True, help="Run every seed at every point of the grid, not only at the best one.")
 @click.option("--watch", is_flag=True, help="Also record gradients, dead units and ranks.")

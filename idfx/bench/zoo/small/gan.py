@@ -1,0 +1,64 @@
+"""A generator and a discriminator, trained against each other (Goodfellow et al., 2014)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from idfx.bench.zoo import Batch, Learner, Problem
+from idfx.bench.zoo.problems import ring
+from idfx.bench.zoo.small import small
+from idfx.core.records import Example
+
+NOISE = 8
+
+
+class GAN(nn.Module):
+    """Both, one behind the other."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+        def stack(inputs: int, outputs: int) -> nn.Sequential:
+            layers = (nn.Linear(inputs, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2))
+            return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+        self.generator, self.discriminator = stack(NOISE, 2), stack(2, 1)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        out: Tensor = self.discriminator(self.generator(noise))
+        return out
+
+
+def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Return 2 E|x − y| − E|x − x′| − E|y − y′| of two samples; 0 for equal distributions (Székely, 2003)."""
+
+    def within(z: Tensor) -> Tensor:
+        return torch.cdist(z, z).sum() / (len(z) * (len(z) - 1))
+
+    return 2 * torch.cdist(x, y).mean() - within(x) - within(y)
+
+
+def _loss(model: nn.Module, given: Batch) -> tuple[Tensor, Tensor]:
+    """What both minimise, and the distance of what is generated from the data."""
+    assert isinstance(model, GAN)
+    real, noise = given
+    made = model.generator(noise)
+    fixed = {name: value.detach() for name, value in model.discriminator.named_parameters()}
+    judged = torch.cat([model.discriminator(real), -model.discriminator(made.detach())])
+    fooled = functional.softplus(-functional_call(model.discriminator, fixed, (made,))).mean()
+    return functional.softplus(-judged).mean() + fooled, energy_distance(real, made.detach())
+
+
+@small("gan")
+def gan(seed: int) -> Learner:
+    """A GAN of a ring; chance is the distance of its centre."""
+
+    def draw(generator: torch.Generator) -> Batch:
+        return ring(256, generator), torch.randn(256, NOISE, generator=generator)
+
+    return Learner(GAN(64), Example((torch.randn(2, NOISE),)), Problem(draw, _loss, 2 - 4 / math.pi))
