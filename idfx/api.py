@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from idfx.capture.wrappers import is_exported, unwrap
 from idfx.certification.certificate import certify
 from idfx.certification.expected_zero import claims
 from idfx.certification.function_preservation import growth
+from idfx.certification.start import Start, compare, observe_start, start_failures, suspicious
 from idfx.core.errors import CertificateError, PlanError, UsageError
 from idfx.core.records import Certificate, Plan, Report, Structure
 from idfx.planning.apply import apply_
@@ -137,10 +138,11 @@ def init_(
     if source is not None:
         made, source = resume(made, structure, source, state_of(model), again=plan is not None)
     made = steer(made, structure, words)
+    author = author_start(model, structure) if certify else None
     apply_(model, made, source)
     if not certify:
         return Report(structure, made, None)
-    certificate = prove(model, structure, made, source)
+    certificate = prove(model, structure, made, source, lambda: author)
     report = Report(structure, made, certificate)
     if not certificate.passed:
         error = CertificateError(failure_text(certificate, structure.model))
@@ -149,12 +151,33 @@ def init_(
     return report
 
 
-def prove(model: nn.Module, structure: Structure, plan: Plan, checkpoint: Checkpoint | None = None) -> Certificate:
-    """Return the certificate of a model to which a plan was applied, checked against the claims of the plan."""
+def author_start(model: nn.Module, structure: Structure) -> Start | None:
+    """Return the start that a model's own values make, before they are overwritten; None on the meta device."""
+    return None if any(tensor.is_meta for tensor in model.parameters()) else observe_start(model, structure)
+
+
+def prove(
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    checkpoint: Checkpoint | None = None,
+    author: Callable[[], Start | None] = lambda: None,
+) -> Certificate:
+    """Return the certificate of a model to which a plan was applied, checked against the claims of the plan.
+
+    Args:
+        model: to which the plan was applied.
+        structure, plan, checkpoint: as applied.
+        author: returns the start that the author's values make, if they are known; called only if it is needed.
+    """
     if plan.scalars:  # the model has other parameters now
         structure = build_structure(capture(model, structure.capture.example, tracer=structure.capture.tracer))
     claimed = claims(structure, plan, unwrap(model))
     found = certify(model, claimed.structure, eps=claimed.entries)
+    now = observe_start(model, claimed.structure)
+    needed = suspicious(now) or any(not parameter.requires_grad for parameter in model.parameters())
+    start = compare(now, author() if needed else None)
+    found = dataclasses.replace(found, start=start, failures=(*found.failures, *start_failures(start)))
     if checkpoint is None:
         return found
     state = state_of(model)
@@ -193,7 +216,6 @@ def failure_text(certificate: Certificate, model: str) -> str:
         return f"{found}; expected finite numbers. Check that the model gives them with its own initialisation."
     if any(check.status == "deviates" for check in certificate.checks):
         return f"{found}; expected every block to start as its shortcut."
-    return (
-        f"{found}; expected different outputs. Keep the layer whose zeros block the signal (--keep NAME); "
-        "with images, idinit(conv_order=centre) shifts none."
-    )
+    if any("signal is lost" in failure for failure in certificate.failures):
+        return f"{found}; expected different ones. Change what the signal is lost in, or keep it (--keep NAME)."
+    return f"{found}; expected a start like the author's. Keep the layers before it (--keep NAME)."

@@ -831,15 +831,26 @@ def test_nan_inside_a_block_is_no_identity():
     assert found.checks[0].status == "deviates" and not found.finite
 
 
-def test_a_stem_of_zeros_loses_the_signal():
+def _with_a_stem_of_zeros(trains: bool) -> idfx.Certificate:
     model = BatchNormNet()
     structure = idfx.analyze(model, (_image(),))
     idfx.apply_(model, idfx.plan(structure))
     with torch.no_grad():
         model.stem.weight.zero_()
-    found = idfx.certify(model, structure)
-    assert (found.finite, bool(found.distinct), found.passed) == (True, False, False)
-    assert any("signal is lost" in failure for failure in found.failures)
+    model.stem.weight.requires_grad_(trains)
+    return idfx.certify(model, structure)
+
+
+def test_a_stem_of_zeros_that_no_step_moves_loses_the_signal():
+    found = _with_a_stem_of_zeros(trains=False)
+    assert (found.finite, found.distinct, found.passed) == (True, False, False)
+    assert found.failures[0].endswith("the signal is lost in aten.conv2d in module 'stem'")
+
+
+def test_a_stem_of_zeros_that_the_first_step_moves_is_told():
+    found = _with_a_stem_of_zeros(trains=True)
+    assert (found.finite, found.distinct, found.passed) == (True, None, True)
+    assert "in aten.conv2d in module 'stem', whose stem.weight is 0" in found.remark
 
 
 def test_random_numbers_in_forward_are_no_signal():

@@ -255,6 +255,7 @@ def test_init_writes_a_state_dict_that_loads_strictly(run, name, suffix):
         "written",
         "blocks",
         "signal",
+        "gradient",
         "file",
     ]
     assert re.search(r"blocks +(\d+) of \1 residual blocks start as their shortcut; worst deviation", out)

@@ -16,7 +16,7 @@ from ..options import (
     override_options,
     scheme_options,
 )
-from ..session import Progress, build_and_read
+from ..session import Progress, build_and_read, build_only
 
 
 @click.command("init")
@@ -84,7 +84,7 @@ def _initialise(
 ) -> tuple[Any, Any]:  # fmt: skip
     progress.step("load libraries")
     from idfx.analysis.role_overrides import override_roles
-    from idfx.api import failure_text, prove, read_plan
+    from idfx.api import author_start, failure_text, prove, read_plan
     from idfx.core.errors import CertificateError
     from idfx.core.records import Report
     from idfx.planning.apply import apply_built_
@@ -105,7 +105,9 @@ def _initialise(
     certificate = None
     if not no_certify:
         progress.step(f"certify {len(structure.joins)} joins")
-        certificate = prove(built.model, structure, plan, checkpoint)
+        certificate = prove(
+            built.model, structure, plan, checkpoint, lambda: author_start(build_only(**options).drawn(), structure)
+        )
         if not certificate.passed and not keep_going:
             raise CertificateError(
                 f"{failure_text(certificate, options['spec'])} Nothing was written; --keep-going writes the file."

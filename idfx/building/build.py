@@ -40,6 +40,11 @@ class Built:
     pending: DeferredDraws = field(repr=False)
     spec: str
 
+    def drawn(self) -> nn.Module:
+        """Make the pending draws, and return the model with its author's values."""
+        self.pending.materialize(self.model)
+        return self.model
+
 
 def build(
     spec: str,

@@ -18,6 +18,7 @@ from idfx.capture.nested import map_example, tensors_in
 from idfx.capture.running import run
 from idfx.capture.tracing import another, record, replay
 from idfx.capture.wrappers import unwrap
+from idfx.certification.lost import fingerprint, lost_at
 from idfx.core.errors import CertificateError, ForwardError
 from idfx.core.records import Capture, Certificate, End, Example, Join, JoinCheck, Structure
 from idfx.fills.folding import Folding
@@ -70,7 +71,7 @@ class _Observer:
         result = func(*args, **kwargs)
         rounding = torch.finfo(result.dtype).eps if result.is_floating_point() or result.is_complex() else 0.0
         self.deviations[join.name] = _Seen(_deviation(result, shortcut), _size(shortcut), rounding)
-        self.sums[join.name] = _fingerprint(result)
+        self.sums[join.name] = fingerprint(result)
         return result
 
 
@@ -105,20 +106,14 @@ def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> float:
     return difference if math.isfinite(difference) else math.inf
 
 
-def _fingerprint(tensor: torch.Tensor) -> float:
-    """A sum with weights from 1 to 2 along the entries, which changes if features change or move."""
-    flat = torch.view_as_real(tensor).flatten() if tensor.is_complex() else tensor.detach().flatten()
-    return float(flat.double() @ torch.linspace(1, 2, flat.numel(), dtype=torch.float64, device=flat.device))
-
-
-def _second(model: nn.Module, structure: Structure) -> tuple[list[torch.Tensor], _Observer] | None:
+def _second(model: nn.Module, structure: Structure) -> tuple[Example, list[torch.Tensor], _Observer] | None:
     """Run another example of the same form; if the model rejects its integers, run one with the original integers."""
     for whole in (True, False):
         changed = another(structure.capture.example, whole)
         if changed is None:
             return None
         try:
-            return _observed(model, structure, changed, strict=False)
+            return changed, *_observed(model, structure, changed, strict=False)
         except ForwardError:
             if not whole:
                 raise
@@ -165,13 +160,18 @@ def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, fl
 
     Raises:
         ForwardError: the model raised.
-        CertificateError: the run takes a different path from the captured one, with a different structure.
+        CertificateError: two runs on the same inputs take different paths.
     """
-    model = unwrap(model)
+    model, remark = unwrap(model), ""
     try:
         first, seen = _observed(model, structure)
     except _OtherPathError:  # values, a cache or the device changed the path: read the one that this run takes
-        structure = read_again(model, structure)
+        planned, structure = structure, read_again(model, structure)
+        if _claims(planned) != _claims(structure):
+            remark = (
+                f"the path of the forward depends on values: certified on the path of this example, which has "
+                f"{len(structure.joins)} joins; the structure has {len(planned.joins)}"
+            )
         try:
             first, seen = _observed(model, structure)
         except _OtherPathError as error:
@@ -180,20 +180,29 @@ def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, fl
                 "each. Fix what the forward depends on: a counter outside the model, a clock, or random numbers."
             ) from error
     again = _second(model, structure)
-    verdict = _Verdict(model, structure, seen if again is None else _telling(seen, again[1]), eps)
+    verdict = _Verdict(model, structure, seen if again is None else _telling(seen, again[2]), eps)
     checks = tuple(verdict.check(join) for join in structure.joins)
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in first)
     if again is None:
-        return Certificate(checks, finite, None, tuple(_failures(checks, finite, None, ())))
-    second, other = again
+        return Certificate(checks, finite, None, tuple(_failures(checks, finite)), remark=remark)
+    changed, second, other = again
     finite = finite and all(bool(torch.isfinite(tensor).all()) for tensor in second)
-    differ = not first or any(not torch.equal(a, b) for a, b in zip(first, second, strict=False))
-    watched = bool(seen.sums)
-    distinct = True if differ else None if watched else False
-    lost = [
-        join.name for join in structure.joins if join.carries and seen.sums.get(join.name) == other.sums.get(join.name)
-    ]
-    return Certificate(checks, finite, distinct, tuple(_failures(checks, finite, distinct, lost)))
+    if not first or any(not torch.equal(a, b) for a, b in zip(first, second, strict=False)):
+        return Certificate(checks, finite, True, tuple(_failures(checks, finite)), remark=remark)
+    lost = [join for join in structure.joins if join.carries and seen.sums.get(join.name) == other.sums.get(join.name)]
+    if seen.sums and not lost:
+        return Certificate(checks, finite, None, tuple(_failures(checks, finite)), remark=remark)
+    loss = lost_at(model, structure, changed, lost[0].step if lost else None) if finite else None
+    what = f"the same features at the join {lost[0].name}" if lost else "the same output"
+    told = f"two different inputs give {what}: the signal is lost {f'in {loss}' if loss else 'on the way'}"
+    if loss is not None and loss.zeros is not None:  # an optimiser moves it in its first step
+        return Certificate(checks, finite, None, tuple(_failures(checks, finite)), remark=_joined(remark, told))
+    return Certificate(checks, finite, False, tuple(_failures(checks, finite, told)), remark=remark)
+
+
+def _joined(*parts: str) -> str:
+    """Remarks as one line."""
+    return "; ".join(filter(None, parts))
 
 
 def _telling(seen: _Observer, other: _Observer) -> _Observer:
@@ -222,29 +231,26 @@ def _observed(
 
 
 def read_again(model: nn.Module, structure: Structure) -> Structure:
-    """Return the structure from a capture on real tensors, after checking that its joins are the same.
+    """Return the structure of the path that a run on the model's own values takes.
 
     A join may end at weights or at scales, whichever the plan closes it by: it is read in the same way again.
-
-    Raises:
-        CertificateError: they are not.
     """
     capture = record(model, structure.capture.example, "real", structure.capture.grad)
     again = override_roles(build_structure(capture), structure.role_overrides)
+    planned = _claims(structure)
+    near = {join.name: join for join in with_scale_ends(again).joins}
+    joins = (near[join.name] if planned.get(join.name) == _closing(near[join.name]) else join for join in again.joins)
+    return replace(again, joins=tuple(joins))
 
-    def claim(join: Join) -> tuple[str, object, bool]:
-        return join.name, join.ends, join.zeroable
 
-    if len(again.joins) == len(structure.joins):
-        pairs = zip(again.joins, with_scale_ends(again).joins, structure.joins, strict=True)
-        joins = tuple(near if claim(near) == claim(join) else far for far, near, join in pairs)
-        again = replace(again, joins=joins)
-    if [*map(claim, again.joins)] != [*map(claim, structure.joins)]:
-        raise CertificateError(
-            f"{structure.model}: with its own values the forward takes a different path from that on meta tensors, "
-            "with other joins; expected the same structure. Run analyze again with inputs for which the path is fixed."
-        )
-    return again
+def _closing(join: Join) -> tuple[object, bool]:
+    """What a plan claims of a join."""
+    return join.ends, join.zeroable
+
+
+def _claims(structure: Structure) -> dict[str, tuple[object, bool]]:
+    """What a plan claims of each join, by name."""
+    return {join.name: _closing(join) for join in structure.joins}
 
 
 class _Verdict:
@@ -303,7 +309,7 @@ class _Verdict:
         return True
 
 
-def _failures(checks: Sequence[JoinCheck], finite: bool, distinct: bool | None, lost: Sequence[str]) -> list[str]:
+def _failures(checks: Sequence[JoinCheck], finite: bool, lost: str = "") -> list[str]:
     failures = [
         f"join {check.join} deviates from its shortcut by {check.deviation:.3g} (at most {check.tolerance:.3g})"
         for check in checks
@@ -311,10 +317,6 @@ def _failures(checks: Sequence[JoinCheck], finite: bool, distinct: bool | None, 
     ]
     if not finite:
         failures.append("the output holds NaN or Inf")
-    elif lost and not distinct:
-        failures.append(
-            f"two different inputs give the same features at the join {lost[0]}: the signal is lost before it"
-        )
-    elif distinct is False:
-        failures.append("two different inputs give the same output: the signal is lost on the way")
+    elif lost:
+        failures.append(lost)
     return failures

@@ -318,12 +318,37 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class StartCheck:
+    """The signal and the gradients of a start, beside those of the author's start.
+
+    `sizes` holds the root mean square at each join and output, `author_sizes` those of the author's start (empty if it
+    is not known), and `lost` the places whose size lies outside a factor of 1000 around 1 and the author's. A gradient
+    gets to `reached` parameters within `steps` steps of training; `blocked` are those that get none although they do in
+    the author's start, and `missing` those that get none in either, or whose author's start is not known. `changed` is
+    the relative change of the outputs against the author's start, where parameters are frozen and the others add
+    nothing there. `refusal` says why nothing could be observed.
+    """
+
+    sizes: Mapping[str, float]
+    author_sizes: Mapping[str, float]
+    lost: tuple[str, ...]
+    reached: int
+    steps: int
+    blocked: tuple[str, ...]
+    missing: tuple[str, ...]
+    changed: float | None = None
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
 class Certificate:
     """The results of two runs of the initialised model: `finite` outputs, and `distinct` outputs for distinct inputs.
 
     `distinct` is None if the features at the joins differ but the outputs do not, as with a class token that only
-    branches starting at zero connect to the input, or with a head of zeros. It is also None if the example has no other
-    values to take (a single token). `failures` describes what failed. `growth` is set if a checkpoint was loaded.
+    branches starting at zero connect to the input, or with a weight of zeros, which the first step of training moves.
+    It is also None if the example has no other values to take (a single token). `failures` describes what failed.
+    `growth` is set if a checkpoint was loaded, `start` unless only the joins were compared. `remark` says what was not
+    certified: other paths of the forward, say.
     """
 
     checks: tuple[JoinCheck, ...]
@@ -331,6 +356,8 @@ class Certificate:
     distinct: bool | None
     failures: tuple[str, ...]
     growth: Growth | None = None
+    start: StartCheck | None = None
+    remark: str = ""
 
     @property
     def passed(self) -> bool:

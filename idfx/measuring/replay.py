@@ -64,6 +64,7 @@ class Replay:
         wanted: str = "",
         twice: bool = False,
         buffers: Mapping[str, Tensor] | None = None,
+        moved: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor]:
         """Return the floating-point outputs.
 
@@ -75,12 +76,13 @@ class Replay:
             wanted: compute gradients for "parameters", "inputs", or "" for neither.
             twice: whether the gradients are differentiated again.
             buffers: tensors in place of the model's own, by name; batch normalisations then use these.
+            moved: values in place of the model's own parameters, by first name.
 
         Raises:
             AuditError: an operator raised.
             OutOfTimeError: the budget ran out.
         """
-        leaf = self._leaves(example, wanted, buffers or {})
+        leaf = self._leaves(example, wanted, {**(buffers or {}), **(moved or {})})
         calls: Counter[str] = Counter()
 
         def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -125,7 +127,9 @@ class Replay:
             named[name] = made[id(own)]
         for name, own in model.named_parameters(remove_duplicate=False):
             if id(own) not in made:
-                made[id(own)] = own.detach().requires_grad_(wanted == "parameters" and own.requires_grad)
+                made[id(own)] = (
+                    given.get(name, own).detach().requires_grad_(wanted == "parameters" and own.requires_grad)
+                )
                 self.parameters[name] = made[id(own)]
             named[name] = made[id(own)]
         device = next((tensor.device for tensor in named.values()), torch.device("cpu"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from idfx.core.records import Certificate, Decision, Growth, Join, Plan, Report, Structure, Sum
+from idfx.core.records import Certificate, Decision, Growth, Join, Plan, Report, StartCheck, Structure, Sum
 from idfx.core.roles import Acts
 from idfx.planning.difference import Difference
 from idfx.planning.explain import Explanation
@@ -106,10 +106,46 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
         rows.append(("unseen", f"{_count(len(unseen), 'join')} cannot be compared {why}: {names}"))
     if found.growth is not None:
         rows.append(("growth", _growth(found.growth)))
-    if found.passed:
-        told = "different outputs" if found.distinct else _SAME_OUTPUT
-        rows.append(("signal", f"finite; two different inputs give {told}"))
+    rows += _signal_rows(found)
     rows += [("failed", failure) for failure in found.failures]
+    return rows
+
+
+def _signal_rows(found: Certificate) -> list[tuple[str, str]]:
+    """Whether the signal gets through, its size, and which parameters get a gradient."""
+    rows, told = [], []
+    start = found.start
+    if found.passed:
+        told = ["finite"]
+        if found.distinct or not found.remark:
+            told.append(f"two different inputs give {'different outputs' if found.distinct else _SAME_OUTPUT}")
+    if start is not None and (sizes := [size for size in start.sizes.values() if size]):
+        span = f"{min(sizes):.2g} to {max(sizes):.2g}" if len(sizes) > 1 else f"{sizes[0]:.2g}"
+        told.append(f"root mean square {span}")
+    if told:
+        rows.append(("signal", "; ".join(told)))
+    if found.remark:
+        rows.append(("remark", found.remark))
+    return rows if start is None else rows + _start_rows(start)
+
+
+def _start_rows(start: StartCheck) -> list[tuple[str, str]]:
+    """Which parameters get a gradient, and whether frozen parameters alone make the outputs."""
+    if start.refusal:
+        return [("gradient", f"not measured: {start.refusal}")]
+    rows = []
+    if start.changed is not None:
+        told = f"change by {start.changed:.2g}" if start.changed else "are unchanged"
+        rows.append(("frozen", f"the frozen parameters alone make the outputs, which {told}"))
+    when = "in the first step" if start.steps <= 1 else f"within {start.steps} steps"
+    if start.reached:
+        rows.append(("gradient", f"gets to {_count(start.reached, 'trainable parameter')} {when}"))
+    if start.missing:
+        known = "as in the author's start" if start.author_sizes else "and the author's start is not known"
+        count = _count(len(start.missing), "trainable parameter")
+        rows.append(
+            ("gradient", f"none gets to {count}, {known}: {', '.join(start.missing[:3])}{_more(start.missing)}")
+        )
     return rows
 
 
