@@ -33,10 +33,11 @@ _MOVE = 1e-2  # the root mean square of a step
 class Start:
     """A start, as observed on the example.
 
-    `sizes` holds the root mean square at each join, by name, and at each output ("output", "output 2"). `steps` holds
-    the step, from 1 on, in which each trainable parameter of the graph first gets a gradient, and None for those that
-    get none. `neutral` is set if parameters are frozen and the others add nothing to the outputs: doubling them changes
-    none of the `outputs`, as with adapters that start at zero. `refusal` says why the graph could not be run.
+    `sizes` holds the root mean square at each output ("output", "output 2") and, by name, at each join that the inputs
+    reach past all branches. `steps` holds the step, from 1 on, in which each trainable parameter of the graph first
+    gets a gradient, and None for those that get none. `neutral` is set if parameters are frozen and the others add
+    nothing to the outputs: doubling them changes none of the `outputs`, as with adapters that start at zero. `refusal`
+    says why the graph could not be run.
     """
 
     sizes: Mapping[str, float]
@@ -79,11 +80,12 @@ def observe_start(model: nn.Module, structure: Structure) -> Start:
     wanted = [name for name, own in model.named_parameters() if own.requires_grad and name in read]
     example = structure.capture.example
     try:
-        first = _one_pass(model, structure, example, {})
-        steps = _steps(model, structure, example, wanted, first)
-        if None in steps.values() and (other := another(example)) is not None:  # an example of zeros reaches nothing
-            again = _steps(model, structure, other, wanted, _one_pass(model, structure, other, {}))
-            steps = {name: again[name] if step is None else step for name, step in steps.items()}
+        first = _one_pass(model, structure, example)
+        steps: dict[str, int | None] = {name: 1 if name in first.reached else None for name in wanted}
+        for one in (example, another(example)):  # an example of zeros reaches nothing
+            if None in steps.values() and one is not None:
+                again = _steps(model, structure, one, wanted)
+                steps = {name: again[name] if step is None else step for name, step in steps.items()}
         neutral = _neutral(model, structure, first.outputs)
     except AuditError as error:
         return Start({}, {}, str(error).partition(";")[0])
@@ -92,17 +94,15 @@ def observe_start(model: nn.Module, structure: Structure) -> Start:
     return Start(first.sizes, steps, neutral=neutral, outputs=first.outputs)
 
 
-def _steps(
-    model: nn.Module, structure: Structure, example: Example, wanted: Sequence[str], seen: _Pass
-) -> dict[str, int | None]:
-    """The step in which each parameter first gets a gradient, given the first pass."""
+def _steps(model: nn.Module, structure: Structure, example: Example, wanted: Sequence[str]) -> dict[str, int | None]:
+    """The step in which each parameter first gets a gradient."""
     steps: dict[str, int | None] = dict.fromkeys(wanted)
     moved: dict[str, Tensor] = {}
     for step in range(1, STEPS + 1):
+        seen = _one_pass(model, structure, example, moved, keep=True)
         steps.update({name: step for name in wanted if steps[name] is None and name in seen.reached})
-        if step == STEPS or None not in steps.values() or not _move(moved, seen):
+        if None not in steps.values() or not _move(moved, seen):
             break
-        seen = _one_pass(model, structure, example, moved)
     return steps
 
 
@@ -116,16 +116,27 @@ def _neutral(model: nn.Module, structure: Structure, outputs: Sequence[Tensor]) 
     return change(again, outputs) <= SAME
 
 
-def _one_pass(model: nn.Module, structure: Structure, example: Example, moved: Mapping[str, Tensor]) -> _Pass:
+def _one_pass(
+    model: nn.Module,
+    structure: Structure,
+    example: Example,
+    moved: Mapping[str, Tensor] | None = None,
+    keep: bool = False,
+) -> _Pass:
     """Run the graph forwards and backwards.
+
+    Args:
+        model, structure, example: what to run.
+        moved: values in place of the model's own parameters.
+        keep: keep the gradients of parameters that have rows of zeros.
 
     Raises:
         AuditError: the graph could not be run, or no output carries a gradient.
     """
     seen = _Pass()
     capture = structure.capture
-    joins = {join.step: join.name for join in structure.joins}
-    replay = Replay(model, capture)
+    joins = {join.step: join.name for join in structure.joins if join.carries}  # no branch that starts near zero
+    replay = Replay(model, capture, keep_statistics=False)
 
     def after(node: torch.fx.Node, value: Any) -> Any:
         name = joins.get(capture.steps.get(node.name, -1))
@@ -139,7 +150,7 @@ def _one_pass(model: nn.Module, structure: Structure, example: Example, moved: M
         seen.sizes["output" if number == 1 else f"output {number}"] = _root_mean_square(output)
     for name, leaf in replay.parameters.items():
         if leaf.requires_grad:
-            hook = functools.partial(_note, seen, name)
+            hook = functools.partial(_note, seen, name, keep)
             leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     loss = _loss(outputs)
     if loss is None:
@@ -164,17 +175,24 @@ def _loss(outputs: Sequence[Tensor]) -> Tensor | None:
     return torch.stack(parts).sum() if parts else None
 
 
-def _note(seen: _Pass, name: str, leaf: Tensor) -> None:
-    """Note the gradient of a parameter, keep it if the parameter has rows of zeros, and free it otherwise."""
+def _note(seen: _Pass, name: str, keep: bool, leaf: Tensor) -> None:
+    """Note the gradient of a parameter and free it; keep it, if asked to, if the parameter has rows of zeros."""
     gradient, leaf.grad = leaf.grad, None
     assert gradient is not None
     gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
-    if not bool(gradient.any()):
+    if not bool((gradient[:1] if gradient.dim() else gradient).any()) and not bool(
+        gradient.any()
+    ):  # usually the first row decides
         return
     seen.reached.add(name)
     value = leaf.detach()
-    if gradient.shape == value.shape and not bool(value.reshape(len(value), -1).any(1).all() if value.dim() else value):
+    if keep and gradient.shape == value.shape and _has_rows_of_zeros(value):
         seen.gradients[name], seen.values[name] = gradient, value
+
+
+def _has_rows_of_zeros(value: Tensor) -> bool:
+    """Whether some row of a parameter is 0."""
+    return not bool(value.reshape(len(value), -1).any(1).all() if value.dim() else value)
 
 
 def _move(moved: dict[str, Tensor], seen: _Pass) -> bool:
