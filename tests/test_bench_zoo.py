@@ -20,7 +20,7 @@ from idfx.bench.runs import read_runs
 from idfx.bench.zoo import Problem, learner, members
 from idfx.bench.zoo.learning import batch_of
 from idfx.bench.zoo.problems import TRUTH, patterns, topics
-from idfx.bench.zoo.results import Result, Row, best, rows, totals
+from idfx.bench.zoo.results import VERDICTS, Result, Row, best, rows, totals
 from idfx.bench.zoo.small.gan import energy_distance
 from idfx.core.torch_private import pytree
 
@@ -215,7 +215,16 @@ def test_verdicts() -> None:
     assert row(0.5, math.inf).verdict("own") == "at chance" and row(math.inf, 0.5).verdict("own") == "better"
     assert row(math.inf, math.inf, None).verdict("own") == "same" and row(1.0, math.inf, None).verdict("own") == "worse"
     lost = Row("a:b", None, 1, {"default": Result(0.1, {0: 1.0}), "own": Result(failed="why")})
-    assert totals([lost, row(0.5, 0.5)], "own") == {"better": 0, "same": 1, "worse": 0, "at chance": 0, "failed": 1}
+    assert totals([lost, row(0.5, 0.5)], "own") == {
+        **dict.fromkeys(VERDICTS, 0),
+        "same": 1,
+        "failed": 1,
+    }
+
+
+def test_a_result_that_lacks_rates_is_unfinished() -> None:
+    author, own = Result(0.1, {0: 0.5}, frozenset({0.1, 0.2})), Result(0.1, {0: 0.5}, frozenset({0.1}))
+    assert Row("a:b", 1.0, 1, {"default": author, "own": own}).verdict("own") == "unfinished"
 
 
 def test_several_seeds_must_agree() -> None:

@@ -39,7 +39,7 @@ def markdown(found: Sequence[Row], config: dict[str, Any], picture: str | None =
         "",
         f"| scheme | {' | '.join(VERDICTS)} |",
         "|---" * (len(VERDICTS) + 1) + "|",
-        *(f"| `{name}` | {' | '.join(str(n) for n in totals(found, name).values())} |" for name in schemes[1:]),
+        *_totals(found, schemes[1:]),
         *(["", f"![loss from each scheme against the author's]({picture})"] if picture else []),
         *_trouble(found, schemes[1:]),
         "",
@@ -54,10 +54,22 @@ def markdown(found: Sequence[Row], config: dict[str, Any], picture: str | None =
         for name in schemes[1:]:
             own = row.results.get(name)
             verdict = "" if own is None else row.verdict(name)
-            strong = f"**{verdict}**" if verdict in ("worse", "at chance", "failed") else verdict
+            strong = f"**{verdict}**" if verdict in ("worse", "at chance", "failed", "unfinished") else verdict
             cells += ["", ""] if own is None else [_cell(own), strong]
         parts.append(f"| {' | '.join(cells)} |")
     return "\n".join([*parts, *_failures(found)]) + "\n"
+
+
+def _totals(found: Sequence[Row], schemes: Sequence[str]) -> list[str]:
+    """A line for each scheme, and one for each scheme and set."""
+    sets = sorted({row.model.partition(":")[0] for row in found})
+    lines = []
+    for scheme in schemes:
+        parts = {"": found, **{name: [row for row in found if row.model.startswith(f"{name}:")] for name in sets}}
+        for name, its in parts.items() if len(sets) > 1 else [("", found)]:
+            told = f"{scheme}, {name}" if name else f"**{scheme}**"
+            lines.append(f"| {told} | {' | '.join(str(count) for count in totals(its, scheme).values())} |")
+    return lines
 
 
 def _trouble(found: Sequence[Row], schemes: Sequence[str]) -> list[str]:

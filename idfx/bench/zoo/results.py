@@ -13,19 +13,19 @@ from idfx.bench.statistics import Record, compare
 
 LEARNT = 0.95  # of the loss by chance: a model that learns ends below
 MARGIN = 0.1  # of the author's loss, and a tenth of that of chance: what one seed counts as noise
-VERDICTS = ("better", "same", "worse", "at chance", "failed")
+VERDICTS = ("better", "same", "worse", "at chance", "failed", "unfinished")
 
 
 @dataclass(frozen=True)
 class Result:
     """A scheme on a model at its best rate: the mean loss of the last steps by seed; infinite where it diverged.
 
-    `edge`: the rate is the lowest or the highest tried. `failed`: why there is nothing.
+    `rates`: those tried. `failed`: why there is nothing.
     """
 
     rate: float = math.nan
     last: Mapping[int, float] | None = None
-    edge: bool = False
+    rates: frozenset[float] = frozenset()
     certificate: str | None = None
     failed: str = ""
 
@@ -33,6 +33,11 @@ class Result:
     def mean(self) -> float:
         """The mean over the seeds."""
         return statistics.fmean(self.last.values()) if self.last else math.inf
+
+    @property
+    def edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest of several."""
+        return len(self.rates) > 1 and self.rate in (min(self.rates), max(self.rates))
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,16 @@ class Row:
         return None if self.chance is None else self.results[scheme].mean < LEARNT * self.chance
 
     def verdict(self, scheme: str) -> str:
-        """Return one of `VERDICTS`: at chance is said where the author's start learns."""
+        """Return one of `VERDICTS`.
+
+        At chance is said where the author's start learns; unfinished, where one of the two lacks rates that the other
+        has.
+        """
         own, author = self.results[scheme], self.author
         if own.failed:
             return "failed"
+        if not author.failed and own.rates != author.rates:
+            return "unfinished"
         if self.learns(scheme) is False and (author.failed or self.learns(DEFAULT)):
             return "at chance"
         if author.failed:
@@ -98,23 +109,20 @@ def best(records: Sequence[Record]) -> Result:
 
     Example:
         >>> run = {"seed": 0, "certificate": None}
-        >>> best([{**run, "lr": 0.1, "last": 2.0}, {**run, "lr": 0.2, "last": 1.0}, {**run, "lr": 0.3, "last": None}])
-        Result(rate=0.2, last={0: 1.0}, edge=False, certificate=None, failed='')
+        >>> best([{**run, "lr": 0.1, "last": None}, {**run, "lr": 0.2, "last": 1.0}]).rate
+        0.2
     """
     by_rate: dict[float, dict[int, float]] = {}
     for record in records:
         if "lr" in record:
             last = math.inf if record["last"] is None else record["last"]
             by_rate.setdefault(record["lr"], {})[record["seed"]] = last
-    # A later attempt may have had what an earlier one failed at.
-    whole = max(map(len, by_rate.values()), default=0)
     failed = next((r["failed"] for r in records if "failed" in r), "")
-    if failed and not by_rate:
+    if failed and not by_rate:  # a later attempt may have had what an earlier one failed at
         return Result(failed=failed)
     rate = min(by_rate, key=lambda one: (-len(by_rate[one]), statistics.fmean(by_rate[one].values()), one))
-    edge = len(by_rate) > 1 and rate in (min(by_rate), max(by_rate)) and whole > 0
     certificate = next((r["certificate"] for r in records if r.get("lr") == rate), None)
-    return Result(rate, dict(sorted(by_rate[rate].items())), edge, certificate)
+    return Result(rate, dict(sorted(by_rate[rate].items())), frozenset(by_rate), certificate)
 
 
 def totals(found: Sequence[Row], scheme: str) -> dict[str, int]:

@@ -1,4 +1,8 @@
-"""A generator and a discriminator, trained against each other (Goodfellow et al., 2014)."""
+"""A generator and a discriminator, trained against each other (Goodfellow et al., 2014).
+
+Without a penalty on the discriminator's gradient at the data (Mescheder et al., 2018), the two go round in circles: in
+40 steps the author's start ended beyond chance with one seed in three, with it never.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from idfx.bench.zoo.small import small
 from idfx.core.records import Example
 
 NOISE = 8
+PENALTY = 3.0
 
 
 class GAN(nn.Module):
@@ -47,11 +52,14 @@ def _loss(model: nn.Module, given: Batch) -> tuple[Tensor, Tensor]:
     """What both minimise, and the distance of what is generated from the data."""
     assert isinstance(model, GAN)
     real, noise = given
-    made = model.generator(noise)
+    made, real = model.generator(noise), real.requires_grad_()
     fixed = {name: value.detach() for name, value in model.discriminator.named_parameters()}
-    judged = torch.cat([model.discriminator(real), -model.discriminator(made.detach())])
+    true, false = model.discriminator(real), model.discriminator(made.detach())
+    (slope,) = torch.autograd.grad(true.sum(), real, create_graph=True)
+    told_apart = functional.softplus(-true).mean() + functional.softplus(false).mean()
     fooled = functional.softplus(-functional_call(model.discriminator, fixed, (made,))).mean()
-    return functional.softplus(-judged).mean() + fooled, energy_distance(real, made.detach())
+    penalty = PENALTY / 2 * slope.square().sum(1).mean()
+    return told_apart + penalty + fooled, energy_distance(real.detach(), made.detach())
 
 
 @small("gan")
