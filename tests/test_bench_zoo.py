@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ from idfx.bench.zoo import Problem, learner, members
 from idfx.bench.zoo.learning import batch_of
 from idfx.bench.zoo.problems import TRUTH, patterns, topics
 from idfx.bench.zoo.results import VERDICTS, Result, Row, best, rows, totals
+from idfx.bench.zoo.sets import timm as timm_set
+from idfx.bench.zoo.sets import transformers as transformers_set
 from idfx.bench.zoo.small.gan import energy_distance
 from idfx.core.torch_private import pytree
 
@@ -75,6 +78,20 @@ def test_chance_of_models_of_libraries(name: str) -> None:
     assert made.problem.chance is not None
     assert shown(made.problem, Nothing(made.model), 1) == pytest.approx(made.problem.chance, rel=1e-5)
     made.model(*made.example.args, **made.example.kwargs)
+
+
+def test_timm_has_a_model_of_every_module_or_says_what_is_left_out() -> None:
+    """A model belongs to the module that its constructor is in."""
+    listed = {name.partition("(")[0] for name in timm_set.names()} | {*timm_set.LEFT_OUT}
+    modules = {timm.models.model_entrypoint(name).__module__.rpartition(".")[2] for name in listed}
+    assert {*timm.list_modules()} <= modules
+    assert len(transformers_set.names()) >= 40
+
+
+def test_a_model_of_a_library_takes_arguments_and_small_images() -> None:
+    made = learner("timm:beit_base_patch16_224(depth=1, embed_dim=48, num_heads=2)", 0)
+    assert made.facts == {"input": [8, 3, 64, 64]}
+    assert sum(name.endswith("attn.qkv.weight") for name, _ in made.model.named_parameters()) == 1
 
 
 def flat(batch: Any) -> Tensor:

@@ -12,6 +12,7 @@ from idfx.bench.zoo import Learner, zoo_set
 from idfx.bench.zoo.problems import CLASSES, logits_of, pictures
 from idfx.building.build import build
 from idfx.core.errors import IdfxError, SourceError, shortened
+from idfx.core.literals import parse_call
 from idfx.core.records import Example
 from idfx.sources import standard_normal
 
@@ -22,7 +23,7 @@ PIXELS = BATCH * SIDE * SIDE  # of a batch; four times as many where a model tak
 # What small models are called, the best hint first.
 SMALL = (
     "test", "atto", "femto", "pico", "nano", "zepto", "tiny", "micro", "_00", "_0", "_m0", "_b0", "_s0", "_t0", "_xxs",
-    "_xs", "_t_", "_t$", "(?<!\\d)18(?!\\d)", "_s_", "_s$", "_s\\d", "small", "_p$", "_p_", "(?<!\\d)14(?!\\d)",
+    "_xs", "_t_", "_t$", "(?<!\\d)18(?!\\d)", "_s_", "_s$", "_s\\d\\d_", "small", "_p$", "_p_", "(?<!\\d)14(?!\\d)",
     "(?<!\\d)26(?!\\d)", "_n_", "_n$", "_l1$", "_a0", "_a1", "_m1", "_m$",
 )  # fmt: skip
 WELL_KNOWN = (
@@ -30,6 +31,14 @@ WELL_KNOWN = (
     "mobilenetv3_small_050", "mixer_s32_224", "nf_regnet_b0", "swin_tiny_patch4_window7_224", "maxvit_pico_rw_256",
     "mobilevit_xxs", "densenet121", "vit_relpos_small_patch16_224",
 )  # fmt: skip
+
+
+# Modules whose smallest model is large, made small; and those that stay too large for a step to take a second.
+_LARGE = (
+    "beit_base_patch16_224", "gemma4_vit_167m", "naflexvit_base_patch16_gap", "qwen3_vit_88m", "samvit_base_patch16",
+)  # fmt: skip
+SHRUNK = dict.fromkeys(_LARGE, "embed_dim=192, depth=4, num_heads=3")
+LEFT_OUT = ("deepseek_vit_412m", "mobilenetv5_300m", "nasnetalarge", "pnasnet5large", "vgg11")
 
 
 def smallest(names: Sequence[str]) -> str:
@@ -55,16 +64,19 @@ def modules() -> list[str]:
 
 
 def names() -> list[str]:
-    """Return one small model of every module, and well-known ones of which the installed release has some."""
+    """Return well-known models, and one small model of every module, without those that are too large."""
     import timm
 
-    return list(dict.fromkeys([*WELL_KNOWN, *modules()])) if timm else []
+    found = dict.fromkeys([*(name for name in WELL_KNOWN if timm.is_model(name)), *modules()])
+    return [f"{name}({SHRUNK[name]})" if name in SHRUNK else name for name in found if name not in LEFT_OUT]
 
 
-def _attempts(name: str) -> Iterator[tuple[Mapping[str, object], int | None]]:
+def _attempts() -> Iterator[tuple[Mapping[str, object], int | None]]:
     """Arguments of a model and the side of its images: the small side, if it takes that, and otherwise its own."""
     yield {"img_size": SIDE}, SIDE
     yield {}, SIDE
+    for side in (56, 2 * SIDE):  # a multiple of 14, and one of windows and strides
+        yield {"img_size": side}, side
     yield {}, None
 
 
@@ -78,12 +90,15 @@ def _runs(model: nn.Module, example: Example) -> None:
 @zoo_set("timm", names)
 def learner(name: str, seed: int) -> Learner:
     """Models of timm on patterns in noise, at 64 × 64 pixels or what they take."""
+    name, options = parse_call(name, f"model timm:{name}")
     told: IdfxError | None = None
-    for arguments, side in _attempts(name):
+    for arguments, side in _attempts():
         try:
-            built = build(f"timm:{name}", arguments={"num_classes": CLASSES, **arguments}, device="cpu", seed=seed)
+            built = build(
+                f"timm:{name}", arguments={"num_classes": CLASSES, **arguments, **options}, device="cpu", seed=seed
+            )
         except IdfxError as error:
-            told = error
+            told = told or error
             continue
         assert built.example is not None
         channels, height, width = built.example.args[0].shape[1:]
@@ -94,10 +109,10 @@ def learner(name: str, seed: int) -> Learner:
         try:
             _runs(built.model, example)
         except Exception as error:
-            told = SourceError(f"timm:{name}: {shortened(error)}; expected it to take images of {shape}.")
+            told = told or SourceError(f"timm:{name}: {shortened(error)}; expected it to take images of {shape}.")
             continue
         built.model.load_state_dict(state)
-        room = PIXELS if side else 4 * PIXELS
+        room = PIXELS if side == SIDE else 4 * PIXELS
         batch = max(4, min(BATCH, room // (shape[1] * shape[2])))
         torch.manual_seed(seed)
         return Learner(built.model, example, pictures(shape, batch, seed), {"input": [batch, *shape]})
