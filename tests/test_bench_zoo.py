@@ -174,6 +174,20 @@ def test_a_killed_sweep_goes_on_and_ends_like_one_that_was_not(run, tmp_path) ->
     assert code == 2 and "steps was 20 and is 21" in err
 
 
+def test_ctrl_c_leaves_a_page_of_what_is_finished(tmp_path) -> None:
+    words = program("--models", "small:kan,small:dit", "--schemes", "idinit", "-o", str(tmp_path / "zoo"))
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    file = tmp_path / "zoo" / "runs.jsonl"
+    limit = time.monotonic() + 90
+    while not file.exists() or file.read_bytes().count(b"\n") < 7:
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted; finished runs are in" in err and "Traceback" not in err
+    assert "`small:kan`" in (tmp_path / "zoo" / "zoo.md").read_text()
+
+
 def test_what_fails_is_named(run, tmp_path) -> None:
     folder = tmp_path / "zoo"
     line = f"bench zoo --models small:kan,timm:resnet1 --schemes zero --steps 2 --rates 0.01 --plots none -o {folder}"
@@ -261,6 +275,9 @@ def test_the_best_rate_is_that_with_the_lowest_mean() -> None:
     ]
     found = best(records)
     assert (found.rate, found.mean, found.edge) == (0.2, 1.5, False)
+    again = [{"failed": "why", "seed": 0}, *records]
+    assert best([*records, {"failed": "why", "seed": 0}, {**records[1]}]).failed == "why"
+    assert best(again) == found and best([*records, again[0]]).failed == "why"
     assert math.isinf(best([{"lr": 0.1, "seed": 0, "last": None, "certificate": None}]).mean)
 
 

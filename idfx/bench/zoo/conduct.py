@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from idfx.bench.isolated import Limits, run_isolated
 from idfx.bench.machine import machine, versions
 from idfx.bench.runs import RunsFile
@@ -112,11 +110,12 @@ def conduct(
     _open(sweep, folder)
     with RunsFile(folder) as file:
         made: dict[str, list[dict[str, Any]]] = {}
+        made_with = {name: versions()[name] for name in ("torch", "idfx")}
         jobs = missing(sweep, file.records, retry)
         for job, record, reason in run_isolated(work, jobs, limits, several, PRELOAD):
             mine = made.setdefault(job.member, [])
             if record is not None:
-                file.append({**record, "device": sweep.device, "versions": {"torch": torch.__version__}})
+                file.append({**record, "device": sweep.device, "versions": made_with})
                 mine.append(record)
                 continue
             for lost in _unfinished(job, mine) if reason else ():

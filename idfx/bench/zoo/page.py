@@ -73,8 +73,9 @@ def _totals(found: Sequence[Row], schemes: Sequence[str]) -> list[str]:
 
 
 def _trouble(found: Sequence[Row], schemes: Sequence[str]) -> list[str]:
-    """The models that a scheme leaves at chance or worse, by name, worst first."""
-    lines = []
+    """The models that the author's start leaves at chance, and those that a scheme does or makes worse, worst first."""
+    dull = [row.model for row in found if not row.author.failed and row.learns(DEFAULT) is False]
+    lines = ["", f"The author's start ends at chance ({len(dull)}): {', '.join(dull)}."] if dull else []
     for scheme in schemes:
         for verdict in ("at chance", "worse"):
             its = [row for row in found if scheme in row.results and row.verdict(scheme) == verdict]

@@ -105,7 +105,7 @@ def rows(records: Sequence[Record]) -> list[Row]:
 
 
 def best(records: Sequence[Record]) -> Result:
-    """Return the result of a scheme on a model: at the rate with the lowest mean over the seeds.
+    """Return the result of a scheme on a model, from its records in order: at the rate with the lowest mean.
 
     Example:
         >>> run = {"seed": 0, "certificate": None}
@@ -113,13 +113,16 @@ def best(records: Sequence[Record]) -> Result:
         0.2
     """
     by_rate: dict[float, dict[int, float]] = {}
-    for record in records:
-        if "lr" in record:
+    failed: dict[int, str] = {}
+    for record in records:  # a seed that fails after some rates has failed, one that a later attempt mends has not
+        failed.pop(record["seed"], None)
+        if "failed" in record:
+            failed[record["seed"]] = record["failed"]
+        else:
             last = math.inf if record["last"] is None else record["last"]
             by_rate.setdefault(record["lr"], {})[record["seed"]] = last
-    failed = next((r["failed"] for r in records if "failed" in r), "")
-    if failed and not by_rate:  # a later attempt may have had what an earlier one failed at
-        return Result(failed=failed)
+    if failed:
+        return Result(failed=next(iter(failed.values())))
     rate = min(by_rate, key=lambda one: (-len(by_rate[one]), statistics.fmean(by_rate[one].values()), one))
     certificate = next((r["certificate"] for r in records if r.get("lr") == rate), None)
     return Result(rate, dict(sorted(by_rate[rate].items())), frozenset(by_rate), certificate)
