@@ -1,8 +1,12 @@
 """A model's values → its start: the size of the signal at each join and output, and which parameters get a gradient.
 
-The captured graph runs on the example, with the statistics of the batch in normalisations, as in the first step of
-training. Parameters whose rows are zeros may block the gradient of others. They are moved along their own gradient, as
-an optimiser would move them, and the graph runs again, until no further parameter gets one. The model does not change.
+The captured graph runs on the example. Parameters whose rows are zeros may block the gradient of others. They are moved
+along their own gradient, as an optimiser would move them, and the graph runs again, until no further parameter gets
+one. The model does not change.
+
+Neither statistics of a batch normalisation are those of training: running statistics that nothing has updated let
+signals grow and saturate gates, and with those of a single image the mean over its pixels, which is all that a global
+pooling sees, is 0. So what fails with the first is tried with the second.
 """
 
 from __future__ import annotations
@@ -10,8 +14,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +51,15 @@ class Start:
     outputs: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
 
 
+class _Run(NamedTuple):
+    """What is run, and whether batch normalisations use the statistics of the batch."""
+
+    model: nn.Module
+    structure: Structure
+    example: Example
+    batch: bool = False
+
+
 @dataclass
 class _Pass:
     """What one run of the graph with gradients shows."""
@@ -80,29 +93,42 @@ def observe_start(model: nn.Module, structure: Structure) -> Start:
     wanted = [name for name, own in model.named_parameters() if own.requires_grad and name in read]
     example = structure.capture.example
     try:
-        first = _one_pass(model, structure, example)
-        steps: dict[str, int | None] = {name: 1 if name in first.reached else None for name in wanted}
-        for one in (example, another(example)):  # an example of zeros reaches nothing
-            if None in steps.values() and one is not None:
-                again = _steps(model, structure, one, wanted)
-                steps = {name: again[name] if step is None else step for name, step in steps.items()}
-        neutral = _neutral(model, structure, first.outputs)
+        first = _one_pass(_Run(model, structure, example))
+        found = Start(
+            first.sizes, {name: 1 if name in first.reached else None for name in wanted}, outputs=first.outputs
+        )
+        for one, batch in ((example, False), (another(example), False), (example, True)):
+            if one is not None and suspicious(found):  # an example of zeros, for one, reaches nothing
+                found = _kinder(found, _Run(model, structure, one, batch), wanted)
+        return replace(found, neutral=_neutral(model, structure, first.outputs))
     except AuditError as error:
         return Start({}, {}, str(error).partition(";")[0])
     except Exception as error:  # an operator without a derivative, or memory for one run but not for its gradient
         return Start({}, {}, f"{type(error).__name__}: {shortened(error)}")
-    return Start(first.sizes, steps, neutral=neutral, outputs=first.outputs)
 
 
-def _steps(model: nn.Module, structure: Structure, example: Example, wanted: Sequence[str]) -> dict[str, int | None]:
-    """The step in which each parameter first gets a gradient."""
+def _kinder(found: Start, run: _Run, wanted: Sequence[str]) -> Start:
+    """What was found, or what another run finds where that is better."""
+    seen = _one_pass(run, keep=True)
+    sizes = {place: min(size, seen.sizes.get(place, size), key=_distance) for place, size in found.sizes.items()}
+    steps = _steps(run, wanted, seen)
+    return replace(found, sizes=sizes, steps={n: steps[n] if step is None else step for n, step in found.steps.items()})
+
+
+def _distance(size: float) -> float:
+    """How far a size is from 1, on a logarithmic scale."""
+    return abs(math.log(size)) if size and math.isfinite(size) else math.inf
+
+
+def _steps(run: _Run, wanted: Sequence[str], seen: _Pass) -> dict[str, int | None]:
+    """The step in which each parameter first gets a gradient, given the first pass of a run."""
     steps: dict[str, int | None] = dict.fromkeys(wanted)
     moved: dict[str, Tensor] = {}
     for step in range(1, STEPS + 1):
-        seen = _one_pass(model, structure, example, moved, keep=True)
         steps.update({name: step for name in wanted if steps[name] is None and name in seen.reached})
-        if None not in steps.values() or not _move(moved, seen):
+        if step == STEPS or None not in steps.values() or not _move(moved, seen):
             break
+        seen = _one_pass(run, moved, keep=True)
     return steps
 
 
@@ -112,31 +138,25 @@ def _neutral(model: nn.Module, structure: Structure, outputs: Sequence[Tensor]) 
     doubled = {name: 2 * value.detach() for name, value in own.items() if value.requires_grad}
     if len(doubled) in (0, len(own)):
         return False
-    again = Replay(model, structure.capture).run(structure.capture.example, moved=doubled)
+    again = Replay(model, structure.capture).run(structure.capture.example, buffers={}, moved=doubled)
     return change(again, outputs) <= SAME
 
 
-def _one_pass(
-    model: nn.Module,
-    structure: Structure,
-    example: Example,
-    moved: Mapping[str, Tensor] | None = None,
-    keep: bool = False,
-) -> _Pass:
+def _one_pass(run: _Run, moved: Mapping[str, Tensor] | None = None, keep: bool = False) -> _Pass:
     """Run the graph forwards and backwards.
 
     Args:
-        model, structure, example: what to run.
+        run: what to run.
         moved: values in place of the model's own parameters.
         keep: keep the gradients of parameters that have rows of zeros.
 
     Raises:
         AuditError: the graph could not be run, or no output carries a gradient.
     """
-    seen = _Pass()
+    seen, structure = _Pass(), run.structure
     capture = structure.capture
     joins = {join.step: join.name for join in structure.joins if join.carries}  # no branch that starts near zero
-    replay = Replay(model, capture, keep_statistics=False)
+    replay = Replay(run.model, capture)
 
     def after(node: torch.fx.Node, value: Any) -> Any:
         name = joins.get(capture.steps.get(node.name, -1))
@@ -144,7 +164,7 @@ def _one_pass(
             seen.sizes[name] = _root_mean_square(value)
         return value
 
-    outputs = replay.run(example, after, wanted="parameters", moved=moved)
+    outputs = replay.run(run.example, after, wanted="parameters", buffers=None if run.batch else {}, moved=moved)
     seen.outputs = tuple(output.detach().clone() for output in outputs)
     for number, output in enumerate(outputs, 1):
         seen.sizes["output" if number == 1 else f"output {number}"] = _root_mean_square(output)

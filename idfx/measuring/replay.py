@@ -44,14 +44,13 @@ class Replay:
 
     `parameters` are separate leaves on the model's memory, by first name; `inputs` are those of the last run.
     `statistics` are the means and variances that the batch normalisations used, by the name of the running ones, with
-    "#1", "#2" for further calls of a shared normalisation, unless `keep_statistics` is off.
+    "#1", "#2" for further calls of a shared normalisation.
     """
 
     model: nn.Module
     capture: Capture
     seed: int = 0
     out_of_time: Callable[[], bool] = lambda: False
-    keep_statistics: bool = True
     parameters: dict[str, Tensor] = field(default_factory=dict)
     inputs: list[Tensor] = field(default_factory=list)
     statistics: dict[str, Tensor] = field(default_factory=dict)
@@ -97,8 +96,7 @@ class Replay:
                     args = (*args[:3], buffers.get(mean, args[3]), buffers.get(variance, args[4]), *args[5:])
                     function = _affine
                 elif args[0].numel() > args[0].shape[1]:  # a single number has no variance
-                    if self.keep_statistics:
-                        self._keep(mean, variance, args[0].detach())
+                    self._keep(mean, variance, args[0].detach())
                     args = (*args[:3], None, None, True, *args[6:])
             before(node, args, kwargs)
             with _differentiable_twice(node) if twice else nullcontext():
