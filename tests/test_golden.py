@@ -1,4 +1,6 @@
-"""The plan of a few telling models, one sorted line per parameter, against the files in tests/golden.
+"""The plan of a few telling models, one sorted line per parameter, against tests/golden.
+
+The files in tests/golden/published are those of the paper's matrices, `published=true`.
 
 Rewrite them with `pytest tests/test_golden.py --rewrite-golden -n 0`, and read the difference before it is kept.
 """
@@ -45,15 +47,16 @@ def lines(structure: idfx.Structure, plan: idfx.Plan) -> list[str]:
     return sorted(found)
 
 
+@pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_plan_is_the_golden_one(name: str, rewrite_golden: bool) -> None:
+def test_plan_is_the_golden_one(name: str, published: bool, rewrite_golden: bool) -> None:
     model = timm.create_model(name, **MODELS[name])
     size = MODELS[name].get("img_size", 64)
     structure = idfx.analyze(model, (torch.zeros(1, 3, size, size),))
-    found = lines(structure, idfx.plan(structure))
-    path = GOLDEN / f"{name}.txt"
+    found = lines(structure, idfx.plan(structure, published=published))
+    path = GOLDEN / ("published" if published else "") / f"{name}.txt"
     if rewrite_golden:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(found) + "\n", encoding="utf-8")
         pytest.skip(f"{path.name} rewritten")
     expected = path.read_text(encoding="utf-8").splitlines()

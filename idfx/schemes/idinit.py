@@ -7,14 +7,17 @@ the reasons.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from idfx.analysis.queries import StructureQueries
+from idfx.analysis.rows import ranges
+from idfx.analysis.scores import score_factor
 from idfx.core.errors import UsageError
 from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.core.registry import did_you_mean
-from idfx.schemes.scheme import GAINS, Keep, check_choice, check_number, scheme, with_layout
+from idfx.schemes.scheme import GAINS, Keep, check_choice, check_flag, check_number, scheme, with_layout
 
 LOOSEN = ("diagonal", "dense", "none")
 ORDERS = ("auto", "channel", "tap", "centre")
@@ -50,7 +53,8 @@ class Options:
     of the columns of a kernel; "auto" is "channel" in residual branches, which was best with BatchNorm, and "centre"
     elsewhere, where shifting by each layer would move the signal off the image (docs/method.md). `depthwise`: depthwise
     kernels as identities ("identity") or kept ("keep"); "auto" keeps those inside branches, where identities cost
-    accuracy (docs/evidence.md).
+    accuracy (docs/evidence.md). `published`: queries as identities, and tau undivided in stacked identities, as the
+    paper reads literally; with both, a plain vision transformer does not learn (docs/schemes.md).
     """
 
     tau: float | str = 1.0
@@ -59,6 +63,7 @@ class Options:
     eps_tau: float = 1e-6
     conv_order: str = "auto"
     depthwise: str = "auto"
+    published: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.tau, str):
@@ -74,6 +79,7 @@ class Options:
         check_choice("loosen", self.loosen, LOOSEN)
         check_choice("conv_order", self.conv_order, ORDERS)
         check_choice("depthwise", self.depthwise, DEPTHWISE)
+        check_flag("published", self.published)
 
 
 def _order(role: Role, options: Options) -> tuple[str, str]:
@@ -87,12 +93,45 @@ def _order(role: Role, options: Options) -> tuple[str, str]:
     return "centre", "; outside branches a kernel is filled from its centre, which does not shift (ours)"
 
 
-def _identity(role: Role, options: Options) -> tuple[dict[str, Any], str]:
+def _identity(parameter: ParameterInfo, role: Role, options: Options) -> tuple[dict[str, Any], str]:
     """The arguments of an identity, and the reason unless the user set them."""
     gain = GAINS.get(role.activation.removeprefix("aten."), 1.0)
-    tau = gain if options.tau == "gain" else options.tau
+    tau = gain if options.tau == "gain" else float(options.tau)
     why = f"; tau is the gain of {role.activation or 'no activation'}" if options.tau == "gain" else ""
-    return {"tau": tau, "loosen": options.loosen, "eps_tau": options.eps_tau}, why
+    copies = 1.0 if options.published else _copies(parameter, role)
+    if copies > 1:
+        why += f"; tau is divided by √{copies:g}, so that {copies:g} stacked identities pass on what one does (ours)"
+    return {"tau": tau / math.sqrt(copies), "loosen": options.loosen, "eps_tau": options.eps_tau}, why
+
+
+def _copies(parameter: ParameterInfo, role: Role) -> float:
+    """How many identities are stacked in one matrix inside a branch; 1 unless it widens a value that it passes on."""
+    several = {"query", "key", "value"} & role.traits.keys()  # matrices of their own, one below the other
+    if role.layout is None or role.name != "inner" or several or "gating" in role.traits:
+        return 1.0
+    rows, columns = role.layout.matrix(parameter.shape)
+    return max(1.0, rows / columns) if columns else 1.0
+
+
+def _attending(parameter: ParameterInfo, role: Role, network: StructureQueries, options: Options) -> Decision | None:
+    """A weight that makes queries: near zero, because each normalised token has the score √D_head with itself.
+
+    Source: ours. Near-zero queries: Yang et al., "Tensor Programs V", 2022, arXiv 2203.03466, appendix D.2.
+    """
+    if options.published or not role.traits.keys() & {"query", "key"} or not role.name.is_weight:
+        return None
+    factor = score_factor(network, parameter.name)
+    if factor is None:
+        return None
+    rows, reason = factor.rows, "a factor of attention scores starts near zero, so that all places count alike (ours)"
+    if rows is not None and role.name == "end":
+        ending = {row for start, stop in role.rows or ((0, 0),) for row in range(start, stop)}
+        chosen = {row for start, stop in rows for row in range(start, stop)}
+        rows = ranges(ending | chosen)
+        reason = f"the last weight of a residual branch starts near zero (paper); {reason}"
+    if factor.both:  # the product of the two factors is then as small as that of an identity and a zero
+        options = replace(options, eps=math.sqrt(options.eps or 1e-6))
+    return _weight(parameter, replace(role, rows=rows), options, True, reason)
 
 
 def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, reason: str) -> Decision:
@@ -105,7 +144,7 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
         arguments["rows"] = [list(rows) for rows in role.rows]
         reason += ", its other rows as the identity (ours)"
     if not zero or role.rows is not None:
-        identity, why = _identity(role, options)
+        identity, why = _identity(parameter, role, options)
         arguments |= identity
         reason += why
     if kernel:
@@ -153,8 +192,9 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
 
     Source: arXiv 2503.04626. Paper: IDI/IDIC for main-stem weights and inner weights of branches, IDIZ/IDIZC for the
     last weight of a branch. Ours: 0 for biases and shifts, 1 for norm and branch scales, eps for a scale at the end of
-    a branch; projection shortcuts and the head as main stem; depthwise kernels inside branches kept; recurrent layers
-    gate by gate; bilinear forms as products; everything else kept.
+    a branch; projection shortcuts and the head as main stem; depthwise kernels inside branches kept; queries near zero
+    and tau / √copies inside branches (unless `published`); recurrent layers gate by gate; bilinear forms as products;
+    everything else kept.
     """
 
     def constant(value: float, reason: str) -> Decision:
@@ -164,6 +204,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
         return constant(0.0, "the last weight of a residual branch, which is not a plain matrix, starts at zero (ours)")
     if "normalised" in role.traits and role.layout is not None:
         return Keep("it is divided by norms of slices that the identity leaves zero; its own values are kept (ours)")
+    if (attending := _attending(parameter, role, network, options)) is not None:
+        return attending
     if role.name == "end":
         return _weight(
             parameter,
@@ -192,7 +234,7 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     if role.name == "recurrent":
         return _recurrent(parameter, role, options)
     if role.name == "bilinear form":
-        identity, why = _identity(role, options)
+        identity, why = _identity(parameter, role, options)
         reason = f"a bilinear form starts as the identity in each argument if the other is all ones (ours){why}"
         return Decision(parameter.name, "bilinear", identity, reason, role.evidence)
     return Keep(_KEEP.get(role.name, f"idinit has no rule for the role {role.name!s}; its own values are kept"))

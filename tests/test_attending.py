@@ -1,0 +1,161 @@
+"""By default, idinit makes scores equal and stacked identities as large as one; `published` does not.
+
+Expected values come from the definition of a score, from running the model, and from the paper's matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import idfx
+
+WIDTH, HEADS = 8, 2
+
+
+def heads(x: torch.Tensor, count: int = HEADS) -> torch.Tensor:
+    """From (batch, places, width) to (batch, heads, places, width of a head)."""
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+class Attends(nn.Module):
+    """A residual block whose attention is given: it returns queries, keys and values, and the scores are kept."""
+
+    def __init__(self, make: Callable[[Attends, torch.Tensor], tuple[torch.Tensor, ...]], **weights: nn.Module) -> None:
+        super().__init__()
+        self.make, self.scores = make, torch.empty(0)
+        self.norm, self.weights = nn.LayerNorm(WIDTH), nn.ModuleDict(weights)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.make(self, self.norm(x))
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        self.scores = scores.detach()
+        return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def line(out: int = WIDTH) -> nn.Linear:
+    return nn.Linear(WIDTH, out)
+
+
+def separate() -> Attends:
+    def make(m: Attends, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(heads(m.weights[part](x)) for part in "qkv")
+
+    return Attends(make, q=line(), k=line(), v=line())
+
+
+def fused() -> Attends:
+    def make(m: Attends, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(heads(part) for part in m.weights["all"](x).chunk(3, -1))
+
+    return Attends(make, all=line(3 * WIDTH))
+
+
+def multi_query() -> Attends:
+    def make(m: Attends, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = m.weights["all"](x).split((WIDTH, WIDTH // HEADS, WIDTH // HEADS), -1)
+        return heads(q), heads(k, 1), heads(v, 1)
+
+    return Attends(make, all=line(2 * WIDTH))
+
+
+def only_keys() -> Attends:
+    def make(m: Attends, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return heads(x), heads(m.weights["k"](x)), heads(m.weights["v"](x))
+
+    return Attends(make, k=line(), v=line())
+
+
+def shared() -> Attends:
+    def make(m: Attends, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        both = heads(m.weights["both"](x))
+        return both, both, heads(m.weights["v"](x))
+
+    return Attends(make, both=line(), v=line())
+
+
+FORMS = {form.__name__: form for form in (separate, fused, multi_query, only_keys, shared)}
+
+
+def started(form: str, **options: object) -> tuple[Attends, idfx.Report]:
+    """A model after `init_`, having run once."""
+    model, x = FORMS[form](), torch.randn(2, 5, WIDTH)
+    report = idfx.init_(model, (x,), **options)
+    model(x)
+    assert report.certificate is not None and report.certificate.passed
+    return model, report
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scores_start_equal(form: str) -> None:
+    torch.manual_seed(0)
+    model, report = started(form)
+    assert model.scores.abs().max() < 1e-4
+    said = [d for d in report.plan.decisions.values() if "scores start" in d.reason or "attention scores" in d.reason]
+    assert len(said) == 1 and "(ours)" in said[0].reason
+
+
+@pytest.mark.parametrize("form", ["separate", "fused", "only_keys", "shared"])
+def test_as_published_a_normalised_token_has_the_root_of_the_width_as_score_with_itself(form: str) -> None:
+    torch.manual_seed(0)
+    model, _ = started(form, published=True)
+    own = model.scores.diagonal(dim1=-2, dim2=-1).sum(1)  # over the heads: |x|² / √D_head with |x|² = WIDTH
+    assert torch.allclose(own, torch.full_like(own, WIDTH / (WIDTH / HEADS) ** 0.5), rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_scores_learn(form: str) -> None:
+    torch.manual_seed(0)
+    model, _ = started(form)
+    weight = next(p for name, p in model.named_parameters() if name in report_zero(form))
+    before, optimiser = weight.detach().clone(), torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    for _ in range(5):
+        optimiser.zero_grad()
+        x = torch.randn(8, 5, WIDTH)
+        (model(x) - x.flip(1)).pow(2).mean().backward()
+        optimiser.step()
+    assert (weight - before).abs().max() > 1e-3 and model.scores.abs().max() > 1e-3
+
+
+def report_zero(form: str) -> tuple[str, ...]:
+    """The weight that makes queries, or keys where no weight makes queries."""
+    part = {"separate": "q", "fused": "all", "multi_query": "all", "only_keys": "k", "shared": "both"}[form]
+    return (f"weights.{part}.weight",)
+
+
+def test_only_the_rows_of_the_queries_are_near_zero() -> None:
+    model, _ = started("fused", loosen="none")
+    q, k, v = model.weights["all"].weight.detach().chunk(3)
+    assert float(q.abs().max()) == pytest.approx(1e-6)
+    assert torch.equal(k, torch.eye(WIDTH)) and torch.equal(v, torch.eye(WIDTH))
+
+
+class Hidden(nn.Module):
+    """A residual perceptron that widens its input by a factor."""
+
+    def __init__(self, wide: int, narrow: int = WIDTH) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(narrow, wide), nn.Linear(wide, narrow)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_stacked_identities_inside_a_branch_have_the_size_of_one(factor: int) -> None:
+    model, x = Hidden(factor * WIDTH), torch.randn(3, WIDTH)
+    report = idfx.init_(model, (x,))
+    assert torch.allclose(model.fc1.weight.T @ model.fc1.weight, torch.eye(WIDTH), atol=1e-4)  # an isometry
+    assert ("√" in report.plan.decisions["fc1.weight"].reason) == (factor > 1)
+    idfx.init_(model, (x,), published=True, loosen="none")
+    assert torch.equal(model.fc1.weight, torch.eye(WIDTH).repeat(factor, 1))  # the paper's equation 3
+
+
+def test_the_reason_names_the_rule_that_spoke() -> None:
+    model, x = Hidden(4 * WIDTH), torch.randn(3, WIDTH)
+    shown = idfx.plan(idfx.analyze(model, (x,))).decisions["fc1.weight"].reason
+    assert "tau is divided by √4" in shown and "(ours)" in shown
