@@ -129,8 +129,8 @@ def _attending(parameter: ParameterInfo, role: Role, network: StructureQueries, 
         chosen = {row for start, stop in rows for row in range(start, stop)}
         rows = ranges(ending | chosen)
         reason = f"the last weight of a residual branch starts near zero (paper); {reason}"
-    if factor.both:  # the product of the two factors is then as small as that of an identity and a zero
-        options = replace(options, eps=math.sqrt(options.eps or 1e-6))
+    eps = options.eps or Options.eps  # it closes nothing, and exact zeros would keep the gradient from the other factor
+    options = replace(options, eps=math.sqrt(eps) if factor.both else eps)  # so that the product of the factors is eps
     return _weight(parameter, replace(role, rows=rows), options, True, reason)
 
 
