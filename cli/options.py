@@ -87,6 +87,9 @@ def scheme_options(function: F) -> F:
         click.option(
             "--conv-order", default=None, metavar="auto|channel|tap|centre", help="Order of kernel columns [auto]."
         ),
+        click.option(
+            "--overwrite-deliberate", is_flag=True, help="Write what the model's author set on purpose, too."
+        ),
     )(function)  # fmt: skip
 
 
@@ -169,6 +172,8 @@ def given_scheme(scheme: str, options: dict[str, Any]) -> tuple[str, dict[str, A
             raise click.UsageError(f"--{flag.replace('_', '-')}: also given in --scheme {scheme}; leave one out.")
         given[flag] = _number_if_one(value) if flag == "tau" else value
     SCHEMES.find(name).read_options(given)
+    if options.pop("overwrite_deliberate"):
+        given["overwrite_deliberate"] = True
     return name, given
 
 

@@ -35,9 +35,10 @@ def plan(
     only: Sequence[str] = (),
     keep: Sequence[str] = (),
     set: Mapping[str, Word] | None = None,
+    overwrite_deliberate: bool = False,
     **options: Any,
 ) -> Plan:
-    """Return what a scheme writes into each parameter, and why; touches no tensor.
+    """Return what a scheme writes into each parameter, and why; writes no tensor.
 
     Args:
         structure: from `analyze`.
@@ -46,6 +47,7 @@ def plan(
         only: patterns of parameters or modules; nothing else is written.
         keep: patterns of parameters or modules to leave unchanged.
         set: what to write instead, by pattern: "keep", a fill such as "idiz(eps=1e-4)", or a number; applied last.
+        overwrite_deliberate: also write what the model's author set on purpose (docs/plans.md).
         options: of the scheme; for idinit `tau`, `eps`, `loosen`, `eps_tau`, `conv_order` and `depthwise`.
 
     Raises:
@@ -59,7 +61,7 @@ def plan(
         >>> list(made.decisions), made.kept
         (['weight'], {'bias': 'set by --keep bias'})
     """
-    made = make_plan(structure, scheme, seed, **options)
+    made = make_plan(structure, scheme, seed, overwrite_deliberate=overwrite_deliberate, **options)
     return steer(made, structure, steering(only, keep, set))
 
 
@@ -93,6 +95,7 @@ def init_(
     only: Sequence[str] = (),
     keep: Sequence[str] = (),
     set: Mapping[str, Word] | None = None,
+    overwrite_deliberate: bool | None = None,
     tracer: str | None = None,
     **options: Any,
 ) -> Report:
@@ -103,7 +106,8 @@ def init_(
 
     Args:
         model, example_inputs, example_kwargs, roles, tracer: as in `analyze`.
-        scheme, seed, only, keep, set, options: as in `plan`; "idinit" and 0 where nothing is given.
+        scheme, seed, only, keep, set, overwrite_deliberate, options: as in `plan`; "idinit", 0 and False where nothing
+            is given.
         certify: run the initialised model and compare every join with its shortcut.
         plan: apply this plan instead of making one; `only`, `keep` and `set` change it.
         checkpoint: a file or a state dict. Matching tensors are loaded, and only the rest is initialised; the
@@ -125,7 +129,7 @@ def init_(
     """
     words = steering(only, keep, set)
     source = read_checkpoint(checkpoint) if checkpoint is not None else None
-    asked: dict[str, Any] = {"scheme": scheme, "seed": seed}
+    asked: dict[str, Any] = {"scheme": scheme, "seed": seed, "overwrite_deliberate": overwrite_deliberate}
     asked = {name: value for name, value in asked.items() if value is not None} | options
     if plan is not None and (beside := [*asked, *(["roles"] if roles else [])]):
         raise UsageError(

@@ -87,7 +87,7 @@ def test_a_start_better_than_the_authors_passes():
     """The author's hundred layers halve the signal each; identities keep it."""
     model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(100)))
     for layer in model:
-        nn.init.eye_(layer.weight).data.mul_(0.5)
+        nn.init.orthogonal_(layer.weight).data.mul_(0.5)
     structure = idfx.analyze(model, (_rows(),))
     author = observe_start(model, structure)
     report = idfx.init_(model, (_rows(),))

@@ -90,6 +90,7 @@ def build(
             model, example = found.build(rest, dict(arguments or {}))
             pending.materialize_unregistered(model)
         pending.move_(model, place, kind)
+        pending.attach(model)
         if given.args:
             example = given
         elif given.kwargs:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from idfx.building.effects import effect
 from idfx.building.tape import Step, Tape, View
@@ -42,6 +43,26 @@ UNDISPATCHED = frozenset(
     )
     if hasattr(Tensor, name)
 )
+
+_draws_of: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by parameter, the DeferredDraws that may have a tape of it
+
+
+def is_deferred(parameter: Tensor) -> bool:
+    """Return whether the values of a parameter are not drawn yet, so that its memory holds none."""
+    draws = _draws_of.get(parameter)  # type: ignore[no-untyped-call]
+    return draws is not None and _key(parameter) in draws._tapes
+
+
+def as_drawn(parameter: Tensor, name: str) -> Tensor:
+    """Return the values of a parameter, or a copy with those that it will have if they are not drawn yet.
+
+    Args:
+        parameter: of a model that was built with deferred draws, or of any other.
+        name: its first name, which seeds the draw.
+    """
+    draws = _draws_of.get(parameter)  # type: ignore[no-untyped-call]
+    found: Tensor = parameter if draws is None else draws.peek(parameter, name)
+    return found
 
 
 class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -107,6 +128,22 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def names(self, model: nn.Module) -> set[str]:
         """Return the names of the parameters and buffers, including aliases, that hold no values yet."""
         return {name for name, tensor in _tensors(model) if _key(tensor) in self._tapes}
+
+    def attach(self, model: nn.Module) -> None:
+        """Let `is_deferred` and `as_drawn` know the parameters of a model whose draws are deferred here."""
+        for _, parameter in model.named_parameters():
+            if _key(parameter) in self._tapes:
+                _draws_of[parameter] = self
+
+    def peek(self, tensor: Tensor, name: str) -> Tensor:
+        """Return a copy with the values that a pending tensor will have, or the tensor itself; it stays pending."""
+        tape = self._tapes.get(_key(tensor))
+        if tape is None:
+            return tensor
+        with self._silence():
+            storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
+            tape.play(storage, self._generator(f"name {name}"))
+            return View.at(tensor).of(storage)
 
     def materialize(self, model: nn.Module, names: Iterable[str] | None = None) -> None:
         """Draw the values of these parameters and buffers; names that are not pending are ignored.
@@ -237,12 +274,15 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _play(self, key: int, name: str | None) -> None:
         """Replay and remove one tape; nothing to do for a storage that no longer exists."""
         tape = self._tapes.pop(key)
-        generator = torch.Generator(device="cpu")
-        generator.manual_seed(_seed(self.seed, f"draw {tape.order}" if name is None else f"name {name}"))
+        generator = self._generator(f"draw {tape.order}" if name is None else f"name {name}")
         with self._silence():
             storage = torch.UntypedStorage._new_with_weak_ptr(tape.reference.cdata)
             if storage is not None:
                 tape.play(storage, generator)
+
+    def _generator(self, what: str) -> torch.Generator:
+        generator = torch.Generator(device="cpu")
+        return generator.manual_seed(_seed(self.seed, what))
 
     def _move(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         key = _key(tensor)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import math
 import re
+from typing import Any
 
 from idfx.core.errors import UsageError
 
 WORDS = {"true": True, "false": False, "none": None}
 
 
-def parse_call(text: str, subject: str) -> tuple[str, dict[str, object]]:
+def parse_call(text: str, subject: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of `name` or `name(key=value, ...)`.
 
     Args:

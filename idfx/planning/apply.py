@@ -13,6 +13,7 @@ from idfx.fills import check_fill, fill_
 from idfx.planning.checkpoints import Checkpoint, fitting, load_
 from idfx.planning.scalars import add_scalars_, check_scalars
 from idfx.planning.spectral_norm import refresh_
+from idfx.planning.written import remember
 
 if TYPE_CHECKING:
     from idfx.building.build import Built
@@ -59,7 +60,8 @@ def check(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) ->
         tensor = parameters[name]
         if tensor.is_meta:
             raise PlanError(
-                f"{name}: on the meta device; expected memory to write to. Call model.to_empty(device=...) first."
+                f"{name}: on the meta device; expected memory to write to. Call model.to_empty(device=...) first, "
+                "and plan with overwrite_deliberate=True, because that memory holds anything."
             )
         kind = decision.fill, repr(decision.arguments), tensor.shape, tensor.dtype
         if kind not in checked:
@@ -89,7 +91,7 @@ def apply_(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -
     check(model, plan, checkpoint)
     parameters = dict(unwrap(model).named_parameters())
     for name, decision in plan.decisions.items():
-        fill_(parameters[name], decision.fill, decision.arguments, parameter=name, seed=plan.seed)
+        remember(fill_(parameters[name], decision.fill, decision.arguments, parameter=name, seed=plan.seed))
     if checkpoint is not None:
         load_(model, checkpoint, plan.loaded)
     refresh_(unwrap(model), plan.decisions)

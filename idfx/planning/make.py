@@ -1,4 +1,4 @@
-"""Structure × scheme → plan; touches no tensor."""
+"""Structure × scheme → plan; writes no tensor."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from typing import Any
 from idfx.analysis.queries import StructureQueries
 from idfx.analysis.role_overrides import with_scale_ends
 from idfx.core.records import Decision, Plan, Structure, not_writable_reason
+from idfx.planning.deliberate import respect
 from idfx.schemes.scheme import SCHEMES, Keep
 
 
-def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **options: Any) -> Plan:
+def make_plan(
+    structure: Structure, scheme: str = "idinit", seed: int = 0, *, overwrite_deliberate: bool = False, **options: Any
+) -> Plan:
     """Return the plan of a scheme: what it writes into each parameter, and why it keeps the others.
 
     Args:
         structure: of the model.
         scheme: one of `idfx list schemes`.
         seed: of the noise and of every random fill; any integer.
+        overwrite_deliberate: write what the author set on purpose, too (`idfx.planning.provenance`).
         options: the scheme's own.
 
     Raises:
@@ -36,6 +40,10 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
             kept[name] = decision.reason
         else:
             decisions[name] = decision
+    remarks: tuple[str, ...] = ()
+    if not overwrite_deliberate:
+        decisions, meant, remarks = respect(structure, network, decisions)
+        kept |= meant
     return Plan(
         model=structure.model,
         scheme=scheme,
@@ -43,8 +51,8 @@ def make_plan(structure: Structure, scheme: str = "idinit", seed: int = 0, **opt
         options=dataclasses.asdict(chosen),
         shapes={name: info.shape for name, info in structure.parameters.items()},
         decisions=decisions,
-        kept=kept,
-        notes=notes(structure, decisions),
+        kept={name: kept[name] for name in structure.parameters if name in kept},
+        notes=(*notes(structure, decisions), *remarks),
         roles=dict(structure.role_overrides),
         scalars=tuple(found.scalars(network, chosen)) if found.scalars is not None else (),
     )

@@ -1,0 +1,88 @@
+"""Plan's decisions × provenance → decisions: what an author set on purpose is kept, unless a block needs it written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from idfx.analysis.queries import StructureQueries
+from idfx.core.records import Decision, Structure
+from idfx.fills import fills
+from idfx.planning.provenance import Provenance, Purpose
+
+OPTION = "--overwrite-deliberate"
+_SHOWN = 3
+
+
+class Respected(NamedTuple):
+    """The decisions that remain, the reasons to keep the other parameters, and notes on both."""
+
+    decisions: dict[str, Decision]
+    kept: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def respect(structure: Structure, network: StructureQueries, decisions: Mapping[str, Decision]) -> Respected:
+    """Return the decisions without those about parameters that their author set on purpose.
+
+    What closes a block is the scheme's to choose: an author's zero there says that the block starts as its shortcut,
+    and so it does. A shift behind such an end is written, and a note says what it was. Zero weights in series get no
+    gradient, so they are no design; where most weights are such, the model holds no values at all.
+
+    Args:
+        structure: as it was read.
+        network: the structure whose ends the decisions close.
+        decisions: of a scheme, by parameter.
+    """
+    provenance = Provenance(structure)
+    dead = _in_series(network, provenance.zeros())
+    weights = [name for name, role in structure.roles.items() if role.name.is_weight]
+    if 2 * len(dead) > len(weights):
+        return Respected(dict(decisions), {}, ())
+    closing, behind = _closing(structure, network), _behind(network.structure, decisions)
+    found = {name: said for name in decisions if name not in dead and (said := provenance.purpose(name))}
+    lost = {name: said for name, said in found.items() if name in behind or (name in closing and _is_lost(said))}
+    kept = {name: said for name, said in found.items() if name not in closing and name not in behind}
+    how = " (the model is trained: values that vary are no purpose)" if provenance.trained else ""
+    reasons = {name: f"set on purpose: {said.shown}; its author's values are kept{how}" for name, said in kept.items()}
+    notes = (
+        *_note(lost, "set on purpose, but a block starts as its shortcut only if idfx writes it"),
+        *_note(kept, f"set on purpose and kept; {OPTION} writes it"),
+    )
+    return Respected({name: one for name, one in decisions.items() if name not in kept}, reasons, notes)
+
+
+def _closing(structure: Structure, network: StructureQueries) -> frozenset[str]:
+    """The parameters at which a block can be closed."""
+    joins = [join for read in (structure, network.structure) for join in read.joins if join.zeroable]
+    names = structure.first_names
+    return frozenset(names[one] for join in joins for one in (*(end.parameter for end in join.ends), *join.scales))
+
+
+def _behind(structure: Structure, decisions: Mapping[str, Decision]) -> frozenset[str]:
+    """The shifts that are added in a block behind the ends that the decisions close."""
+    names = structure.first_names
+    ends = {join.name: [names[end.parameter] for end in join.ends] for join in structure.joins if join.zeroable}
+    own = {name for found in ends.values() for name in found} & decisions.keys()
+    closed = {name for name in own if fills.zero(decisions[name]) is not None}
+    shut = (join for join in structure.joins if join.zeroable and closed.issuperset(ends[join.name]))
+    return frozenset(names[shift] for join in shut for shift in join.zeroed_biases)
+
+
+def _is_lost(said: Purpose) -> bool:
+    """Whether what closes a block held more than a size."""
+    return said.kind == "pattern"
+
+
+def _in_series(network: StructureQueries, zeros: frozenset[str]) -> frozenset[str]:
+    """The zero weights that read from zero weights alone, and those."""
+    before = {name: network.before(name) or () for name in zeros}
+    behind = {name: sources for name, sources in before.items() if sources and zeros.issuperset(sources)}
+    return frozenset({*behind, *(source for sources in behind.values() for source in sources)})
+
+
+def _note(found: Mapping[str, Purpose], what: str) -> Iterator[str]:
+    if found:
+        shown = [f"{name} ({said.shown})" for name, said in list(found.items())[:_SHOWN]]
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        yield f"{', '.join(shown)}{more}: {what}"
