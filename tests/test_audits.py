@@ -552,3 +552,77 @@ def test_where_values_come_out_of_sight_no_parameter_is_called_unused():
     assert named == {"idle.weight", "idle.bias"}
     audit = audited(Mapped(True), (X[:, :4],), only=["unused"])
     assert audit.findings == () and "outside torch's operators" in audit.measures["unused"]["not judged"]
+
+
+class Adapter(nn.Module):
+    """A frozen layer, and two small ones whose product is added to its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(8, 32), nn.Linear(8, 4, bias=False), nn.Linear(4, 32, bias=False)
+        self.head = nn.Linear(32, 5)
+        self.base.requires_grad_(False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.base(x) + self.up(self.down(x))))
+
+
+def test_zeros_that_the_inputs_get_around_are_no_finding():
+    assert audited(Adapter(), (X,)).at_least("warning") == ()
+
+
+def test_zeros_that_cut_the_inputs_off_are():
+    """Without a way around, one zero weight before the head leaves constant outputs."""
+    model = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 5))
+    put(model, "1.weight", 0.0)
+    found = audited(model, (X,)).at_least("error")
+    assert ("rank", "1.weight") in {(f.metric, f.parameter) for f in found}
+    assert fed(Adapter()) >= {"up.weight", "down.weight"}  # after one step, both learn
+
+
+class Upsampling(nn.Module):
+    """A convolution whose outputs are put side by side as pixels."""
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8 * factor**2, 3, padding=1)
+        self.shuffle, self.out = nn.PixelShuffle(factor), nn.Conv2d(8, 3, 3, padding=1)
+        with torch.no_grad():
+            one = nn.init.kaiming_normal_(torch.empty(8, 8, 3, 3))
+            self.conv.weight.copy_(one.repeat_interleave(factor**2, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.shuffle(torch.relu(self.conv(torch.relu(self.stem(x))))))
+
+
+def test_a_kernel_repeated_for_neighbouring_pixels_is_no_copy():
+    torch.manual_seed(0)
+    model, x = Upsampling(), torch.randn(2, 3, 6, 6)
+    assert audited(model, (x,)).at_least("warning") == ()
+    model.shuffle = nn.Conv2d(32, 8, 1)  # the same rows as channels
+    found = audited(model, (x,)).at_least("error")
+    assert {(f.metric, f.parameter) for f in found} == {("rank", "conv.weight"), ("replicas", "conv.weight")}
+
+
+class Bounded(nn.Module):
+    """Two fixed numbers, and how the forward uses them."""
+
+    def __init__(self, bound: float, sentinel: float, garbled: bool = False) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.register_buffer("bound", torch.tensor(bound))
+        self.register_buffer("sentinel", torch.full((8,), sentinel))
+        if garbled:
+            self.sentinel += torch.arange(8) * 1.2345e8
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.clamp(self.fc(x), -self.bound, self.bound)
+        return torch.where(y > 2, self.sentinel, y)
+
+
+def test_bounds_and_sentinels_are_no_broken_tables():
+    for bound, sentinel in ((1e10, 1e10), (float("inf"), -1e9), (3.21e7, torch.finfo(torch.float32).max)):
+        assert audited(Bounded(bound, sentinel), (X,)).at_least("warning") == ()
+    (found,) = audited(Bounded(1e10, 1e10, garbled=True), (X,)).at_least("warning")
+    assert (found.severity, found.metric, found.parameter, found.value) == ("error", "tables", "sentinel", 8)

@@ -15,6 +15,8 @@ from idfx.ops.semantics import operator_name
 
 DENORMAL = 0.01  # of the entries that are not zero
 
+_BOUNDING = ("aten.clamp", "aten.clip", "aten.minimum", "aten.maximum")
+
 _REPAIR = "Find the initialiser or the training step that produced it, and start again before it."
 _FLUSH = "Use larger values or float32: many devices flush such numbers to 0, and others handle them slowly."
 
@@ -37,7 +39,7 @@ def finite(subject: AuditContext) -> Iterator[Finding]:
         if not (tensor.is_floating_point() or tensor.is_complex()) or name in (subject.unwritten or {}):
             continue
         if not subject.is_finite(name):
-            if name in subject.structure.parameters or not (_is_mask(tensor) or _only_bounds(subject, name)):
+            if name in subject.structure.parameters or not (_is_mask(tensor) or only_bounds(subject, name)):
                 count = int((~torch.isfinite(tensor)).sum())
                 message = f"{count:,} of its {tensor.numel():,} entries are NaN or Inf"
                 yield subject.finding("error", "finite", name, count, 0, message, _REPAIR)
@@ -51,15 +53,26 @@ def _is_mask(tensor: Tensor) -> bool:
     return bool(((tensor == 0) | torch.isneginf(tensor)).all()) if tensor.is_floating_point() else False
 
 
-def _only_bounds(subject: AuditContext, name: str) -> bool:
-    """Whether a buffer has no NaN and is used only as a bound of clamp."""
-    nodes = [node for node in subject.flow.nodes.values() if node.op == "get_attr" and node.meta[FACTS].name == name]
-    users = [(node, user) for node in nodes for user in node.users]
-    clamps = all(
-        operator_name(user.target).startswith(("aten.clamp", "aten.clip")) and user.args[0] is not node
-        for node, user in users
-    )
-    return bool(users) and clamps and not bool(subject.tensors[name].isnan().any())
+def only_bounds(subject: AuditContext, name: str) -> bool:
+    """Return whether a buffer has no NaN, and it and what is computed from it are used as bounds of clamp alone.
+
+    Args:
+        subject: of the audit.
+        name: of a buffer.
+    """
+    flow = subject.flow
+    stack = [node for node in flow.nodes.values() if node.op == "get_attr" and node.meta[FACTS].name == name]
+    bounds = False
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            if user.op != "output" and not flow.terms[flow.positions[user.name]].data:
+                stack.append(user)
+            elif not operator_name(user.target).startswith(_BOUNDING) or user.args[0] is node:
+                return False
+            else:
+                bounds = True
+    return bounds and not bool(subject.tensors[name].isnan().any())
 
 
 def _denormal(tensor: Tensor) -> float:

@@ -8,6 +8,7 @@ Everything else is assumed to pass gradients, so every parameter reported as sta
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -55,6 +56,47 @@ def starved(
         if not opened:
             return frozenset(leaves.values()) - fed
         zeros -= opened
+
+
+def carried(flow: Dataflow, zeros: Collection[str], first: Callable[[str], str]) -> tuple[frozenset[int], bool]:
+    """Return the outputs that depend on an input, given the parameters that are zero, and whether a weight sees zeros.
+
+    Args:
+        flow, zeros, first: as in `starved`.
+    """
+    zero = _zero_terms(flow, {position for position, name in _leaves(flow) if first(name) in zeros})
+    depends = _depending(flow, zero)
+    behind = any(term.kind is Kind.CONTRACT and zero[term.operands[0]] for term in flow.terms)
+    return frozenset(output for output in flow.outputs if depends[output]), behind
+
+
+def lost_inputs(flow: Dataflow, zeros: Collection[str], first: Callable[[str], str]) -> tuple[str, ...]:
+    """Return the inputs that no output depends on, although some would if none of these parameters were zero.
+
+    Args:
+        flow, zeros, first: as in `starved`.
+    """
+
+    def acting(names: Collection[str]) -> int:
+        depends = _depending(flow, _zero_terms(flow, {at for at, name in _leaves(flow) if first(name) in names}))
+        return functools.reduce(operator.or_, (depends[output] for output in flow.outputs), 0)
+
+    lost = acting(()) & ~acting(zeros)
+    inputs = [term.node for term in flow.terms if term.kind is Kind.INPUT]
+    return tuple(name for number, name in enumerate(inputs) if lost >> number & 1)
+
+
+def _depending(flow: Dataflow, zero: list[bool]) -> list[int]:
+    """Of each term the inputs that it depends on, one bit each, given which terms are zero."""
+    depends: list[int] = []
+    inputs = 0
+    for position, term in enumerate(flow.terms):
+        found = 1 << inputs if term.kind is Kind.INPUT else 0
+        inputs += term.kind is Kind.INPUT
+        for other in (*term.operands, *term.gates):
+            found |= depends[other]
+        depends.append(0 if zero[position] else found)
+    return depends
 
 
 def fed(flow: Dataflow, zeros: Collection[str], first: Callable[[str], str]) -> frozenset[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from idfx.audits.metric import metric
+from idfx.audits.pixels import distinct_pixels
 from idfx.audits.subject import CLOSED, AuditContext
 from idfx.core.findings import Finding, Measure, Severity
 from idfx.core.roles import RoleName
@@ -52,6 +53,8 @@ def rank(subject: AuditContext) -> Iterator[Finding | Measure]:
         side = min(role.layout.matrix(info.shape)) if role.layout is not None else 0
         if not side or (not whole and (side == 1 or subject.ratio(info, role) <= CLOSED)):
             continue
+        if subject.is_zero(info.name) and info.name not in subject.cutting:  # the metric `dead` judges it
+            continue
         if whole and side > LARGEST:
             skipped += 1
             continue
@@ -60,6 +63,8 @@ def rank(subject: AuditContext) -> Iterator[Finding | Measure]:
         oblong += rows != columns
         matrices = subject.matrices(info.name) if whole else _part(subject.matrices(info.name))
         lost = _lost(matrices)
+        if lost and (pixels := distinct_pixels(subject, info.name)) is not None:
+            matrices, lost = pixels, _lost(pixels)
         if role.name.is_stem and "gating" not in role.traits:
             kept = min(matrices.shape[1:]) * matrices.shape[0] - lost, info.name
             bottleneck = kept if bottleneck is None else min(bottleneck, kept)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from idfx.audits.metric import metric
+from idfx.audits.pixels import distinct_pixels
 from idfx.audits.subject import CLOSED, AuditContext
 from idfx.core.findings import Finding, Severity
 
@@ -25,7 +26,8 @@ def replicas(subject: AuditContext) -> Iterator[Finding]:
     Definition: the rows that are equal, bit for bit, to an earlier row of the same matrix (of each group, expert and
     fused part) or of the same trainable embedding. Not counted are rows of zeros, rows with one entry that holds 0.9 of
     the squared length (a padded identity repeats rows by design), matrices with fewer than 4 columns (equal by chance),
-    and closed ends of branches and heads.
+    closed ends of branches and heads, and rows whose outputs become neighbouring pixels, each as often as every other
+    (a sub-pixel layer that starts as nearest-neighbour upsampling).
 
     Unit: the share of the rows. Thresholds: above 0 (warning): copies start with the same output, and only the layers
     that read them can separate them. From half of the rows (error): a constant matrix has only one direction.
@@ -39,7 +41,7 @@ def replicas(subject: AuditContext) -> Iterator[Finding]:
             continue
         matrices = subject.matrices(info.name)
         copies = copied_rows(matrices)
-        if copies:
+        if copies and distinct_pixels(subject, info.name) is None:
             total = matrices.shape[0] * rows
             severity: Severity = "error" if copies / total >= 0.5 else "warning"
             message = f"{copies:,} of its {total:,} rows are exact copies of another row"

@@ -40,17 +40,18 @@ def scale(subject: AuditContext) -> Iterator[Finding]:
     judged; a constant below 1 that directly multiplies the output (Swiftformer's queries) is included.
 
     Unit: r, a ratio. Thresholds: r > 4 (warning), r > 10 (error): mean squares grow a hundredfold in one layer. r <
-    0.01 (warning; not for ends of branches or heads): not an error, because normalisations compensate for small
-    weights; truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. A non-zero r below 1e-4 is an error:
-    mean squares fall below the eps of a following normalisation (1e-5 to 1e-12); except if a constant bias takes over
-    (gMLP's gates) and for gating weights. For an embedding the threshold is an rms of 1e-6, because RWKV deliberately
-    draws its own with 1e-4. A weight whose deviation is gain / √fan-out, within the precision of the sample, with gain
-    1, √2 or 1/√3, and does not match fan-in, if the two differ by half or more, is reported as such (info; a warning
-    above r = 4). Non-zero biases and norm scales other than 1 are reported (info). A norm scale that is 0 throughout,
-    or below 1e-4, and closes no block is an error; one above 4 or 10 is judged like a weight. Biases, embeddings,
-    positions, tokens and learned scales: root mean square above 10 (warning) and 100 (error), because no fan-in divides
-    them; learned temperatures reach 10 (Swin v2), and logit scales 4.6 (CLIP). For biases of attention scores, the
-    deviation from their mean is used.
+    0.01 (warning; not for ends of branches or heads, nor for zeros that the inputs get around): not an error, because
+    normalisations compensate for small weights; truncated normals of 0.02 give 0.02 to 4 at fan-ins from 1 to 40,000. A
+    non-zero r below 1e-4 is an error: mean squares fall below the eps of a following normalisation (1e-5 to 1e-12);
+    except if a constant bias takes over (gMLP's gates) and for gating weights. For an embedding the threshold is an rms
+    of 1e-6, because RWKV deliberately draws its own with 1e-4. A weight whose deviation is gain / √fan-out, within the
+    precision of the sample, with gain 1, √2 or 1/√3, and does not match fan-in, if the two differ by half or more, is
+    reported as such (info; a warning above r = 4). Non-zero biases and norm scales other than 1 are reported (info). A
+    norm scale that is below 1e-4 and closes no block, or 0 throughout and lets no input past, is an error (the metric
+    `dead` reports one that keeps gradients from others); one above 4 or 10 is judged like a weight, and one that is
+    used as 1 + w is not judged. Biases, embeddings, positions, tokens and learned scales: root mean square above 10
+    (warning) and 100 (error), because no fan-in divides them; learned temperatures reach 10 (Swin v2), and logit scales
+    4.6 (CLIP). For biases of attention scores, the deviation from their mean is used.
 
     Source: LeCun et al., "Efficient backprop", 1998; He et al., "Delving deep into rectifiers", ICCV 2015.
     """
@@ -68,7 +69,7 @@ def _beside(subject: AuditContext, name: str, role: Role) -> Iterator[Finding]:
     severity, bound = _far(_spread(subject.tensors[name]) if role.name == "attention bias" else rms)
     told = f"{role.name} of root mean square {rms:.3g}"
     if role.name == "norm scale":
-        yield from _norm(subject, name, rms)
+        yield from () if subject.in_expression(name) else _norm(subject, name, rms)
     elif role.name.is_shift and rms:
         message = f"a {role.name} of root mean square {rms:.3g}"
         yield subject.finding(severity or "info", "scale", name, rms, bound, message, _BIAS)
@@ -106,7 +107,7 @@ def _weight(subject: AuditContext, info: ParameterInfo, role: Role) -> Iterator[
         yield subject.finding(severity, "scale", info.name, ratio, bound, told, _TOO_LARGE)
     elif 0 < ratio < TOO_SMALL and not closing and "gating" not in role.traits and not subject.biased(info.name):
         yield subject.finding("error", "scale", info.name, ratio, TOO_SMALL, told, _SMALL)
-    elif ratio < SMALL and not closing:
+    elif ratio < SMALL and not closing and (ratio or info.name in subject.cutting):
         yield subject.finding("warning", "scale", info.name, ratio, SMALL, told, _SMALL)
 
 
@@ -127,8 +128,8 @@ def _norm(subject: AuditContext, name: str, rms: float) -> Iterator[Finding]:
         yield subject.finding(severity, "scale", name, rms, bound, told, _CUT)
     elif 0 < rms < TOO_SMALL and not closing:
         yield subject.finding("error", "scale", name, rms, TOO_SMALL, told, _CUT)
-    elif rms == 0 and not closing:
-        message = "it is 0 throughout and closes no residual block"
+    elif name in subject.cutting:
+        message = "it is 0 throughout, and no input gets past it"
         yield subject.finding("error", "scale", name, 0, 1, message, _CUT)
     elif rms and not bool((subject.tensors[name] == 1).all()):
         yield subject.finding("info", "scale", name, rms, 1, told, _NORM)

@@ -20,6 +20,7 @@ from idfx.fills.folding import Folding, matrices_of
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.trial import BatchRun
 from idfx.ops.kinds import Kind
+from idfx.ops.semantics import operator_name
 from idfx.schemes.scheme import GAINS, fans, is_weight
 
 SAMPLE = 16_384  # entries of a tensor in a sample
@@ -136,6 +137,10 @@ class AuditContext:
             if role.name == "recurrent" and role.layout is not None and name not in self._computed and self.sound(name):
                 yield info, role
 
+    def in_expression(self, name: str) -> bool:
+        """Return whether a parameter acts through an expression of fixed values alone, such as 1 + w."""
+        return name in self._computed
+
     def sound(self, name: str) -> bool:
         """Return whether a tensor has entries, and all are floating-point and finite."""
         tensor = self.tensors[name]
@@ -206,6 +211,43 @@ class AuditContext:
             for join in structure.joins:
                 found.update(map(self.first_name, (*(end.parameter for end in join.ends), *join.scales)))
         return frozenset(found)
+
+    def padding(self, name: str) -> Tensor:
+        """Return the rows of a table that its look-ups themselves name as padding, as indices."""
+        rows = sorted(self._padding.get(name, set()))
+        return torch.tensor(rows, dtype=torch.long, device=self.tensors[name].device)
+
+    @functools.cached_property
+    def _padding(self) -> Mapping[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        for node in self.flow.nodes.values():
+            if node.op == "call_function" and operator_name(node.target) == "aten.embedding":
+                name = self.alias(self.flow.capture.parameters.get(getattr(node.args[0], "name", ""), ""))
+                row = node.args[2] if len(node.args) > 2 else node.kwargs.get("padding_idx", -1)
+                if name and isinstance(row, int) and row >= 0:
+                    found.setdefault(name, set()).add(row)
+        return found
+
+    @functools.cached_property
+    def cutting(self) -> frozenset[str]:
+        """The parameters of zeros that the inputs do not get past on their way to an output.
+
+        With such a parameter alone at zero, no output depends on an input any more; or some output does not, and a
+        weight behind sees only zeros. The last weights of branches and of the model may start at zero.
+        """
+        from idfx.audits.gradient_flow import carried
+
+        def cuts(*names: str) -> bool:
+            left, behind = carried(self.flow, names, self.first_name)
+            return not left or (behind and left != whole)
+
+        whole, _ = carried(self.flow, (), self.first_name)
+        roles = self.structure.roles
+        usable = (name for name, role in roles.items() if not role.name.is_last and self.sound(name))
+        zeros = [name for name in usable if self.is_zero(name)]
+        shifts = [name for name in zeros if roles[name].name.is_shift]
+        factors = [name for name in zeros if roles[name].name.multiplies] if whole and cuts(*zeros) else []
+        return frozenset(name for name in factors if cuts(name, *shifts))
 
     def place(self, name: str) -> str:
         """Return where a parameter or buffer is used: its residual block, or otherwise its operator or module."""

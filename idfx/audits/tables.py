@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from idfx.audits.finite import only_bounds
 from idfx.audits.folding import Folding
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
@@ -16,6 +18,7 @@ from idfx.core.findings import Finding
 from idfx.ops.semantics import operator_name
 
 LARGE = 1e6
+_LIMITS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _VALUES = "Recompute it when the model is on its device: values that are not in the checkpoint are lost on meta."
 _INDEX = "Build the index for the size of the table that it is used with."
@@ -25,8 +28,9 @@ _INDEX = "Build the index for the size of the table that it is used with."
 def tables(subject: AuditContext) -> Iterator[Finding]:
     """Fixed tables that cannot be intended: huge numbers, indices out of range, NaN computed from sound values.
 
-    Definition: (a) entries of floating-point buffers above 10⁶ in size, unless all of these are the same negative
-    number, as in an additive mask. (b) Fixed indices of a look-up (embedding, index, gather, index_select) beyond the
+    Definition: (a) entries of floating-point buffers above 10⁶ in size, unless people write such numbers (all of these
+    are the same negative number, or one or two sizes that are round: a mask or a sentinel), or the buffer only bounds a
+    clamp. (b) Fixed indices of a look-up (embedding, index, gather, index_select) beyond the
     end of their table. (c) NaN, and Inf other than a mask's −Inf, in values that the forward computes from parameters
     and buffers without NaN or Inf (the root of a negative variance, an exponential beyond the dtype).
 
@@ -40,11 +44,35 @@ def tables(subject: AuditContext) -> Iterator[Finding]:
     for name, tensor in subject.tensors.items():
         if name not in subject.structure.parameters and tensor.is_floating_point() and tensor.numel():
             large = tensor[tensor.isfinite() & (tensor.abs() > LARGE)]
-            if large.numel() and not (large[0] < 0 and bool((large == large[0]).all())):
+            if large.numel() and not (is_written(large) or only_bounds(subject, name)):
                 message = f"{large.numel():,} of its {tensor.numel():,} entries are above {LARGE:g} in size"
                 yield subject.finding("error", "tables", name, large.numel(), 0, message, _VALUES)
     yield from _out_of_range(subject, folding)
     yield from _made(subject, folding)
+
+
+def is_written(large: Tensor) -> bool:
+    """Return whether large numbers are such as people write into masks: one negative number, or one or two round ones.
+
+    A round number has at most two significant digits, is a power of 2, or is the limit of a dtype.
+
+    Args:
+        large: numbers, at least one.
+
+    Example:
+        >>> is_written(torch.tensor([1e10, -1e10])), is_written(torch.tensor([3.7512e12, 2.2e30]))
+        (True, False)
+    """
+    if large[0] < 0 and bool((large == large[0]).all()):
+        return True
+    sizes = large.abs().unique()  # type: ignore[no-untyped-call]
+    return sizes.numel() <= 2 and all(_is_round(float(size), large.dtype) for size in sizes)
+
+
+def _is_round(size: float, dtype: torch.dtype) -> bool:
+    rounded = [float(f"{size:.1e}"), *(torch.finfo(kind).max for kind in _LIMITS)]
+    found = any(float(torch.tensor(value, dtype=dtype)) == size for value in rounded)
+    return found or math.frexp(size)[0] == 0.5
 
 
 def _out_of_range(subject: AuditContext, folding: Folding) -> Iterator[Finding]:
