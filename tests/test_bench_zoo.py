@@ -183,7 +183,7 @@ def test_ctrl_c_leaves_a_page_of_what_is_finished(tmp_path) -> None:
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "interrupted; finished runs are in" in err and "Traceback" not in err
     assert "`small:kan`" in (tmp_path / "zoo" / "zoo.md").read_text()
 

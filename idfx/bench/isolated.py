@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -43,6 +44,7 @@ def _run(link: Connection, seconds: float, work: Callable[[Any, Tell], None], jo
             os._exit(1)
 
     try:
+        tell({"stage": "start"})
         work(job, tell)
     except IdfxError as error:
         tell({"error": str(error)})
@@ -63,7 +65,7 @@ class Isolated:
 
     def __init__(self, context: Any, work: Callable[[Any, Tell], None], job: Any, limits: Limits) -> None:
         self.job, self.reason = job, ""
-        self._limits, self._began, self._stage = limits, time.monotonic(), "start"
+        self._limits, self._began, self._stage = limits, math.inf, "start"
         self.link: Connection
         self.link, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(theirs, limits.seconds, work, job), daemon=True)
@@ -76,6 +78,7 @@ class Isolated:
         try:
             while self.link.poll():
                 message = self.link.recv()
+                self._began = min(self._began, time.monotonic())  # not before it lives
                 self._stage = message.get("stage", self._stage)
                 if "error" in message:
                     self.reason = f"{self._stage}: {message['error']}"
@@ -104,7 +107,7 @@ class Isolated:
     def kill(self) -> None:
         """End the process at once."""
         self._process.kill()
-        self._process.join()
+        self._process.join(PATIENCE)  # it is dead in any case; what reaps it may be slow
         self.ended = True
 
 
@@ -119,7 +122,7 @@ def _resident(process: int | None) -> int:
 
 def run_isolated(
     work: Callable[[Any, Tell], None], jobs: Sequence[Any], limits: Limits, several: int, preload: Sequence[str] = ()
-) -> Iterator[tuple[Any, dict[str, Any] | None, str]]:
+) -> Generator[tuple[Any, dict[str, Any] | None, str], None, None]:
     """Work on jobs, each in a process of its own, and yield (job, message, "") and, when it ends, (job, None, reason).
 
     The reason is empty where the work was done. When the iterator is closed, the processes end.

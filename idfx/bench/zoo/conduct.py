@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,12 @@ def conduct(
     for scheme in sweep.schemes:
         check_scheme(scheme)
     _open(sweep, folder)
-    with RunsFile(folder) as file:
+    with RunsFile(folder) as file, ExitStack() as stack:
         made: dict[str, list[dict[str, Any]]] = {}
         made_with = {name: versions()[name] for name in ("torch", "idfx")}
         jobs = missing(sweep, file.records, retry)
-        for job, record, reason in run_isolated(work, jobs, limits, several, PRELOAD):
+        told = stack.enter_context(closing(run_isolated(work, jobs, limits, several, PRELOAD)))
+        for job, record, reason in told:
             mine = made.setdefault(job.member, [])
             if record is not None:
                 file.append({**record, "device": sweep.device, "versions": made_with})
