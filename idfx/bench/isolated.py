@@ -32,6 +32,7 @@ class Limits:
 def _run(link: Connection, seconds: float, work: Callable[[Any, Tell], None], job: Any) -> None:
     """The main function of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # with a chance to give back the semaphores of libraries
     signal.setitimer(signal.ITIMER_REAL, seconds + 10)  # even if the parent is gone
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
@@ -104,6 +105,12 @@ class Isolated:
             return
         self.kill()
 
+    def end(self) -> None:
+        """End the process, first politely."""
+        self._process.terminate()
+        self._process.join(PATIENCE)
+        self.kill()
+
     def kill(self) -> None:
         """End the process at once."""
         self._process.kill()
@@ -151,4 +158,4 @@ def run_isolated(
                     yield one.job, None, one.reason
     finally:
         for one in running:
-            one.kill()
+            one.end()
