@@ -23,8 +23,8 @@ from idfx.core.registry import Registry, did_you_mean
 class Task:
     """The task of a model.
 
-    `kind`: "images" (N, C, H, W) → classes; "sequences" (N, T) of token numbers → classes; "language" and "masked",
-    (N, T) → (N, T, vocabulary). `shape` is that of one input.
+    `kind`: "images" (N, C, H, W) and "signals" (N, C, T) → classes; "sequences" (N, T) of token numbers → classes;
+    "language" and "masked", (N, T) → (N, T, vocabulary). `shape` is that of one input.
     """
 
     kind: str

@@ -12,7 +12,7 @@ from idfx.bench.models import Task, model, needs
 @model("mlp")
 def mlp(task: Task, *, depth: int = 50, width: int = 64) -> nn.Module:
     """A plain perceptron of `depth` linear layers with ReLUs between them; the weights are PyTorch's own."""
-    needs(task, "mlp", "images")
+    needs(task, "mlp", "images", "signals")
     layers: list[nn.Module] = [nn.Flatten()]
     c_in = math.prod(task.shape)
     for _ in range(depth - 1):
@@ -34,6 +34,6 @@ class _Block(nn.Module):
 @model("resmlp")
 def resmlp(task: Task, *, depth: int = 50, width: int = 64) -> nn.Module:
     """A residual perceptron: an input layer, blocks of two linear layers, a head; no normalisation."""
-    needs(task, "resmlp", "images")
+    needs(task, "resmlp", "images", "signals")
     blocks = (_Block(width) for _ in range((depth - 2) // 2))
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(task.shape), width), *blocks, nn.Linear(width, task.classes))
