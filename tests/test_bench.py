@@ -525,11 +525,16 @@ def test_a_scheme_that_does_nothing_of_its_own_says_so():
 
 TASKS = {
     "images": Task("images", (3, 16, 16), 7),
+    "signals": Task("signals", (1, 16), 7),
     "sequences": Task("sequences", (12,), 5, 30),
     "language": Task("language", (12,), 30, 30),
     "masked": Task("masked", (12,), 30, 31),
 }
-KINDS = {"gpt": "language", "bert": "masked", "textcnn": "sequences", "textrnn": "sequences", "encoder": "sequences"}
+KINDS = {
+    **{"gpt": "language", "bert": "masked"},
+    **dict.fromkeys(("textcnn", "textrnn", "encoder"), "sequences"),
+    **dict.fromkeys(("conv1d", "resnet1d", "transformer1d", "rnn1d"), "signals"),
+}
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -537,7 +542,7 @@ def test_models_give_logits_and_every_parameter_a_gradient_and_refuse_other_data
     task = TASKS[KINDS.get(name, "images")]
     torch.manual_seed(0)
     net = build_model(name, task)
-    x = torch.randn(2, *task.shape) if task.kind == "images" else torch.randint(0, task.vocabulary, (2, *task.shape))
+    x = torch.randint(0, task.vocabulary, (2, *task.shape)) if task.vocabulary else torch.randn(2, *task.shape)
     logits = net(x)
     assert logits.shape == (2, *(task.shape if task.kind in ("language", "masked") else ()), task.classes)
     logits.square().sum().backward()
