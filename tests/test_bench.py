@@ -531,7 +531,8 @@ TASKS = {
     "masked": Task("masked", (12,), 30, 31),
 }
 KINDS = {
-    **{"gpt": "language", "bert": "masked"},
+    "gpt": "language",
+    "bert": "masked",
     **dict.fromkeys(("textcnn", "textrnn", "encoder"), "sequences"),
     **dict.fromkeys(("conv1d", "resnet1d", "transformer1d", "rnn1d"), "signals"),
 }
