@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import nn
 
 from idfx.bench.zoo import Learner, zoo_set
@@ -114,7 +113,6 @@ def learner(name: str, seed: int) -> Learner:
         built.model.load_state_dict(state)
         room = PIXELS if side == SIDE else 4 * PIXELS
         batch = max(4, min(BATCH, room // (shape[1] * shape[2])))
-        torch.manual_seed(seed)
         return Learner(built.model, example, pictures(shape, batch, seed), {"input": [batch, *shape]})
     assert told is not None
     raise told

@@ -24,13 +24,10 @@ DETECTION: Mapping[str, dict[str, Any]] = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": {"min_size": SIDE, "max_size": SIDE},
     "fcos_resnet50_fpn": {"min_size": SIDE, "max_size": SIDE},
     "retinanet_resnet50_fpn": {"min_size": SIDE, "max_size": SIDE},
-    "maskrcnn_resnet50_fpn": {"min_size": SIDE, "max_size": SIDE},
 }
 SEGMENTATION = ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50")
-VIDEO: Mapping[str, tuple[int, ...]] = {
-    "mc3_18": (3, 4, 32, 32), "r2plus1d_18": (3, 4, 32, 32), "r3d_18": (3, 4, 32, 32), "s3d": (3, 16, 64, 64),
-    "swin3d_t": (3, 4, 32, 32),
-}  # fmt: skip
+VIDEO = ("mc3_18", "r2plus1d_18", "r3d_18", "swin3d_t")
+CLIP = (3, 4, 32, 32)
 
 
 def names() -> list[str]:
@@ -45,8 +42,7 @@ def learner(name: str, seed: int) -> Learner:
         return _detector(name, seed)
     if name in SEGMENTATION:
         return _segmenter(name, seed)
-    shape = VIDEO.get(name, (3, SIDE, SIDE))
-    batch = 8 if name in VIDEO else 16
+    shape, batch = (CLIP if name in VIDEO else (3, SIDE, SIDE)), 8
     model = _built(name, {"num_classes": CLASSES}, seed)
     example = Example((standard_normal(2, *shape),))
     return Learner(model, example, pictures(shape, batch, seed), {"input": [batch, *shape]})
@@ -55,7 +51,6 @@ def learner(name: str, seed: int) -> Learner:
 def _built(name: str, arguments: Mapping[str, Any], seed: int) -> nn.Module:
     built = build(f"torchvision:{name}", arguments=dict(arguments), device="cpu", seed=seed)
     built.pending.materialize(built.model)
-    torch.manual_seed(seed)
     return built.model
 
 
@@ -80,8 +75,6 @@ def _detector(name: str, seed: int, batch: int = 2) -> Learner:
     def draw(generator: torch.Generator) -> Batch:
         scenes = [_scene(known, generator) for _ in range(batch)]
         targets = [{"boxes": boxes, "labels": kinds} for _, boxes, kinds in scenes]
-        for target in targets if name.startswith("maskrcnn") else ():
-            target["masks"] = _masks(target["boxes"])
         return [image for image, _, _ in scenes], targets
 
     def loss(model: nn.Module, given: Batch) -> Tensor:
@@ -94,14 +87,7 @@ def _detector(name: str, seed: int, batch: int = 2) -> Learner:
     return Learner(model, example, Problem(draw, loss, None), {"input": [batch, 3, SIDE, SIDE]})
 
 
-def _masks(boxes: Tensor) -> Tensor:
-    masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[top:bottom, left:right] = 1
-    return masks
-
-
-def _segmenter(name: str, seed: int, batch: int = 8) -> Learner:
+def _segmenter(name: str, seed: int, batch: int = 4) -> Learner:
     """Each quarter of an image has a pattern of one of four kinds: cross-entropy of its pixels, ln 4 by chance."""
     model = _built(name, {"num_classes": KINDS}, seed)
     known = patterns((3, SIDE // 2, SIDE // 2), KINDS, seed)
