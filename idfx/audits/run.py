@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from idfx.analysis.queries import StructureQueries
 from idfx.audits import inventory
 from idfx.audits.metric import METRICS
 from idfx.audits.subject import AuditContext
+from idfx.audits.unused import trained_only
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import AuditError, UsageError
 from idfx.core.findings import SEVERITIES, Audit, Finding, Measure, Spectrum, WeightFingerprint
@@ -126,9 +128,10 @@ def examine(
     tensors = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
     tensors.update(attributes(model))
     subject = AuditContext(model, structure, StructureQueries(structure), tensors, unwritten, trial)
-    found = _Found(subject)
-    for name in asked(only, also):
+    found, names = _Found(subject), asked(only, also)
+    for name in names:
         found.apply(name)
+    found.judge_training(names)
     return found.audit()
 
 
@@ -178,6 +181,21 @@ class _Found:
             self._broken = "" if "batch" in self._seconds else str(error)
         else:
             self._ran.append(name)
+
+    def judge_training(self, names: Sequence[str]) -> None:
+        """Apply the metrics of weights and structure to the path of training mode, for the weights it alone uses."""
+        trained = trained_only(self._subject)
+        training = self._subject.training if trained else None
+        if training is None:
+            return
+        known = {(found.metric, found.parameter) for found in self._findings}
+        with torch.no_grad():
+            for name in names:
+                if not METRICS[name].batch and name in self._ran:
+                    for one in METRICS[name].look(training):
+                        if isinstance(one, Finding) and one.parameter in trained and (name, one.parameter) not in known:
+                            told = f"in training mode, {one.message}"
+                            self._findings.append(dataclasses.replace(one, message=told))
 
     def _timed(self, name: str, look: Callable[[], Iterable[object]]) -> None:
         start = time.perf_counter()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
 
 from idfx.audits.likeness import made_from
 from idfx.audits.metric import metric
+from idfx.audits.outputs import factor_before, factor_behind
 from idfx.audits.subject import AuditContext, gain
 from idfx.core.findings import Finding, Severity
 from idfx.core.records import ParameterInfo, Role
@@ -18,6 +20,8 @@ TOO_LARGE = 10.0
 SMALL = 0.01
 TOO_SMALL = 1e-4
 NOTHING = 1e-6  # of an embedding
+SHRUNK = 0.6  # of the size that the expert's own fan gives
+SAME = 0.03  # relative difference of two deviations that count as equal
 FAR = 100.0  # for additive parameters and learned scales: error; a tenth of it: warning
 
 _TOO_LARGE = "Divide it by the root of its fan-in (kaiming, xavier), or add a normalisation after it."
@@ -27,6 +31,8 @@ _BIAS = "Nothing, if intended; most schemes start biases at 0."
 _NORM = "Nothing, if intended; norm scales usually start at 1."
 _FREE_REMEDY = "Draw it with a deviation of 0.02 to 1; start a learned scale at 1 or below."
 _CUT = "Set it to 1."
+_TIED = "Draw the table with a deviation of 0.02 or 1 / √width; a factor of √width after the look-up makes up for it."
+_COUNTED = "Draw each expert by itself, by its own fan: torch.nn.init takes the first two axes for outputs and inputs."
 
 
 @metric("scale")
@@ -46,21 +52,46 @@ def scale(subject: AuditContext) -> Iterator[Finding]:
     except if a constant bias takes over (gMLP's gates) and for gating weights. For an embedding the threshold is an rms
     of 1e-6, because RWKV deliberately draws its own with 1e-4. A weight whose deviation is gain / √fan-out, within the
     precision of the sample, with gain 1, √2 or 1/√3, and does not match fan-in, if the two differ by half or more, is
-    reported as such (info; a warning above r = 4). Non-zero biases and norm scales other than 1 are reported (info). A
-    norm scale that is below 1e-4 and closes no block, or 0 throughout and lets no input past, is an error (the metric
-    `dead` reports one that keeps gradients from others); one above 4 or 10 is judged like a weight, and one that is
-    used as 1 + w is not judged. Biases, embeddings, positions, tokens and learned scales: root mean square above 10
-    (warning) and 100 (error), because no fan-in divides them; learned temperatures reach 10 (Swin v2), and logit scales
-    4.6 (CLIP). For biases of attention scores, the deviation from their mean is used.
+    reported as such (info; a warning above r = 4). A weight of several matrices (experts, heads) whose deviation
+    matches in the same way a fan that counts several of them, by which it is too small, is a warning, unless weights
+    with other fans have the same deviation. An embedding that is tied to the output weight is also judged as that
+    weight, with the constants directly before and after it. Non-zero biases and norm scales other than 1 are reported
+    (info). A norm scale that is below 1e-4 and closes no block, or 0 throughout and lets no input past, is an error
+    (the metric `dead` reports one that keeps gradients from others); one above 4 or 10 is judged like a weight, and one
+    that is used as 1 + w is not judged. Biases, embeddings, positions, tokens and learned scales: root mean square
+    above 10 (warning) and 100 (error), because no fan-in divides them; learned temperatures reach 10 (Swin v2), and
+    logit scales 4.6 (CLIP). For biases of attention scores, the deviation from their mean is used.
 
     Source: LeCun et al., "Efficient backprop", 1998; He et al., "Delving deep into rectifiers", ICCV 2015.
     """
     for info, role in (*subject.weights(), *subject.recurrent()):
         if role.layout is not None:
             yield from _weight(subject, info, role)
+    yield from _tied(subject)
     for name, role in subject.structure.roles.items():
         if subject.sound(name):
             yield from _beside(subject, name, role)
+
+
+def _tied(subject: AuditContext) -> Iterator[Finding]:
+    """Yield the findings for embeddings that are also output weights, and too large for that."""
+    flow = subject.flow
+    known = {info.name: info for info, _ in subject.embeddings()}
+    steps = {flow.step(at): at for at, term in enumerate(flow.terms) if term.kind == "contract" and term.tag != "table"}
+    for site in subject.structure.sites:
+        info = known.get(subject.first_name(site.parameter))
+        if info is None or site.layout is None or site.step not in steps:
+            continue
+        fan_in, position = site.layout.matrix(info.shape)[1], steps[site.step]
+        factor = factor_before(flow, position) * factor_behind(flow, position)
+        ratio = subject.rms(info.name) * factor * math.sqrt(fan_in)
+        if ratio > LARGE:
+            severity, bound = _large(ratio)
+            told = (
+                f"as the weight of {site.name}, to which it is tied, its root mean square {subject.rms(info.name):.3g}"
+            )
+            told += f" is {ratio:.3g} times 1 / √{fan_in}"
+            yield subject.finding(severity, "scale", info.name, ratio, bound, told, _TIED)
 
 
 def _beside(subject: AuditContext, name: str, role: Role) -> Iterator[Finding]:
@@ -99,7 +130,9 @@ def _weight(subject: AuditContext, info: ParameterInfo, role: Role) -> Iterator[
     asked = f"{gain(role):.3g} / √{fans(info, role)[0]}"
     told = f"its root mean square {subject.rms(info.name):.3g} is {ratio:.3g} times {asked}"
     other = _fan_out(subject, info, role)
-    if other:
+    if counted := _experts_in_fan(subject, info, role):
+        yield subject.finding("warning", "scale", info.name, ratio, LARGE, f"{told}; it is {counted}", _COUNTED)
+    elif other:
         message = f"{told}; it is {other}"
         yield subject.finding("warning" if ratio > LARGE else "info", "scale", info.name, ratio, LARGE, message, _FAN)
     elif ratio > LARGE:
@@ -118,6 +151,30 @@ def _fan_out(subject: AuditContext, info: ParameterInfo, role: Role) -> str:
     if made is None or made[0] != "fan-out" or max(fan_in, fan_out) < 1.5 * min(fan_in, fan_out):
         return ""
     return f"{made[1]:.3g} / √{fan_out}, of fan-out"
+
+
+def _experts_in_fan(subject: AuditContext, info: ParameterInfo, role: Role) -> str:
+    """The deviation of a stack of matrices in terms of a fan that counts several, if it matches; otherwise ""."""
+    layout, rms, size = role.layout, subject.rms(info.name), subject.tensors[info.name].numel()
+    own = fans(info, role)
+    if not rms or layout is None or layout.tap_axes or len(info.shape) < 3 or made_from(rms, *own, size) is not None:
+        return ""
+    count = math.prod(info.shape[axis] for axis in layout.batch_axes)
+    inner = math.prod(info.shape[2:])
+    counted = (info.shape[1] * inner, info.shape[0] * inner), (count * own[0], count * own[1])
+    for pair in counted if count > 1 and not _shares_deviation(subject, info, own[0]) else ():
+        made = made_from(rms, *pair, size)
+        if made is not None and rms * math.sqrt(own[0]) < SHRUNK * made[1]:
+            fan = {"fan-in": pair[0], "fan-out": pair[1]}.get(made[0], sum(pair) / 2)
+            return f"{made[1]:.3g} / √{fan:g}, a fan that counts several matrices"
+    return ""
+
+
+def _shares_deviation(subject: AuditContext, info: ParameterInfo, fan_in: int) -> bool:
+    """Whether a weight with another fan-in has the same deviation, so that both are drawn with a fixed one."""
+    rms = subject.rms(info.name)
+    others = ((other, role) for other, role in subject.weights() if fans(other, role)[0] != fan_in)
+    return any(abs(subject.rms(other.name) / rms - 1) < SAME for other, _ in others)
 
 
 def _norm(subject: AuditContext, name: str, rms: float) -> Iterator[Finding]:

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.graph import before
 from idfx.analysis.queries import StructureQueries
-from idfx.core.errors import AuditError
+from idfx.analysis.structure import build_structure
+from idfx.capture.nested import UncopiedError
+from idfx.capture.tracing import record
+from idfx.core.errors import AuditError, CaptureError, ForwardError
 from idfx.core.findings import Finding, Observation, Severity
-from idfx.core.records import End, Layout, ParameterInfo, Role, Structure
+from idfx.core.records import End, Example, Layout, ParameterInfo, Role, Structure
 from idfx.fills.folding import Folding, matrices_of
+from idfx.measuring.batches import enlarged
 from idfx.measuring.jacobian import Linearisation
 from idfx.measuring.trial import BatchRun
 from idfx.ops.kinds import Kind
@@ -145,6 +149,35 @@ class AuditContext:
         """Return whether a tensor has entries, and all are floating-point and finite."""
         tensor = self.tensors[name]
         return tensor.numel() > 0 and tensor.is_floating_point() and self.is_finite(name)
+
+    @functools.cached_property
+    def unreached(self) -> tuple[str, ...]:
+        """The parameters with entries that have no path to an output, as far as the graph can tell."""
+        from idfx.audits.gradient_flow import reaching
+
+        reached, roles = {self.first_name(name) for name in reaching(self.flow)}, self.structure.roles
+        hidden = {name for name, role in roles.items() if role.name == "unresolved" and not role.sites}
+        names = (name for name in self.structure.parameters if name not in reached and name not in hidden)
+        return tuple(name for name in names if self.tensors[name].numel())
+
+    @functools.cached_property
+    def training(self) -> AuditContext | None:
+        """The same model on the path that its forward takes in training mode; None if that cannot be read."""
+        for example in (self.structure.capture.example, *(batch for batch, _ in self._pairs())):
+            for how in ("meta", "real"):
+                try:
+                    found = record(self.model, example, how, training=True)
+                except (ForwardError, CaptureError, UncopiedError):
+                    continue
+                structure = build_structure(found)
+                return AuditContext(
+                    self.model, structure, StructureQueries(structure), self.tensors, self.unwritten, self.trial
+                )
+        return None
+
+    def _pairs(self) -> Iterator[tuple[Example, str]]:
+        """The example with two samples, because a normalisation in training mode takes more than one."""
+        yield from enlarged(self.structure.capture.example, 2)
 
     @functools.cached_property
     def _computed(self) -> frozenset[str]:

@@ -88,14 +88,14 @@ class KeptParameters:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module, grad: bool = False) -> Iterator[None]:
-    """Evaluation mode without gradients (unless asked for), autocast, fused fast paths or compilation.
+def undisturbed(model: nn.Module, grad: bool = False, training: bool = False) -> Iterator[None]:
+    """Evaluation mode without gradients (unless asked for either), autocast, fused fast paths or compilation.
 
     All is as before afterwards, attributes that the forward sets (caches, for instance) included.
 
     Training flags are set and restored module by module, because a model may override `train()`.
     """
-    training = [module for module in model.modules() if module.training]
+    other = [module for module in model.modules() if module.training is not training]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     with contextlib.ExitStack() as stack:
@@ -105,12 +105,12 @@ def undisturbed(model: nn.Module, grad: bool = False) -> Iterator[None]:
         stack.enter_context(eager())
         for kind in autocast:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        for module in training:
-            module.training = False
+        for module in other:
+            module.training = training
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
-            for module in training:
-                module.training = True
+            for module in other:
+                module.training = not training

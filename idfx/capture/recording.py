@@ -58,8 +58,10 @@ def trace_calls(
             raise error from error.__cause__
 
 
-def one_pass(model: nn.Module, example: Example, how: str, grad: bool = False) -> torch.fx.GraphModule:
-    """Return the graph of one forward pass on "meta" or on "real" tensors."""
+def one_pass(
+    model: nn.Module, example: Example, how: str, grad: bool = False, training: bool = False
+) -> torch.fx.GraphModule:
+    """Return the graph of one forward pass on "meta" or on "real" tensors, in evaluation or in training mode."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     tensors: dict[str, torch.Tensor] = {**parameters, **buffers}
@@ -77,7 +79,7 @@ def one_pass(model: nn.Module, example: Example, how: str, grad: bool = False) -
     for name, tensor in zip(names, tensors_in((args, kwargs)), strict=True):
         recorder.placeholder(name, tensor)
     with recorder.functions:
-        result = run(model, tensors, args, kwargs, recorder.on_call, path, grad)
+        result = run(model, tensors, args, kwargs, recorder.on_call, path, grad, training)
     if next(tensors_in(result), None) is None:
         raise CaptureError(
             f"{type(model).__name__}: forward returned no tensor ({type(result).__name__}); expected at least one. "

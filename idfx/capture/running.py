@@ -22,6 +22,7 @@ def run(
     on_call: Callable[[Any, Sequence[Any], dict[str, Any]], Any],
     path: ModulePath,
     grad: bool = False,
+    training: bool = False,
 ) -> Any:
     """Return the output of one forward pass with `tensors` in place of the parameters and buffers of the same names.
 
@@ -36,7 +37,7 @@ def run(
         kept.before(func, args, kwargs)
         return on_call(func, args, kwargs)
 
-    with undisturbed(model, grad), path.follow(model):
+    with undisturbed(model, grad, training), path.follow(model):
         try:
             with OperatorCalls(watched):
                 return torch.func.functional_call(model, tensors, tuple(args), kwargs)

@@ -104,11 +104,11 @@ def capture(model: nn.Module, example: Example, before_real: Materialize = None,
     return Capture(type(model).__name__, chosen(model, example, before_real), parameter_info(model), example)
 
 
-def record(model: nn.Module, example: Example, how: str, grad: bool = False) -> Capture:
-    """Return the capture of one forward pass on tensors of the kind that is asked for, "meta" or "real"."""
+def record(model: nn.Module, example: Example, how: str, grad: bool = False, training: bool = False) -> Capture:
+    """Return the capture of one forward pass on "meta" or on "real" tensors, in evaluation or in training mode."""
     from idfx.capture.recording import one_pass
 
-    return Capture(type(model).__name__, one_pass(model, example, how, grad), parameter_info(model), example)
+    return Capture(type(model).__name__, one_pass(model, example, how, grad, training), parameter_info(model), example)
 
 
 def default_tracer() -> str:

@@ -155,7 +155,9 @@ class Capture:
     def constants(self) -> Mapping[str, torch.Tensor]:
         """By node, the tensor that the forward took from elsewhere, where its values are known."""
         nodes = (node for node in self.graph.nodes if node.op == "get_attr" and node.meta[FACTS].kind == "constant")
-        found = {node.name: self.graph_module.get_buffer(str(node.target)) for node in nodes}
+        module = self.graph_module
+        held = dict((*module.named_buffers(remove_duplicate=False), *module.named_parameters(remove_duplicate=False)))
+        found = {node.name: held[str(node.target)] for node in nodes}
         return {node: tensor for node, tensor in found.items() if not tensor.is_meta}
 
     @functools.cached_property

@@ -216,7 +216,8 @@ class Observation:
     for a random gradient of norm 1 at the outputs. `finite` means that no output contains NaN or Inf. `correlation` is
     the cosine between the outputs of the two batches, and `difference` the norm of their difference over that of the
     first; None if there is no second batch or the outputs are zero. `no_backward` and `no_second` give the reason why
-    there are no gradients or no second batch; "" if there are.
+    there are no gradients or no second batch; "" if there are. `symmetric` are the parameters that consist of equal
+    parts along an axis, whose gradients are equal, too.
     """
 
     batch: Batch
@@ -227,6 +228,7 @@ class Observation:
     difference: float | None = None
     no_backward: str = ""
     no_second: str = ""
+    symmetric: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from idfx.measuring.statistics import (
     dead_share,
     effective_rank,
     flat_share,
+    is_symmetric,
     moments,
     sampled,
     sure_attention,
@@ -125,9 +126,10 @@ def observe(
     watch = _Watch(places(structure, StructureQueries(structure)))
     outputs = run.run(structure.capture.example, watch.first, before=watch.before, wanted="parameters")
     norms: dict[str, float] = {}
+    symmetric: tuple[str, ...] = ()
     no_backward = no_second = ""
     try:
-        norms = _backward(structure.model, outputs, run.parameters, seed)
+        norms, symmetric = _backward(structure.model, outputs, run.parameters, seed)
     except AuditError as error:
         no_backward = str(error)
         watch.gradients.clear()
@@ -144,11 +146,14 @@ def observe(
             watch.points = alone
     points = tuple(replace(point, gradient=watch.gradients.get(name)) for name, point in watch.points.items())
     finite = all(bool(torch.isfinite(output).all()) for output in outputs)
-    return Observation(batch, points, norms, finite, correlation, difference, no_backward, no_second), run.statistics
+    told = no_backward, no_second, symmetric
+    return Observation(batch, points, norms, finite, correlation, difference, *told), run.statistics
 
 
-def _backward(model: str, outputs: list[Tensor], parameters: dict[str, Tensor], seed: int) -> dict[str, float]:
-    """Send a random gradient of norm 1 back from the outputs; return the norm of each parameter's.
+def _backward(
+    model: str, outputs: list[Tensor], parameters: dict[str, Tensor], seed: int
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Send a random gradient of norm 1 back from the outputs; return the norm of each parameter's, and `symmetric`.
 
     Raises:
         AuditError: there is no floating-point output, or an operator raised.
@@ -158,9 +163,11 @@ def _backward(model: str, outputs: list[Tensor], parameters: dict[str, Tensor], 
     if leaves and not sum(output.numel() for output in outputs):
         raise AuditError(f"{model}: no output is floating-point; expected at least one. No gradient can start there.")
     if not ends or not leaves:
-        return dict.fromkeys(leaves, 0.0)
+        return dict.fromkeys(leaves, 0.0), ()
     found = gradients(model, "backward", ends, list(leaves.values()), unit_gradients(ends, seed))
-    return {name: 0.0 if one is None else _size(one) for name, one in zip(leaves, found, strict=True)}
+    pairs = dict(zip(leaves, found, strict=True))
+    symmetric = (name for name, one in pairs.items() if one is not None and is_symmetric(leaves[name].detach(), one))
+    return {name: 0.0 if one is None else _size(one) for name, one in pairs.items()}, tuple(symmetric)
 
 
 def _size(gradient: Tensor) -> float:

@@ -14,6 +14,7 @@ ROWS = 256  # places, and units, that an effective rank is read from
 FLAT = 0.01  # an activation with a smaller derivative is saturated
 PLACES = 1024  # more keys than that, and an attention is not looked into
 SURE = 0.99  # a softmax with a larger entry is saturated
+EQUAL = 1e-5  # of the largest entry of a gradient
 
 
 def sampled(value: Tensor, entries: int = SAMPLE) -> Tensor:
@@ -189,3 +190,27 @@ def cosine(one: Tensor, other: Tensor) -> float | None:
     """Return the cosine between two tensors of the same shape; None if either is zero or not finite."""
     size = float(one.double().norm() * other.double().norm())
     return float(one.double() @ other.double()) / size if 0 < size < math.inf else None
+
+
+def is_symmetric(value: Tensor, gradient: Tensor) -> bool:
+    """Return whether a tensor consists of equal parts along an axis, whose gradients are equal, too, and not zero.
+
+    The parts have several entries. Gradients count as equal within a hundred-thousandth of the largest one.
+
+    Example:
+        >>> is_symmetric(torch.zeros(3, 2), torch.tensor([[1.0, 2.0]]).expand(3, 2))
+        True
+        >>> is_symmetric(torch.zeros(3, 2), torch.arange(6.0).view(3, 2))
+        False
+    """
+    if value.layout != torch.strided or gradient.layout != torch.strided or not value.is_floating_point():
+        return False
+    for axis, size in enumerate(value.shape):
+        if size < 2 or value.numel() == size:
+            continue
+        first = value.narrow(axis, 0, 1)
+        if bool((value.narrow(axis, 1, 1) == first).all()) and bool((value == first).all()):
+            apart, largest = (gradient - gradient.narrow(axis, 0, 1)).abs().amax(), float(gradient.abs().amax())
+            if largest > 0 and float(apart) <= EQUAL * largest:
+                return True
+    return False

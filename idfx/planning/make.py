@@ -8,6 +8,7 @@ from typing import Any
 
 from idfx.analysis.queries import StructureQueries
 from idfx.analysis.role_overrides import with_scale_ends
+from idfx.analysis.strays import strays, told
 from idfx.core.records import Decision, Plan, Structure, not_writable_reason
 from idfx.planning.deliberate import respect
 from idfx.schemes.scheme import SCHEMES, Keep
@@ -52,7 +53,7 @@ def make_plan(
         shapes={name: info.shape for name, info in structure.parameters.items()},
         decisions=decisions,
         kept={name: kept[name] for name in structure.parameters if name in kept},
-        notes=(*notes(structure, decisions), *remarks),
+        notes=(*notes(structure, decisions), *remarks, *filter(None, [told(strays(network.flow))])),
         roles=dict(structure.role_overrides),
         scalars=tuple(found.scalars(network, chosen)) if found.scalars is not None else (),
     )
