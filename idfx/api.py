@@ -25,6 +25,7 @@ from idfx.planning.checkpoints import Checkpoint, read_checkpoint, resume, state
 from idfx.planning.file import from_json
 from idfx.planning.make import make_plan
 from idfx.planning.overrides import Word, steer, steering
+from idfx.planning.scalars import without_scripted
 
 
 def plan(
@@ -138,7 +139,7 @@ def init_(
         )
     structure = analyze(model, example_inputs, example_kwargs, plan.roles if plan is not None else roles, tracer)
     model = unwrap(model) if is_exported(model) else model
-    made = plan if plan is not None else make_plan(structure, **asked)
+    made = plan if plan is not None else without_scripted(make_plan(structure, **asked), model)
     if source is not None:
         made, source = resume(made, structure, source, state_of(model), again=plan is not None)
     made = steer(made, structure, words)

@@ -742,7 +742,7 @@ class Halved(nn.Module):
 # Behind the end: the most that it multiplies by, worked out on paper.
 BEHIND = {
     "nothing": (nn.Identity(), 1.0),
-    "a factor": (Halved(), 0.5),
+    "a factor": (Halved(), 1.0),  # by which the entries are divided
     "a layer norm": (nn.LayerNorm(4, eps=1e-4), 2 / 1e-2),
     "an RMS norm": (nn.RMSNorm(4, eps=1e-6), 2 / 1e-3),
     "a batch norm": (nn.BatchNorm1d(4, eps=1e-2).eval(), 2 / 1e-1),

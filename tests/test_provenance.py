@@ -66,10 +66,8 @@ ON_PURPOSE: dict[str, tuple[str, Author]] = {
     "phases": ("stem.bias", lambda made: made.stem.bias.uniform_(0, 2 * math.pi)),
     "a ramp around 0": ("stem.bias", lambda made: made.stem.bias.copy_(torch.linspace(-1, 1, 16))),
     "a zero head": ("head.weight", lambda made: made.head.weight.zero_()),
-    "a zero inner weight": ("fc1.weight", lambda made: made.fc1.weight.zero_()),
     "an average": ("head.weight", lambda made: made.head.weight.fill_(1 / 16)),
     "a permutation": ("stem.weight", lambda made: made.stem.weight.copy_(torch.eye(8).flip(0).repeat(2, 1))),
-    "a norm scale that is added to 1": ("norm.weight", lambda made: made.norm.weight.zero_()),
 }
 
 NOT_ON_PURPOSE: dict[str, Author] = {
@@ -82,6 +80,8 @@ NOT_ON_PURPOSE: dict[str, Author] = {
     "sparse weights": lambda made: [nn.init.sparse_(p, 0.8) for p in made.parameters() if p.dim() > 1],
     "half precision": lambda made: [p.copy_(p.bfloat16()) for p in made.parameters()],
     "a zero end": lambda made: made.fc2.weight.zero_(),
+    "a zero inner weight, which closes the block": lambda made: made.fc1.weight.zero_(),
+    "a norm scale of 0, which closes the block": lambda made: made.norm.weight.zero_(),
 }
 
 
@@ -158,6 +158,53 @@ def test_a_prior_on_a_trained_model_stays() -> None:
     report = idfx.init_(model, (X,))
     assert list(report.plan.kept) == ["head.bias"]
     assert "the model is trained" in report.plan.kept["head.bias"]
+
+
+class Centred(Net):
+    """The scale of its norm is added to 1, so that 0 is neutral."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        normed = functional.layer_norm(x, (16,), self.norm.weight + 1, self.norm.bias)
+        return self.head(x + self.fc2(torch.tanh(self.fc1(normed))))
+
+
+def test_a_norm_scale_that_is_added_to_1_stays_0() -> None:
+    torch.manual_seed(0)
+    model = Centred()
+    nn.init.zeros_(model.norm.weight)
+    idfx.init_(model, (X,))
+    assert not model.norm.weight.any()
+
+
+class Stepped(nn.Module):
+    """A step size by softplus, as in Mamba, and a gate by sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.step, self.gate, self.head = (
+            nn.LayerNorm(8),
+            nn.Linear(8, 16),
+            nn.Linear(8, 16),
+            nn.Linear(16, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return self.head(functional.softplus(self.step(x)) * torch.sigmoid(self.gate(x)))
+
+
+def test_a_trained_level_stays_where_0_is_not_neutral() -> None:
+    """softplus(0) = 0.69 is far from a step of 0.001 to 0.1; what training made of a gate around 0 does not stay."""
+    torch.manual_seed(0)
+    model = Stepped()
+    with torch.no_grad():
+        model.norm.weight.add_(torch.rand(8))
+        log_uniform(model.step.bias)
+        model.gate.bias.normal_(1.0, 0.8)
+        model.head.bias.uniform_(1, 2)
+    assert float(model.gate.bias.min()) < 0 < float(model.gate.bias.max())
+    assert list(idfx.init_(model, (X,)).plan.kept) == ["step.bias"]
 
 
 def test_a_bias_behind_an_end_is_written_and_a_note_says_so() -> None:

@@ -90,6 +90,7 @@ def _initialise(
     from idfx.planning.apply import apply_built_
     from idfx.planning.export import save
     from idfx.planning.make import make_plan
+    from idfx.planning.scalars import without_scripted
 
     plan = read_plan(plan_file) if plan_file is not None else None
     if plan is not None:
@@ -98,7 +99,7 @@ def _initialise(
     if plan is not None:
         structure = override_roles(structure, plan.roles)
     else:
-        plan = make_plan(structure, scheme, options["seed"], **scheme_given)
+        plan = without_scripted(make_plan(structure, scheme, options["seed"], **scheme_given), built.model)
     plan, checkpoint = words.on(plan, structure, built.model, again=plan_file is not None)
     progress.step(f"fill {len(plan.decisions)} parameters")
     apply_built_(built, plan, checkpoint)

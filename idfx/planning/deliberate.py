@@ -8,6 +8,8 @@ from typing import NamedTuple
 from idfx.analysis.queries import StructureQueries
 from idfx.core.records import Decision, Structure
 from idfx.fills import fills
+from idfx.planning.expressions import bound_gains, closed_by
+from idfx.planning.frequencies import frequencies
 from idfx.planning.provenance import Provenance, Purpose
 
 OPTION = "--overwrite-deliberate"
@@ -41,15 +43,18 @@ def respect(structure: Structure, network: StructureQueries, decisions: Mapping[
         return Respected(dict(decisions), {}, ())
     closing, behind = _closing(structure, network), _behind(network.structure, decisions)
     found = {name: said for name in decisions if name not in dead and (said := provenance.purpose(name))}
+    closing |= closed_by(network, [name for name, said in found.items() if said.kind == "zeros"])
     lost = {name: said for name, said in found.items() if name in behind or (name in closing and _is_lost(said))}
     kept = {name: said for name, said in found.items() if name not in closing and name not in behind}
     how = " (the model is trained: values that vary are no purpose)" if provenance.trained else ""
     reasons = {name: f"set on purpose: {said.shown}; its author's values are kept{how}" for name, said in kept.items()}
+    named = {**frequencies(network), **bound_gains(network, decisions)}.items()
+    reasons |= {name: why for name, why in named if name in decisions and name not in {*reasons, *closing, *behind}}
     notes = (
         *_note(lost, "set on purpose, but a block starts as its shortcut only if idfx writes it"),
         *_note(kept, f"set on purpose and kept; {OPTION} writes it"),
     )
-    return Respected({name: one for name, one in decisions.items() if name not in kept}, reasons, notes)
+    return Respected({name: one for name, one in decisions.items() if name not in reasons}, reasons, notes)
 
 
 def _closing(structure: Structure, network: StructureQueries) -> frozenset[str]:

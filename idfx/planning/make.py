@@ -11,6 +11,7 @@ from idfx.analysis.role_overrides import with_scale_ends
 from idfx.analysis.strays import strays, told
 from idfx.core.records import Decision, Plan, Structure, not_writable_reason
 from idfx.planning.deliberate import respect
+from idfx.planning.factors import acting
 from idfx.schemes.scheme import SCHEMES, Keep
 
 
@@ -41,6 +42,7 @@ def make_plan(
             kept[name] = decision.reason
         else:
             decisions[name] = decision
+    decisions = acting(network, decisions)
     remarks: tuple[str, ...] = ()
     if not overwrite_deliberate:
         decisions, meant, remarks = respect(structure, network, decisions)

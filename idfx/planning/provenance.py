@@ -9,7 +9,8 @@ it writes what changes nothing: 0 into a shift, 1 into a factor. Values unlike t
     values      a shift far off 0 that varies: an inverse softplus, or a prior that is added to a draw
 
 The values of a trained model are unlike a draw, too, without a purpose. Training moves every norm scale off its
-constant; where it did, only what training does not produce counts: zeros, constants and repeated values.
+constant; where it did, only what training does not produce counts: zeros, constants and repeated values, and a level: a
+shift of one sign before softplus, exp or another function that is not 0 at 0, where 0 would not be neutral.
 
 Source: ours.
 """
@@ -24,9 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from idfx.analysis.dataflow import Dataflow
+from idfx.analysis.structure import analysis_of
 from idfx.building.deferral import as_drawn, is_deferred
 from idfx.core.records import FACTS, Structure
 from idfx.core.roles import Acts, RoleName
+from idfx.ops.kinds import Kind
 from idfx.planning.written import is_written
 
 SAMPLE = 128  # entries that are compared
@@ -88,7 +92,7 @@ class Provenance:
             return None
         if found.numel() > 1 and (repeated := _repeated(found)) >= self._least(values):
             return _constant(found) if repeated == 1 else _pattern(found)
-        if self.trained or self._is_draw(name, values):
+        if self._is_draw(name, values) or (self.trained and not self._is_level(name, found)):
             return None
         if found.numel() == 1:
             return _constant(found)
@@ -96,6 +100,17 @@ class Provenance:
             return _pattern(found)
         low, mean, high = float(found.min()), float(found.mean()), float(found.max())
         return Purpose("values", f"its entries are from {low:.4g} to {high:.4g} with a mean of {mean:.4g}, far off 0")
+
+    def _is_level(self, name: str, found: Tensor) -> bool:
+        """Whether a shift leads into a function that is not 0 at 0 and has one sign throughout, as log-scales have.
+
+        There 0 is not neutral, and training has only moved what the author set.
+        """
+        if found.numel() < FEW or float(found.min()) * float(found.max()) <= 0:
+            return False
+        analysis = analysis_of(self._structure)
+        ends = {_next(analysis.flow, use.term) for use in analysis.uses.uses.get(name, ())}
+        return bool(ends) and all(kind is Kind.GATE for kind in ends)
 
     def _of_factor(self, values: Tensor) -> Purpose | None:
         found = _sample(values)
@@ -164,6 +179,16 @@ class Provenance:
         shifts = [name for name in plain if roles[name].name.is_shift and _varies(as_drawn(plain[name], name))]
         moved = [name for name in shifts if not self._is_draw(name, as_drawn(plain[name], name).detach())]
         return 2 * len(moved) > len(shifts)
+
+
+def _next(flow: Dataflow, position: int) -> Kind | None:
+    """The kind of the first term behind another that does more than move, scale and add; None at a branching."""
+    while len(users := flow.users.get(position, ())) == 1:
+        position = users[0]
+        kind = flow.terms[position].kind
+        if kind not in (Kind.MOVE, Kind.SCALE, Kind.SUM):
+            return kind
+    return None
 
 
 def _attribute(graph: nn.Module, path: str) -> Tensor:

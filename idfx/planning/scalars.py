@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError
-from idfx.core.records import End, Scalar
+from idfx.core.records import End, Plan, Scalar
 
 
 class BranchScalar(nn.Module):
@@ -70,7 +71,8 @@ def check_scalars(model: nn.Module, scalars: Sequence[Scalar]) -> None:
                 module, name = _owner(model, end)
             except AttributeError:
                 module, name = model, ""
-            own = module._parameters.get(name)
+            scripted = isinstance(module, torch.jit.ScriptModule)
+            own = None if scripted else module._parameters.get(name)
             if own is None or isinstance(module, parametrize.ParametrizationList):
                 raise PlanError(
                     f"{subject}: it is not a plain parameter of a module; expected one that torch can parametrise. "
@@ -81,6 +83,26 @@ def check_scalars(model: nn.Module, scalars: Sequence[Scalar]) -> None:
                     f"{subject}: it is tied to {', '.join(set(names[id(own)]) - {end.parameter})}; expected a "
                     "parameter that is not tied. Leave this scalar out of the plan, or untie the weights."
                 )
+
+
+def without_scripted(plan: Plan, model: nn.Module) -> Plan:
+    """Return the plan without scalars inside of TorchScript modules, which torch cannot parametrise, and with a note.
+
+    Args:
+        plan: made for this model.
+        model: any module; it is unwrapped.
+    """
+    modules = dict(unwrap(model).named_modules(remove_duplicate=False))
+
+    def scripted(end: End) -> bool:
+        return isinstance(modules.get(end.parameter.rpartition(".")[0]), torch.jit.ScriptModule)
+
+    left = tuple(scalar for scalar in plan.scalars if not any(map(scripted, scalar.on)))
+    if len(left) == len(plan.scalars):
+        return plan
+    names = ", ".join(scalar.join for scalar in plan.scalars if scalar not in left)
+    note = f"{names}: no learned scalar, because torch cannot parametrise a TorchScript module; the block stays open"
+    return replace(plan, scalars=left, notes=(*plan.notes, note))
 
 
 def add_scalars_(model: nn.Module, scalars: Sequence[Scalar], axes: Mapping[str, int] | None = None) -> list[str]:
