@@ -106,6 +106,18 @@ class StructureQueries:
                 behind[position] = (position,)
         return found
 
+    def breaks_oddness(self, bias: str) -> tuple[str, int] | None:
+        """Return, if the model is an odd function without its biases, what a bias does about it (`analysis.parity`)."""
+        from idfx.analysis.parity import breaks_oddness
+
+        return breaks_oddness(self.structure, self.flow, bias) if self._is_odd else None
+
+    @functools.cached_property
+    def _is_odd(self) -> bool:
+        from idfx.analysis.parity import is_odd
+
+        return is_odd(self.structure, self.flow)
+
     @functools.cached_property
     def _sites(self) -> Mapping[int, list[WeightUse]]:
         found: dict[int, list[WeightUse]] = {}

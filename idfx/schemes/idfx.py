@@ -10,7 +10,17 @@ from idfx.analysis.queries import StructureQueries
 from idfx.core.records import Decision, Layout, ParameterInfo, Role
 from idfx.schemes.fixup import share
 from idfx.schemes.kaiming import gain_of, he
-from idfx.schemes.scheme import Keep, beside, check_choice, check_flag, check_number, is_weight, scheme, with_layout
+from idfx.schemes.scheme import (
+    Keep,
+    beside,
+    check_choice,
+    check_flag,
+    check_number,
+    is_weight,
+    odd_bias,
+    scheme,
+    with_layout,
+)
 
 FILLS = ("identity", "orthogonal", "delta", "mirrored", "random", "keep")
 ENDS = ("scale", "weight")
@@ -160,4 +170,4 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
         shrinks = options.depth and not network.flow.normalises
         factor, why = share(parameter, role, network) if shrinks else (1.0, "")
         return _weight(parameter, role, kind, getattr(options, kind), factor, why)
-    return beside(parameter, role)
+    return odd_bias(parameter, role, network) or beside(parameter, role)

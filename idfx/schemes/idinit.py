@@ -17,7 +17,7 @@ from idfx.analysis.scores import score_factor
 from idfx.core.errors import UsageError
 from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.core.registry import did_you_mean
-from idfx.schemes.scheme import GAINS, Keep, check_choice, check_flag, check_number, scheme, with_layout
+from idfx.schemes.scheme import GAINS, Keep, check_choice, check_flag, check_number, odd_bias, scheme, with_layout
 
 LOOSEN = ("diagonal", "dense", "none")
 ORDERS = ("auto", "channel", "tap", "centre")
@@ -192,9 +192,9 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
 
     Source: arXiv 2503.04626. Paper: IDI/IDIC for main-stem weights and inner weights of branches, IDIZ/IDIZC for the
     last weight of a branch. Ours: 0 for biases and shifts, 1 for norm and branch scales, eps for a scale at the end of
-    a branch; projection shortcuts and the head as main stem; depthwise kernels inside branches kept; queries near zero
-    and tau / √copies inside branches (unless `published`); recurrent layers gate by gate; bilinear forms as products;
-    everything else kept.
+    a branch; projection shortcuts and the head as main stem; depthwise kernels inside branches kept; unless
+    `published`, queries near zero, tau / √copies inside branches, and biases drawn in an odd model; recurrent layers
+    gate by gate; bilinear forms as products; everything else kept.
     """
 
     def constant(value: float, reason: str) -> Decision:
@@ -229,6 +229,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
         return constant(options.eps, "the branch ends at this scale, which starts near zero (ours)")
     if role.name in ("norm scale", "branch scale", "gain"):
         return constant(1.0, f"a {role.name} of 1 preserves the identity, or the zero before it (ours)")
+    if not options.published and (drawn := odd_bias(parameter, role, network)) is not None:
+        return drawn
     if role.name.is_shift:
         return constant(0.0, f"a {role.name} of 0 adds nothing to the identity (ours)")
     if role.name == "recurrent":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from idfx.analysis.parity import bound
 from idfx.analysis.queries import StructureQueries
 from idfx.core.errors import UsageError
 from idfx.core.literals import as_float
@@ -163,6 +164,18 @@ def fans(parameter: ParameterInfo, role: Role) -> tuple[int, int]:
 def is_weight(role: Role) -> bool:
     """Return whether a role belongs to a weight whose matrix is known."""
     return role.name.is_weight and role.layout is not None
+
+
+def odd_bias(parameter: ParameterInfo, role: Role, network: StructureQueries) -> Decision | None:
+    """Return the draw of a bias without which the model would stay an odd function, f(−x) = −f(x).
+
+    Source: ours; the bound is that of torch.nn.Linear. None for other biases, and for those that end a residual branch.
+    """
+    if role.name != "bias" or (found := network.breaks_oddness(parameter.name)) is None:
+        return None
+    operator, inputs = found
+    reason = f"drawn, because with biases of 0 the model is an odd function, as is {operator} behind it (ours)"
+    return Decision(parameter.name, "uniform", {"bound": bound(inputs)}, reason, role.evidence)
 
 
 def beside(parameter: ParameterInfo, role: Role) -> Decision | Keep:
