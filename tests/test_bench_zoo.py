@@ -20,6 +20,7 @@ from idfx.bench.isolated import Limits, run_isolated
 from idfx.bench.runs import read_runs
 from idfx.bench.zoo import Problem, learner, members
 from idfx.bench.zoo.learning import batch_of
+from idfx.bench.zoo.page import markdown, read_config
 from idfx.bench.zoo.problems import TRUTH, patterns, topics
 from idfx.bench.zoo.results import VERDICTS, Result, Row, best, rows, totals
 from idfx.bench.zoo.sets import timm as timm_set
@@ -292,3 +293,11 @@ def test_a_results_folder_is_one_of_a_zoo(run, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"suite": "digits"}')
     code, _, err = run(f"bench zoo --models small:kan -q -o {tmp_path}")
     assert code == 2 and "zoo was None and is True" in err
+
+
+def test_the_page_of_the_docs_is_that_of_its_runs() -> None:
+    folder = Path(__file__).parent.parent / "docs" / "universal"
+    page = (folder / "zoo.md").read_text(encoding="utf-8")
+    assert page == markdown(rows(read_runs(folder)), read_config(folder), "zoo.png")
+    quoted = (folder.parent / "universal.md").read_text(encoding="utf-8")
+    assert page[page.index("| model |") :].strip() in quoted
