@@ -159,6 +159,17 @@ def test_stacked_identities_inside_a_branch_have_the_size_of_one(factor: int) ->
     assert torch.equal(model.fc1.weight, torch.eye(WIDTH).repeat(factor, 1))  # the paper's equation 3
 
 
+def test_a_weight_outside_branches_that_would_be_copies_is_drawn_as_large_as_an_identity() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4000), nn.ReLU(), nn.Linear(4000, 4))
+    x = torch.randn(3, 4)
+    report = idfx.init_(model, (x,))
+    wide = model.get_parameter("2.weight").detach()
+    assert torch.allclose(wide.T @ wide, torch.eye(4), atol=0.15)  # entries of variance 1 / 4000, √(2/4000) around it
+    assert len(wide.unique(dim=0)) == 4000 and "is drawn" in report.plan.decisions["2.weight"].reason
+    idfx.init_(model, (x,), published=True, loosen="none")
+    assert torch.equal(model.get_parameter("2.weight"), torch.eye(4).repeat(1000, 1))
+
+
 def test_the_reason_names_the_rule_that_spoke() -> None:
     model, x = Hidden(4 * WIDTH), torch.randn(3, WIDTH)
     shown = idfx.plan(idfx.analyze(model, (x,))).decisions["fc1.weight"].reason

@@ -53,8 +53,8 @@ class Options:
     of the columns of a kernel; "auto" is "channel" in residual branches, which was best with BatchNorm, and "centre"
     elsewhere, where shifting by each layer would move the signal off the image (docs/method.md). `depthwise`: depthwise
     kernels as identities ("identity") or kept ("keep"); "auto" keeps those inside branches, where identities cost
-    accuracy (docs/evidence.md). `published`: queries as identities, and tau undivided in stacked identities, as the
-    paper reads literally; with both, a plain vision transformer does not learn (docs/schemes.md).
+    accuracy (docs/evidence.md). `published`: queries as identities, and stacked identities everywhere and undivided, as
+    the paper reads literally; with both, a plain vision transformer does not learn (docs/schemes.md).
     """
 
     tau: float | str = 1.0
@@ -134,6 +134,18 @@ def _attending(parameter: ParameterInfo, role: Role, network: StructureQueries, 
     return _weight(parameter, replace(role, rows=rows), options, True, reason)
 
 
+def _widening(parameter: ParameterInfo, role: Role, options: Options) -> Decision | None:
+    """A weight outside branches in which the identity would stand twice or more: drawn, as large as one identity."""
+    if options.published or role.layout is None or role.name not in ("input stem", "main stem", "transition"):
+        return None
+    rows, columns = role.layout.matrix(parameter.shape)
+    if rows < 2 * columns or {"query", "key", "value", "gating", "depthwise"} & role.traits.keys():
+        return None
+    tau = _identity(parameter, role, options)[0]["tau"]
+    reason = f"a weight of the {role.name} that widens {columns} to {rows} is drawn: copies would stay alike (ours)"
+    return Decision(parameter.name, "normal", {"std": tau / math.sqrt(rows)}, reason, role.evidence)
+
+
 def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, reason: str) -> Decision:
     assert role.layout is not None
     kernel = bool(role.layout.tap_axes)
@@ -193,8 +205,9 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     Source: arXiv 2503.04626. Paper: IDI/IDIC for main-stem weights and inner weights of branches, IDIZ/IDIZC for the
     last weight of a branch. Ours: 0 for biases and shifts, 1 for norm and branch scales, eps for a scale at the end of
     a branch; projection shortcuts and the head as main stem; depthwise kernels inside branches kept; unless
-    `published`, queries near zero, tau / √copies inside branches, and biases drawn in an odd model; recurrent layers
-    gate by gate; bilinear forms as products; everything else kept.
+    `published`, queries near zero, tau / √copies inside branches, values N(0, tau² / D_out) outside of them where there
+    would be two copies or more, and biases drawn in an odd model; recurrent layers gate by gate; bilinear forms as
+    products; everything else kept.
     """
 
     def constant(value: float, reason: str) -> Decision:
@@ -217,6 +230,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     if _keeps_depthwise(role, options):
         reason = "a depthwise kernel only mixes neighbours, and an identity mixes none; its own values are kept (ours)"
         return Keep(reason)
+    if (widening := _widening(parameter, role, options)) is not None:
+        return widening
     if role.name in ("main stem", "transition", "inner"):
         where = "a residual branch" if role.name == "inner" else "the main stem"
         said = [_OURS[trait] for trait in role.traits if trait in _OURS]
