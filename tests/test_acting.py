@@ -199,3 +199,24 @@ def test_a_scripted_block_gets_no_scalar_and_a_note_says_so() -> None:
     assert [scalar.join for scalar in report.plan.scalars] == ["1"]
     assert any("TorchScript" in note and note.startswith("0: ") for note in report.plan.notes)
     assert report.certificate is not None and report.certificate.certified == 1
+
+
+class Sampled(nn.Module):
+    """A block whose queries start as nothing, so that it looks everywhere alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(8, 8, bias=False)
+        self.value, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+        nn.init.zeros_(self.query.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.query(x) @ x.transpose(-1, -2)).softmax(-1)
+        return x + self.out(weights @ self.value(x))
+
+
+def test_a_zero_that_closes_nothing_stays() -> None:
+    torch.manual_seed(0)
+    net = Sampled()
+    idfx.init_(net, (rows(2, 4, 8),))
+    assert not net.query.weight.any()

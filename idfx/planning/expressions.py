@@ -21,24 +21,27 @@ def closed_by(network: StructureQueries, zeros: Sequence[str]) -> frozenset[str]
         network: the structure of the model.
         zeros: parameters that are 0 throughout, under their first names.
     """
-    if not _vanishing_joins(network, zeros):
+    if not zeros:
         return frozenset()
-    return frozenset(name for name in zeros if _vanishing_joins(network, (name,)))
+    before = _vanishing_joins(network, ())  # those that are zero without any of them
+    if _vanishing_joins(network, zeros) <= before:
+        return frozenset()
+    return frozenset(name for name in zeros if not _vanishing_joins(network, (name,)) <= before)
 
 
-def _vanishing_joins(network: StructureQueries, zeros: Collection[str]) -> list[str]:
+def _vanishing_joins(network: StructureQueries, zeros: Collection[str]) -> set[str]:
     """The joins that can be closed whose branch is zero if these parameters and all biases are."""
     roles, flow = network.structure.roles, network.flow
     shifts = {name for name, role in roles.items() if role.name.is_shift}
-    zero = _zero_terms(flow, network.structure.first_names, {*zeros, *shifts}) if zeros else ()
+    zero = _zero_terms(flow, network.structure.first_names, {*zeros, *shifts})
     joins = {join.step: join for join in network.structure.joins if join.zeroable and join.operand >= 0}
-    found = []
-    for position, term in enumerate(flow.terms if zeros else ()):
+    found = set()
+    for position, term in enumerate(flow.terms):
         join = joins.get(flow.step(position)) if term.kind is Kind.SUM else None
         if join is not None and len(term.operands) > 1:
             others = [operand for place, operand in enumerate(term.operands) if place != join.operand]
             if all(zero[operand] for operand in others):
-                found.append(join.name)
+                found.add(join.name)
     return found
 
 
