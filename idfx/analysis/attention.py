@@ -47,7 +47,7 @@ def attentions(flow: Dataflow) -> Iterator[Attention]:
         flow: the data flow.
     """
     for position, term in enumerate(flow.terms):
-        if term.kind != "product" or len(flow.sources[position]) < 2:
+        if term.kind not in (Kind.PRODUCT, Kind.NORM) or len(flow.sources[position]) < 2:
             continue
         for gate, value in _gated(flow, position):
             scores = _scores(flow, gate)
@@ -124,8 +124,8 @@ def attention_parts(flow: Dataflow) -> Mapping[int, dict[str, str]]:
 
 
 def _gated(flow: Dataflow, position: int) -> Iterator[tuple[int, int]]:
-    """The gate and the value of a product, if one operand is a gate, possibly moved or scaled."""
-    first, second = flow.terms[position].operands
+    """The gate and the value of a product or of a norm's division, if one of the two is a gate, moved or scaled."""
+    first, second = (*flow.terms[position].operands, *flow.terms[position].gates)
     for operand, other in ((first, second), (second, first)):
         gate = operand
         while flow.terms[gate].kind.is_proportional and len(flow.sources[gate]) == 1:
@@ -154,6 +154,8 @@ def _key(flow: Dataflow, position: int, value: int, scores: int) -> int:
     The gate is summed over the places of the value, and this axis of it is one of the scores, perhaps moved.
     """
     product, made = flow.terms[position], flow.terms[scores]
+    if product.kind is not Kind.PRODUCT:
+        return 1
     side = 0 if product.operands[1] == value else 1
     read = product.readings[side]
     if read is None or len(read.layout.in_axes) != 1 or made.shape is None:

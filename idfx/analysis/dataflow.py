@@ -16,6 +16,8 @@ import networkx as nx
 import torch
 import torch.fx
 
+from idfx.analysis.by_value import ByValue
+from idfx.analysis.degrees import Degrees
 from idfx.analysis.graph import SINK, data_graph, term_graph
 from idfx.analysis.stacks import stacked
 from idfx.analysis.terms import NO_READINGS, DataflowNode, Readings
@@ -32,7 +34,10 @@ _INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
 
 @dataclass(frozen=True)
 class Dataflow:
-    """The terms of a capture in the order of execution; `positions` and `nodes` go by node name."""
+    """The terms of a capture in the order of execution; `positions` and `nodes` go by node name.
+
+    `cancelled` are those that a later sum takes away again (`idfx.analysis.cancelling`).
+    """
 
     capture: Capture
     terms: tuple[DataflowNode, ...]
@@ -40,6 +45,7 @@ class Dataflow:
     unknown: tuple[Unknown, ...]
     positions: Mapping[str, int]
     nodes: Mapping[str, torch.fx.Node]
+    cancelled: frozenset[int] = frozenset()
 
     def module(self, term: int) -> str:
         """Path of the module in whose forward a term stands."""
@@ -52,13 +58,12 @@ class Dataflow:
     @functools.cached_property
     def normalises(self) -> bool:
         """Whether a value that depends on the inputs is normalised anywhere, by its own or by running statistics."""
+        return any(term.data and normalises(self, position) for position, term in enumerate(self.terms))
 
-        def is_norm(position: int) -> bool:
-            term = self.terms[position]
-            running = term.kind == "scale" and term.eps is not None
-            return term.data and (term.kind == "norm" or running or divides(self, position))
-
-        return any(map(is_norm, range(len(self.terms))))
+    @functools.cached_property
+    def degrees(self) -> Degrees:
+        """How values scale with each other."""
+        return Degrees(self.terms, self.nodes, self.positions)
 
     @functools.cached_property
     def data_graph(self) -> nx.DiGraph[int]:
@@ -91,7 +96,7 @@ class Dataflow:
 
 
 def divides(flow: Dataflow, position: int) -> bool:
-    """Return whether a product divides one value by a statistic, as a normalisation written by hand does.
+    """Return whether a product divides one value by another.
 
     Args:
         flow: the data flow.
@@ -99,6 +104,21 @@ def divides(flow: Dataflow, position: int) -> bool:
     """
     operands = (flow.terms[operand] for operand in flow.terms[position].operands)
     return any(operand.kind == "gate" and operand.tag == "reciprocal" for operand in operands)
+
+
+def normalises(flow: Dataflow, position: int) -> bool:
+    """Return whether a term is a value divided by its own size, f(c · x) = f(x) for c > 0, or by fixed statistics.
+
+    Args:
+        flow: the data flow.
+        position: of the term.
+    """
+    term = flow.terms[position]
+    if term.kind is Kind.NORM or (term.kind is Kind.SCALE and term.eps is not None):
+        return True
+    beside = [flow.terms[operand] for operand in term.operands if not flow.terms[operand].data]
+    fixed = len(beside) == 1 and not beside[0].parametric
+    return term.kind is Kind.PRODUCT and fixed and divides(flow, position)
 
 
 @functools.cache
@@ -177,6 +197,9 @@ class _Reader:
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
         self.terms: list[DataflowNode] = []
+        self.positions: dict[str, int] = {}
+        self.nodes = {node.name: node for node in capture.graph.nodes}
+        self.by_value = ByValue(self.terms, Degrees(self.terms, self.nodes, self.positions))
         self.value: dict[torch.fx.Node, int] = {}
         self.unknown: dict[str, list[str]] = {}
 
@@ -186,13 +209,12 @@ class _Reader:
             if node.op == "output":
                 outputs = tuple(dict.fromkeys(self.value[n] for n in node.all_input_nodes))
             else:
-                self.value[node] = self._node(node)
+                self.value[node] = self.positions[node.name] = self._node(node)
         if self.capture.hidden:
             self.unknown["torch.func"] = [module or _OWN for module in self.capture.hidden]
         unknown = tuple(Unknown(name, tuple(sites)) for name, sites in sorted(self.unknown.items()))
-        positions = {node.name: position for node, position in self.value.items()}
-        nodes = {node.name: node for node in self.capture.graph.nodes}
-        return Dataflow(self.capture, tuple(self.terms), outputs, unknown, positions, nodes)
+        cancelled = frozenset(self.by_value.cancelled)
+        return Dataflow(self.capture, tuple(self.terms), outputs, unknown, self.positions, self.nodes, cancelled)
 
     def _node(self, node: torch.fx.Node) -> int:
         if node.op == "placeholder":
@@ -275,8 +297,10 @@ class _Reader:
                 axes=term.axes,
                 factor=term.factor,
                 eps=term.eps,
+                degree=term.degree,
             )
         )
+        self.by_value.read(len(self.terms) - 1)
         return len(self.terms) - 1
 
     def _shape(self, term: OpSemantics, operands: tuple[int, ...], node: torch.fx.Node) -> tuple[int, ...] | None:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from idfx.analysis.dataflow import Dataflow, divides
+import networkx as nx
+
+from idfx.analysis.dataflow import Dataflow, normalises
 from idfx.analysis.terms import DataflowNode
 from idfx.analysis.uses import How
 from idfx.ops.kinds import Kind
@@ -94,13 +96,14 @@ def _leaves(flow: Dataflow, position: int) -> Iterator[tuple[int, tuple[int, ...
 
 
 def _values(flow: Dataflow, leaves: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:
-    """The paths from a value down to its parameters, without those that only determine the size of another."""
+    """The paths from a value down to its parameters, without those that only determine the size or mean of another."""
 
-    def steers(chain: tuple[int, ...]) -> bool:
-        return any(flow.terms[position].kind is Kind.GATE for position in chain)
+    def is_aside(position: int) -> bool:
+        kind = flow.terms[position].kind
+        return kind is Kind.GATE or (kind.mixes and kind is not Kind.NORM)
 
-    straight = {leaf for leaf, chain in leaves if not steers(chain)}
-    return [(leaf, chain) for leaf, chain in leaves if leaf not in straight or not steers(chain)]
+    straight = {leaf for leaf, chain in leaves if not any(map(is_aside, chain))}
+    return [(leaf, chain) for leaf, chain in leaves if leaf not in straight or not any(map(is_aside, chain))]
 
 
 def _is_layer(flow: Dataflow, position: int) -> bool:
@@ -127,11 +130,19 @@ def _looks_up(term: DataflowNode) -> bool:
     return (term.kind is Kind.MOVE and bool(term.gates)) or (term.kind is Kind.PRODUCT and term.tag == "table")
 
 
+def _divides_too(entry: Entry) -> bool:
+    """Whether a parameter divides a value before it multiplies it, as the step of a quantiser does."""
+    graph = entry.flow.term_graph
+    inside = nx.ancestors(graph, entry.operand) | {entry.operand}
+    divisors = [position for position in inside if entry.flow.terms[position].tag == "reciprocal"]
+    return any(nx.has_path(graph, entry.leaf, divisor) for divisor in divisors)
+
+
 def _contracted(entry: Entry) -> How:
     inside = [entry.flow.terms[position].kind for position in entry.chain]
     smaller = math.prod(entry.own) < math.prod(entry.used) and Kind.CONCAT not in inside
     if smaller and Kind.PRODUCT in inside:
-        return How.GAIN
+        return How.OTHER if _divides_too(entry) else How.GAIN
     return How.TABLE if entry.entered.tag == "table" else How.WEIGHT
 
 
@@ -170,11 +181,6 @@ _BY_KIND: Mapping[Kind, Callable[[Entry], How]] = {
 }
 
 
-def _normalised(flow: Dataflow, position: int) -> bool:
-    """Whether a term is a normalisation, written as an operator or by hand."""
-    return flow.terms[position].kind is Kind.NORM or divides(flow, position)
-
-
 def _data(flow: Dataflow, position: int) -> int | None:
     """The only data operand of a term, past moves and scales."""
     while True:
@@ -189,7 +195,7 @@ def _data(flow: Dataflow, position: int) -> int | None:
 def _scales_norm(flow: Dataflow, position: int) -> bool:
     """Whether a product multiplies the output of a normalisation."""
     before = _data(flow, position)
-    return before is not None and _normalised(flow, before)
+    return before is not None and normalises(flow, before)
 
 
 def _shifts_norm(flow: Dataflow, position: int) -> bool:
@@ -197,7 +203,7 @@ def _shifts_norm(flow: Dataflow, position: int) -> bool:
     before = _data(flow, position)
     if before is not None and flow.terms[before].kind is Kind.PRODUCT and len(flow.sources[before]) == 1:
         return _scales_norm(flow, before)
-    return before is not None and _normalised(flow, before)
+    return before is not None and normalises(flow, before)
 
 
 def _is_bias(entry: Entry) -> bool:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 
-from idfx.analysis.blocks import Blocks
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.paths import Paths
 from idfx.analysis.rows import Exclusive
+from idfx.analysis.sides import Blocks
 from idfx.analysis.sites import ParameterUses
 from idfx.analysis.structure_graph import Read, structure_graph
 

@@ -111,6 +111,8 @@ _AMONG_SCORES = (How.POSITION, How.OFFSET, How.OTHER)
 
 def _scales_branch(how: How, case: Case) -> str:
     crossed = [join.name for join in case.parts.scales.get(case.parameter, ())] if how is How.SCALE else []
+    if any(use.term in case.around.shortcut for use in case.uses):  # it mixes the two
+        return ""
     return f"it multiplies the branch of {', '.join(crossed)} after its end" if crossed else ""
 
 

@@ -194,6 +194,8 @@ class Exclusive:
             labels: a tensor of numbers in the shape of the term's value, or a list of such.
         """
         flow = self._flow
+        if flow.terms[user].tag == "rounded":
+            return labels
         if flow.terms[user].tag == "first half":
             axes = flow.terms[user].axes or (-1,)
             return labels.chunk(2, axes[0])[0] if isinstance(labels, torch.Tensor) else None

@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import networkx as nx
 
-from idfx.analysis.blocks import Blocks, Finder
+from idfx.analysis.blocks import Finder
 from idfx.analysis.dataflow import Dataflow, read
 from idfx.analysis.graph import ROOT, reached
 from idfx.analysis.paths import Paths
 from idfx.analysis.record import Analysis
 from idfx.analysis.roles import assign_roles
 from idfx.analysis.rows import Exclusive, Ranges
+from idfx.analysis.sides import Blocks
 from idfx.analysis.sites import ParameterUses, find_sites
 from idfx.analysis.stacks import stacked
 from idfx.analysis.uses import Use

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import networkx as nx
 
-from idfx.analysis.blocks import Blocks
 from idfx.analysis.dataflow import Dataflow
+from idfx.analysis.sides import Blocks
 from idfx.analysis.sites import ParameterUses
 from idfx.core.records import FACTS, Join, Structure
 from idfx.ops.kinds import Kind

@@ -15,7 +15,8 @@ class DataflowNode(NamedTuple):
     """One term of the data flow; its operands and gates are positions in `Dataflow.terms`, all before its own.
 
     `kind` says what it does and which rules it follows. `data`: its value depends on an input; `parametric`: on a
-    parameter. `readings`, of a contraction: how each operand is or would be read as a weight.
+    parameter. `degree` is that of a function in its operand, if the operator tells (`idfx.analysis.degrees`).
+    `readings`, of a contraction: how each operand is or would be read as a weight.
     """
 
     kind: Kind
@@ -30,3 +31,4 @@ class DataflowNode(NamedTuple):
     axes: tuple[int, ...] | None = None
     factor: float | None = None
     eps: float | None = None
+    degree: float | None = None

@@ -79,6 +79,8 @@ def _gates(flow: Dataflow, paths: Paths) -> Iterator[int]:
         operands = flow.sources[position]
         if term.kind != "product" or term.tag == "attention" or len(operands) != 2 or divides(flow, position):
             continue
+        if not paths.reaches_output(position):
+            continue
         open_, bent = [not paths.zeroable[operand] for operand in operands], [False, False]
         if open_[0] == open_[1]:
             bent = [_bent(flow, paths, operand) for operand in operands]
@@ -166,8 +168,8 @@ def _stays_hidden(kind: Kind) -> bool:
 
 
 def _alone(flow: Dataflow, position: int) -> bool:
-    """Whether a term leads a hidden layer on: a sum of two data tensors ends it, a product (a gate) does not."""
-    return flow.terms[position].kind == "product" or len(flow.sources[position]) == 1
+    """Whether a term leads a hidden layer on: a sum of two data tensors ends it, a gate or a divisor does not."""
+    return flow.terms[position].kind in (Kind.PRODUCT, Kind.NORM) or len(flow.sources[position]) == 1
 
 
 def together(parts: Sequence[Traits]) -> Traits:

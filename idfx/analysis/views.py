@@ -96,6 +96,8 @@ def moved(flow: Dataflow, position: int, source: int, tensor: Any) -> Any:
     """
     term, node = flow.terms[position], flow.nodes[flow.terms[position].node]
     before = flow.nodes[flow.terms[source].node]
+    if term.tag == "rounded":
+        return tensor
     if flow.positions.get(node.name) != position or before not in node.all_input_nodes:
         same = isinstance(tensor, torch.Tensor) and term.shape == tuple(tensor.shape)
         return tensor if same else None

@@ -14,7 +14,7 @@ import networkx as nx
 
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.terms import DataflowNode
-from idfx.analysis.zero_sets import ZeroedParameter, ZeroSet, flatten, union
+from idfx.analysis.zero_sets import ZeroedParameter, ZeroSet, union
 from idfx.ops.kinds import Kind, Zero
 
 _UNDONE = "{} divides a weight by its own norm, which undoes any size"
@@ -34,6 +34,8 @@ def gain_behind(term: DataflowNode, gain: float | None) -> float | None:
         return None
     if term.kind in (Kind.NORM, Kind.SCALE) and term.eps:
         return gain * 2 / math.sqrt(term.eps)
+    if term.tag == "rounded":  # half a step away at most, and what is less than half a step becomes zero
+        return gain * 2
     if term.kind is Kind.SCALE:
         return None if term.factor is None else gain * abs(term.factor)
     return gain
@@ -117,7 +119,7 @@ class Expressions(ZeroRules):
 
     def multiplied(self, position: int, term: DataflowNode) -> ZeroSet:
         """Return the zero set of a factor, a clean one first: the largest, or the smallest if scales are preferred."""
-        if self._divides(term):
+        if self._is_undone(position, term):
             return ZeroSet(obstacle=_UNDONE.format(term.node))
         sign = 1 if self.prefer_scales else -1
         order = sorted(term.operands, key=lambda o: (sign * math.prod(self.terms[o].shape or ()), o))
@@ -131,17 +133,16 @@ class Expressions(ZeroRules):
             gain = gain_behind(self.terms[next(o for o in term.operands if o != operand)], found.gain)
         return replace(found, gain=gain)
 
-    def _divides(self, term: DataflowNode) -> bool:
-        """Whether one factor is the reciprocal of an expression of a parameter that makes another factor zero."""
-        for divisor in term.operands:
-            if self.terms[divisor].tag == "reciprocal":
-                inside = self._parameters(divisor)
-                others = (self.known(operand) for operand in term.operands if operand != divisor)
-                if any(leaf.parameter in inside for other in others for leaf in flatten(other.ends)):
-                    return True
-        return False
+    def _is_undone(self, position: int, term: DataflowNode) -> bool:
+        """Whether a division takes the size of what makes a factor zero out of a product."""
+        divisors = [o for o in term.operands if self.terms[o].tag == "reciprocal"]
+        factors = (self.known(operand) for operand in term.operands if operand not in divisors)
+        leaves = {leaf.parameter for factor in factors for leaf in factor.leaves()} if divisors else ()
+        return any(self._degree(position, parameter) == 0 for parameter in leaves)
 
-    def _parameters(self, position: int) -> set[str]:
-        """The parameters that a term depends on."""
-        inside = (self.terms[term] for term in nx.ancestors(self.flow.term_graph, position) | {position})
-        return {self.flow.capture.parameters[term.node] for term in inside if term.kind is Kind.PARAMETER}
+    def _degree(self, position: int, parameter: str) -> float | None:
+        """The degree of a term in a parameter, however often it is used."""
+        names = self.flow.capture.parameters
+        inside = nx.ancestors(self.flow.term_graph, position)
+        own = {o for o in inside if self.terms[o].kind is Kind.PARAMETER and names[self.terms[o].node] == parameter}
+        return self.flow.degrees.of(position, frozenset(own))

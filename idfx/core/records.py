@@ -156,8 +156,8 @@ class Join:
 class Sum:
     """A sum of data that is no residual join: what it is instead, and the reason.
 
-    `kind` is "parallel", "fusion", "modulation", "index", "unused", "gate", "elementwise" or "difference"; `fork` is
-    the value that all its operands are made of, "" where there is none.
+    `kind` is "parallel", "fusion", "modulation", "index", "unused", "gate", "elementwise", "difference" or
+    "straight-through"; `fork` is the value that all its operands are made of, "" where there is none.
     """
 
     name: str

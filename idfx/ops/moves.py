@@ -11,10 +11,31 @@ from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OpSemantics, concat, gate, move, operator, tensors
 
 
+@operator("aten.clone", "aten.contiguous", "aten._to_copy", "aten.to", "aten.type_as", "aten.lift_fresh",
+          "aten.lift_fresh_copy", "aten.alias", "aten.alias_copy")  # fmt: skip
+def copied_whole(x: Any, *rest: Any, **options: Any) -> OpSemantics:
+    """Every entry of x where it was, perhaps in another dtype."""
+    return OpSemantics(Kind.MOVE, (x,), tag="copy")
+
+
+@operator("aten.detach", "aten.detach_", "aten.detach_copy")
+def detached(x: Any) -> OpSemantics:
+    """Every entry of x where it was, as a value that gets no gradient."""
+    return OpSemantics(Kind.MOVE, (x,), tag="detached")
+
+
+@operator("aten.fake_quantize_per_tensor_affine", "aten.fake_quantize_per_channel_affine",
+          "aten.fake_quantize_per_tensor_affine_cachemask", "aten.fake_quantize_per_channel_affine_cachemask",
+          "aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+          "aten._fake_quantize_learnable_per_tensor_affine", "aten._fake_quantize_learnable_per_channel_affine",
+          "aten.fused_moving_avg_obs_fake_quant")  # fmt: skip
+def rounded(x: Any, *rest: Any, **options: Any) -> OpSemantics:
+    """Every entry of x rounded to a grid that contains zero: a fake quantiser."""
+    return OpSemantics(Kind.MOVE, (x,), tag="rounded")
+
+
 @operator(
-    "aten.clone", "aten.contiguous", "aten._to_copy", "aten.to", "aten.type_as", "aten.lift_fresh",
-    "aten.lift_fresh_copy", "aten.detach_", "aten.alias_copy", "aten.detach_copy", "aten._conj_physical",
-    "aten.conj_physical",
+    "aten._conj_physical", "aten.conj_physical",
     "aten.repeat", "aten.tile", "aten.roll", "aten.flip", "aten.fliplr", "aten.flipud", "aten.rot90",
     "aten.repeat_interleave", "aten.pixel_unshuffle", "aten.channel_shuffle",
     "aten.native_channel_shuffle", "aten.im2col", "aten.tril", "aten.tril_", "aten.triu", "aten.triu_",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from idfx.ops.kinds import Kind
-from idfx.ops.semantics import OpSemantics, gate, keeps_zero, move, operator, product, reciprocal, scale
+from idfx.ops.semantics import OpSemantics, gate, keeps_zero, move, operator, product, reciprocal, scale, tensors
 
 
 @operator("aten.neg", "aten.neg_", "aten.negative", "aten.negative_")
@@ -39,9 +39,7 @@ def inverted(x: Any) -> OpSemantics:
 
 
 @operator("aten.square", "aten.square_", "aten.hardswish", "aten.hardswish_", "aten.leaky_relu", "aten.leaky_relu_",
-          "aten.elu_", "aten.celu_", "aten.selu_", "aten.fake_quantize_per_tensor_affine",
-          "aten.fake_quantize_per_channel_affine", "aten.fake_quantize_per_tensor_affine_cachemask",
-          "aten.fused_moving_avg_obs_fake_quant")  # fmt: skip
+          "aten.elu_", "aten.celu_", "aten.selu_")  # fmt: skip
 def entrywise(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """An elementwise function with f(0) = 0 that not every version of torch marks as pointwise."""
     return keeps_zero(x)
@@ -67,12 +65,12 @@ def rectified(x: Any, *slopes: Any, **options: Any) -> OpSemantics:
 
 @operator("aten.clamp", "aten.clamp_", "aten.clip", "aten.clip_", "aten.hardtanh", "aten.hardtanh_")
 def clamped(x: Any, low: Any = None, high: Any = None) -> OpSemantics:
-    """X clamped between two bounds; zero stays zero if it is between them."""
-    numbers = [bound for bound in (low, high) if bound is not None]
-    if any(not isinstance(bound, (int, float)) for bound in numbers):
-        return gate(x, low, high)
-    inside = (low is None or low <= 0) and (high is None or high >= 0)
-    return keeps_zero(x) if inside else gate(x)
+    """X clamped between two bounds; zero stays zero if it is between them, as it is expected of bounds in tensors."""
+    above = isinstance(low, (int, float)) and low > 0
+    below = isinstance(high, (int, float)) and high < 0
+    if above or below:
+        return OpSemantics(Kind.GATE, (x,), eps=float(low) if above else None)
+    return keeps_zero(x, *tensors(low, high))
 
 
 @operator("aten.clamp_min", "aten.clamp_min_")

@@ -64,7 +64,8 @@ class OpSemantics:
     "shift", "scale", "table"). `layouts` are how the first and second operand of a contraction would be read as a
     weight; `arranged` gives the term instead, where it differs with which operands carry data (2), depend on parameters
     (1) or are fixed (0). `axes` is the one along which a norm takes its slices one by one, or along which the first
-    half is taken; `factor` is the number that a scale multiplies by, `eps` what a norm adds.
+    half is taken; `factor` is the number that a scale multiplies by or that is added, `eps` what a norm adds or the
+    least value of a function; `degree` is the k of a function with f(c · x) = cᵏ · f(x), where a trial cannot tell.
     """
 
     kind: Kind
@@ -76,6 +77,7 @@ class OpSemantics:
     axes: tuple[int, ...] | None = None
     factor: float | None = None
     eps: float | None = None
+    degree: float | None = None
 
     def __post_init__(self) -> None:
         if type(self.kind) is not Kind:  # the plain word
@@ -134,9 +136,9 @@ def gate(*values: Any) -> OpSemantics:
     return OpSemantics(Kind.GATE, tensors(*values))
 
 
-def reciprocal(x: Any) -> OpSemantics:
-    """1 over a function of x: an unbounded gate, as in a hand-written normalisation."""
-    return OpSemantics(Kind.GATE, tensors(x), tag="reciprocal")
+def reciprocal(x: Any, degree: float | None = None) -> OpSemantics:
+    """1 over a function of x, of the given degree: an unbounded gate, as in a hand-written normalisation."""
+    return OpSemantics(Kind.GATE, tensors(x), tag="reciprocal", degree=degree)
 
 
 def norm(x: Any, weight: Any, bias: Any, eps: float) -> OpSemantics:
@@ -169,7 +171,7 @@ def add(a: Any, b: Any, alpha: Any = 1) -> OpSemantics:
         a, b = b, a
     if is_operand(b):
         return OpSemantics(Kind.SUM, (a, b if alpha == 1 else scale(b, _number(alpha))))
-    return move(a) if b == 0 else OpSemantics(Kind.SUM, (a, OpSemantics(Kind.GATE, ())))
+    return move(a) if b == 0 else OpSemantics(Kind.SUM, (a, OpSemantics(Kind.GATE, (), factor=_number(b))))
 
 
 def concat(values: Any, *gates: Any) -> OpSemantics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from idfx.ops.kinds import Kind
@@ -50,7 +51,7 @@ def divided(x: Any, other: Any, *, rounding_mode: Any = None) -> OpSemantics:
     if rounding_mode is not None:
         return keeps_zero(x, other)
     if is_operand(other):
-        return OpSemantics(Kind.PRODUCT, (x, reciprocal(other)), tag="scale")
+        return OpSemantics(Kind.PRODUCT, (x, reciprocal(other, -1.0)), tag="scale")
     return scale(x, 1.0 / other if isinstance(other, (int, float)) and other else None)
 
 
@@ -63,7 +64,7 @@ def add_product(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> OpSema
 @operator("aten.addcdiv", "aten.addcdiv_")
 def add_quotient(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> OpSemantics:
     """The sum x + value · tensor1 / tensor2."""
-    return add(x, OpSemantics(Kind.PRODUCT, (tensor1, reciprocal(tensor2)), tag="scale"), value)
+    return add(x, OpSemantics(Kind.PRODUCT, (tensor1, reciprocal(tensor2, -1.0)), tag="scale"), value)
 
 
 @operator("aten.lerp", "aten.lerp_")
@@ -75,6 +76,12 @@ def interpolated(x: Any, end: Any, weight: Any) -> OpSemantics:
 
 @operator("aten.maximum", "aten.minimum", "aten.fmax", "aten.fmin")
 def extreme(x: Any, other: Any) -> OpSemantics:
-    """The elementwise larger or smaller of two tensors."""
-    both = concat((x, other))
-    return keeps_zero(both)
+    """The elementwise larger or smaller of two tensors; next to a fixed one, the other is clamped."""
+
+    def arranged(kinds: Sequence[int]) -> OpSemantics:
+        bounded = [value for value, kind in zip((x, other), kinds, strict=True) if kind]
+        if len(bounded) == 1:
+            return keeps_zero(bounded[0], *(value for value in (x, other) if value is not bounded[0]))
+        return keeps_zero(concat((x, other)))
+
+    return OpSemantics(Kind.MAP, (x, other), arranged=arranged)
