@@ -56,6 +56,19 @@ class Entry:
         return all(self.flow.terms[position].kind is Kind.MOVE for position in self.chain)
 
     @property
+    def added(self) -> float | None:
+        """The number that is added to the parameter, moved at most; None if the operand is more than that."""
+        total = 0.0
+        for position in self.chain:
+            term = self.flow.terms[position]
+            beside = [self.flow.terms[o] for o in term.operands if not self.flow.terms[o].parametric]
+            if term.kind is Kind.SUM and len(term.operands) == 2 and len(beside) == 1 and beside[0].factor is not None:
+                total += beside[0].factor
+            elif term.kind is not Kind.MOVE:
+                return None
+        return total
+
+    @property
     def carries(self) -> bool:
         """Whether the operand is part of the value of the term, not a gate of it."""
         return self.operand in self.entered.operands
@@ -153,8 +166,25 @@ def _moved(entry: Entry) -> How:
 def _multiplied(entry: Entry) -> How:
     if not entry.carries:
         return How.OTHER
-    scales = entry.entered.tag == "norm scale" or (entry.plain and _scales_norm(entry.flow, entry.term))
+    if entry.entered.tag == "norm scale":
+        return How.NORM_SCALE
+    scales = entry.added is not None and _scales_norm(entry.flow, entry.term) and not _mixes(entry)
     return How.NORM_SCALE if scales else How.SCALE
+
+
+def _mixes(entry: Entry) -> bool:
+    """Whether it is one number, and what it multiplies is added to another value next: the share in a mixture."""
+    flow, position = entry.flow, entry.term
+    if flow.terms[entry.operand].shape is None or math.prod(entry.used) != 1:
+        return False
+    while flow.terms[position].kind.is_proportional or position == entry.term:
+        users = flow.users.get(position, ())
+        if any(flow.terms[user].kind is Kind.SUM and len(flow.addends(user)) > 1 for user in users):
+            return True
+        if len(users) != 1:
+            return False
+        (position,) = users
+    return False
 
 
 def _added(entry: Entry) -> How:

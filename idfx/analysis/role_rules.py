@@ -65,6 +65,12 @@ class Case:
         found = {use.how for use in self.uses}
         return [how for how in How if how in found]
 
+    @property
+    def mixed(self) -> bool:
+        """Whether it is a vector of numbers that are used one by one, and not all of them alike."""
+        single = all(not use.axes for use in self.uses) and math.prod(self.shape) > 1
+        return single and len(self.hows) > 1 and How.WEIGHT not in self.hows
+
     @functools.cached_property
     def ending(self) -> list[Join]:
         """The joins whose branch it ends."""
@@ -162,8 +168,13 @@ def _used_otherwise(case: Case) -> Role | None:
         return recurrent_role(case.uses, case.shape, case.sites, case.traits)
     sharper = ((name, rule(how, case)) for name, rule in SHARPER)
     name, evidence = next(((name, why) for name, why in sharper if why), (how.role, how.evidence))
+    if case.mixed:
+        name, evidence = RoleName.SCALE, f"its entries act differently: {', '.join(case.hows)}"
     tied = "; it is also used as a weight" if case.weights else ""
-    return Role(name, evidence + tied, sites=case.sites, traits=case.traits)
+    added = {use.added for use in case.uses}
+    plus = added.pop() if len(added) == 1 else 0.0
+    evidence += f", plus {plus:g}" if plus else ""
+    return Role(name, evidence + tied, sites=case.sites, traits=case.traits, added=plus)
 
 
 def _several_matrices(case: Case) -> Role | None:

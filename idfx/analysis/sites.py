@@ -63,7 +63,8 @@ def _use(entry: Entry) -> Use:
         given = read_places(flow.nodes[entry.entered.node]).get(flow.terms[entry.operand].node, ())
         places, layout = read_parameter(flow, entry.leaf, entry.chain, given)
     axes = sum(size > 1 for size in entry.used)
-    return Use(entry.parameter, acts, entry.term, layout, activation, rows, _slices(entry), axes, places)
+    added = entry.added or 0.0 if acts in (How.NORM_SCALE, How.SCALE) else 0.0
+    return Use(entry.parameter, acts, entry.term, layout, activation, rows, _slices(entry), axes, places, added)
 
 
 def _site(entry: Entry, use: Use, name: str) -> WeightUse:

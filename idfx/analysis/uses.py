@@ -62,7 +62,8 @@ class Use:
 
     `rows` is the range of the outputs of a weight that it takes, None for all; `slices` the axis along which each slice
     of it is divided by its own norm; `axes` is the number of axes along which what meets the data has more than one
-    entry; `places` are those that it has in a recurrent layer, none where they are not read.
+    entry; `places` are those that it has in a recurrent layer, none where they are not read; `added` is the number that
+    is added to a scale before it multiplies.
     """
 
     parameter: str
@@ -74,3 +75,4 @@ class Use:
     slices: int | None = None
     axes: int = 0
     places: tuple[RecurrentSlot, ...] = ()
+    added: float = 0.0

@@ -31,6 +31,7 @@ STEPS = 4  # the most steps of training that are taken
 RANGE = 1e3  # the factor around 1, and around the author's start, within which the signal must lie
 SAME = 1e-4  # the change of the outputs, relative to the largest, up to which they count as unchanged
 _MOVE = 1e-2  # the root mean square of a step
+_NOTHING = 1e-5  # the size of entries up to which a row counts as zeros
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,9 @@ def _note(seen: _Pass, name: str, keep: bool, leaf: Tensor) -> None:
 
 
 def _has_rows_of_zeros(value: Tensor) -> bool:
-    """Whether some row of a parameter is 0."""
-    return not bool(value.reshape(len(value), -1).any(1).all() if value.dim() else value)
+    """Whether some row of a parameter is 0, or so small that a quantiser may round it to 0."""
+    rows = value.reshape(len(value), -1) if value.dim() else value.reshape(1, 1)
+    return bool((rows.abs() <= _NOTHING).all(1).any())
 
 
 def _move(moved: dict[str, Tensor], seen: _Pass) -> bool:

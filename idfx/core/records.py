@@ -174,7 +174,7 @@ class Role:
 
     `name` is the role, and may be given as a plain string; `traits` are further properties ("query", "gate",
     "depthwise", ...), each with its evidence. `gates` are the rows of each gate of a recurrent layer, by the name of
-    the gate.
+    the gate. `added` is the number that the model adds to the parameter before it acts, as in a scale of 1 + w.
     """
 
     name: RoleName
@@ -185,6 +185,7 @@ class Role:
     traits: Mapping[str, str] = field(default_factory=dict)
     activation: str = ""
     gates: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    added: float = 0.0
 
     def __post_init__(self) -> None:
         if type(self.name) is not RoleName:  # the plain word
