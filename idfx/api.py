@@ -12,6 +12,7 @@ from torch import nn
 
 from idfx.analysis.analyze import analyze
 from idfx.analysis.structure import build_structure
+from idfx.audits.garbage import refuse_garbage
 from idfx.capture.tracing import capture
 from idfx.capture.wrappers import is_exported, unwrap
 from idfx.certification.certificate import certify
@@ -143,6 +144,7 @@ def init_(
     if source is not None:
         made, source = resume(made, structure, source, state_of(model), again=plan is not None)
     made = steer(made, structure, words)
+    refuse_garbage(model, structure, made)
     author = author_start(model, structure) if certify else None
     apply_(model, made, source)
     if not certify:

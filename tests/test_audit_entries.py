@@ -73,10 +73,10 @@ def test_a_truncated_normal_in_low_precision_puts_entries_on_its_bounds():
     assert count and (outliers.severity, outliers.value) == ("warning", count)
 
 
-@pytest.mark.parametrize("name", ["fc", "embed"])
+@pytest.mark.parametrize("name", ["fc", "embed", "place"])
 def test_a_uniform_draw_from_0_to_1_is_far_from_0(name):
     torch.manual_seed(1)
-    drawn = torch.rand(40 if name == "embed" else 32, 32) * 0.1
+    drawn = torch.rand({"fc": 32, "embed": 40, "place": 8}[name], 32) * 0.1
     ((severity, metric, parameter, value),) = found(words(**{name: lambda old: drawn}))
     assert (severity, metric, parameter) == ("warning", "entries", f"{name}.weight")
     assert value == pytest.approx(float(drawn.mean() / drawn.std(correction=0)))  # close to √3

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import idfx
+from idfx.core.errors import PlanError
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 IDS = torch.randint(64, (4, 8), generator=torch.Generator().manual_seed(0))
@@ -72,6 +73,8 @@ class Norm(nn.Module):
         x = self.fc(x)
         if self.place == "inside":
             return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.place == "scalar":  # a tensor without axes takes the dtype of the other
+            return x / (x.norm(dim=-1, keepdim=True) + torch.tensor(self.eps, dtype=torch.float32))
         if self.place == "bound":
             return nn.functional.normalize(x, eps=self.eps)
         if self.place == "float32":
@@ -79,7 +82,7 @@ class Norm(nn.Module):
         return nn.functional.layer_norm(x, (8,), eps=self.eps) + self.eps
 
 
-@pytest.mark.parametrize("place", ["inside", "bound", "float32", "operator"])
+@pytest.mark.parametrize("place", ["inside", "bound", "scalar", "float32", "operator"])
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float16, 1e-12), (torch.float16, 1e-6), (torch.float32, 1e-12)])
 def test_an_eps_that_the_dtype_rounds_to_0(place, dtype, eps):
     torch.manual_seed(0)
@@ -89,7 +92,7 @@ def test_an_eps_that_the_dtype_rounds_to_0(place, dtype, eps):
         model.fc.weight.zero_()
         model.fc.bias.zero_()
         broken = bool(model(X.to(dtype)).isnan().any())
-    assert bool(told) == broken == (place in ("inside", "bound") and eps == 1e-12 and dtype == torch.float16)
+    assert bool(told) == broken == (place in ("inside", "bound", "scalar") and eps == 1e-12 and dtype == torch.float16)
 
 
 def test_copies_of_one_layer():
@@ -308,3 +311,36 @@ def test_queries_that_nothing_tells_apart(model, same):
         optimiser.step()
     rows = model.queries.detach()[0]
     assert bool(torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-5)) == (same or len(rows) == 1)
+
+
+class Table(nn.Module):
+    """A table, a position, a buffer and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.place, self.head = nn.Embedding(64, 8), nn.Parameter(torch.zeros(8, 8)), nn.Linear(8, 8)
+        self.register_buffer("window", torch.ones(8), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head((self.embed(ids) + self.place) * self.window)
+
+
+@pytest.mark.parametrize(("name", "value"), [("embed.weight", 3e8), ("place", math.nan), ("window", 1.23456e9)])
+def test_init_does_not_keep_memory_that_nobody_wrote(name, value):
+    idfx.init_(Table(), (IDS,))
+    model = Table()
+    with torch.no_grad():
+        dict([*model.named_parameters(), *model.named_buffers()])[name].flatten()[:3] = torch.tensor(
+            [0.0, value, 1.7 * value]
+        )
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(PlanError, match=rf"Table: {name}: the plan keeps it, but it holds NaN, Inf or numbers"):
+        idfx.init_(model, (IDS,))
+    assert all(torch.equal(tensor, before[key]) or key == name for key, tensor in model.state_dict().items())
+    if name != "window":
+        idfx.init_(model, (IDS,), set={name: "normal(std=0.02)"})
+    model = Table()
+    with torch.no_grad():
+        model.head.weight.fill_(math.nan)  # it is written
+    assert idfx.init_(model, (IDS,)).certificate.passed

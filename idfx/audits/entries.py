@@ -30,12 +30,13 @@ _ROWS = "Draw these rows like the others; rows that were added to a table start 
 def entries(subject: AuditContext) -> Iterator[Finding]:
     """Outliers, values far on one side of 0, and rows whose size is not that of the rest.
 
-    Definition: for the trainable weights and embeddings that act on the data directly and have at least 256 entries:
-    (a) entries more than 20 deviations from the median, where the deviation is 1.48 times the median absolute
+    Definition: for trainable weights that act on the data directly, embeddings, positions and tokens of at least 256
+    entries: (a) entries more than 20 deviations from the median, where the deviation is 1.48 times the median absolute
     deviation; not if it is 0 (sparse weights), if they are more than a twentieth of all, or if half of the rows have
     one entry with 0.9 of their squared length (identities). (b) The mean over the deviation, if it is above 1 in size
-    or all entries have one sign. (c) For embeddings and heads: rows whose root mean square is more than 4 times that of
-    the median row, or less than a quarter, and two or more rows of zeros in an embedding, beside the padding row.
+    or all entries have one sign. (c) For embeddings, positions and heads: rows whose root mean square is more than 4
+    times that of the median row, or less than a quarter, and two or more rows of zeros in a table, beside the padding
+    row.
 
     Unit: entries; deviations; rows. Threshold: 0 (warning). (a) A normal draw of any size stays below 8 deviations, and
     a Laplace draw of a million entries below 16; a truncated normal whose bounds lie far outside puts entries on them
@@ -44,15 +45,16 @@ def entries(subject: AuditContext) -> Iterator[Finding]:
 
     Source: the definition of the distributions that torch.nn.init draws from.
     """
-    for info, role in (*subject.weights(), *subject.recurrent(), *subject.embeddings()):
+    for info, role in (*subject.weights(), *subject.recurrent(), *subject.embeddings(), *subject.values()):
         tensor = subject.tensors[info.name]
         if not info.requires_grad or tensor.numel() < FEWEST or subject.is_zero(info.name):
             continue
-        uneven = _uneven(subject, info, role)
+        matrices = subject.matrices(info.name) if role.layout is not None else tensor.reshape(1, -1, info.shape[-1])
+        uneven = _uneven(subject, info, role, matrices)
         yield from uneven
         look = Look.at(tensor)
         if not uneven:
-            yield from _outliers(subject, info.name, look)
+            yield from _outliers(subject, info.name, look, matrices)
         if look.deviation and (abs(look.mean) > look.deviation or look.low > 0 or look.high < 0):
             share = abs(look.mean) / look.deviation
             told = f"its mean {look.mean:.3g} is {share:.3g} times its deviation {look.deviation:.3g}"
@@ -87,13 +89,13 @@ class Look:
         return cls(float(low), float(high), float(some.mean()), float(some.std(correction=0)), float(median), usual)
 
 
-def _outliers(subject: AuditContext, name: str, look: Look) -> Iterator[Finding]:
+def _outliers(subject: AuditContext, name: str, look: Look, matrices: Tensor) -> Iterator[Finding]:
     far = max(look.high - look.median, look.median - look.low)
     if not look.usual or far <= FAR * look.usual:
         return
     tensor = subject.tensors[name]
     count = int(((tensor - look.median).abs() > FAR * look.usual).sum())
-    if count <= RARE * tensor.numel() and not _is_identity(subject.matrices(name)):
+    if count <= RARE * tensor.numel() and not _is_identity(matrices):
         told = f"{count:,} of its {tensor.numel():,} entries are more than {FAR:g} deviations of the others away, the"
         told += f" farthest {far / look.usual:.3g}"
         yield subject.finding("warning", "entries", name, count, 0, told, _OUTLIERS)
@@ -106,10 +108,9 @@ def _is_identity(matrices: Tensor) -> bool:
     return float(dominated.double().mean()) >= 0.5
 
 
-def _uneven(subject: AuditContext, info: ParameterInfo, role: Role) -> list[Finding]:
+def _uneven(subject: AuditContext, info: ParameterInfo, role: Role, matrices: Tensor) -> list[Finding]:
     """The finding for rows whose size is not that of the rest, if there are any."""
-    matrices = subject.matrices(info.name)
-    table = role.name == "embedding"
+    table = role.name in ("embedding", "position")
     if not (table or role.name == "head") or matrices.shape[0] != 1 or len(info.shape) != 2:
         return []
     rows = matrices[0]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.fx
 
+from idfx.audits.folding import Folding
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
 from idfx.core.findings import Finding
 from idfx.ops.semantics import operator_name
 
-_GUARDS = frozenset({"add", "add_", "clamp", "clamp_", "clamp_min", "clamp_min_", "sub", "rsub"})
+_GUARDS = frozenset({"add", "add_", "clamp", "clamp_", "clamp_min", "clamp_min_", "maximum", "sub", "rsub"})
 _PASSING = frozenset({
     "sqrt", "sqrt_", "expand", "expand_as", "view", "reshape", "unsqueeze", "squeeze", "clone", "contiguous", "detach",
     "abs", "transpose", "permute", "broadcast_to",
@@ -35,15 +36,19 @@ def epsilon(subject: AuditContext) -> Iterator[Finding]:
 
     Source: IEEE 754-2019: the smallest number of float16 above 0 is 6e-8.
     """
-    dtypes, modules = subject.structure.capture.dtypes, subject.structure.capture.modules
+    folding, capture = Folding(subject), subject.structure.capture
     for node in subject.flow.nodes.values():
-        dtype = getattr(torch, dtypes.get(node.name, ""), None)
+        dtype = getattr(torch, capture.dtypes.get(node.name, ""), None)
         if _name(node) not in _GUARDS or dtype is None or not dtype.is_floating_point:
             continue
-        lost = [number for number in _numbers(node) if number and not float(torch.tensor(number, dtype=dtype))]
+        lost = [
+            number
+            for number in _numbers(folding, capture.shapes, node)
+            if number and not float(torch.tensor(number, dtype=dtype))
+        ]
         if lost and _divides(node):
-            site = modules.get(node.name) or subject.structure.model
-            told = f"its eps {lost[0]:g} is 0 in {dtypes[node.name]}, so a row of zeros becomes NaN"
+            site = capture.modules.get(node.name) or subject.structure.model
+            told = f"its eps {lost[0]:g} is 0 in {capture.dtypes[node.name]}, so a row of zeros becomes NaN"
             yield Finding("warning", "epsilon", "", site, lost[0], 0, told, _REMEDY)
 
 
@@ -51,9 +56,18 @@ def _name(node: Any) -> str:
     return operator_name(node.target).removeprefix("aten.") if getattr(node, "op", "") == "call_function" else ""
 
 
-def _numbers(node: torch.fx.Node) -> list[float]:
-    given = (*node.args[1:2], *(node.kwargs[key] for key in ("min", "other") if key in node.kwargs))
-    return [float(value) for value in given if isinstance(value, (int, float)) and not isinstance(value, bool)]
+def _numbers(folding: Folding, shapes: Mapping[str, tuple[int, ...]], node: torch.fx.Node) -> list[float]:
+    """The numbers that are added to a value or bound it, fixed tensors of one entry included."""
+    given = [*node.args[:2], *(node.kwargs[key] for key in ("min", "other") if key in node.kwargs)]
+    found = []
+    for value in given:
+        if isinstance(value, torch.fx.Node):
+            alone = folding.is_fixed(value) and not any(side != 1 for side in shapes.get(value.name, (0,)))
+            tensor = folding.value(value) if alone else None
+            found += [float(tensor)] if tensor is not None and not tensor.is_complex() else []
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.append(float(value))
+    return found
 
 
 def _divides(node: torch.fx.Node) -> bool:

@@ -134,6 +134,13 @@ class AuditContext:
             if role.name == "embedding" and len(info.shape) == 2 and info.requires_grad and self.sound(name):
                 yield info, replace(role, layout=role.layout or Layout())
 
+    def values(self) -> Iterator[tuple[ParameterInfo, Role]]:
+        """Yield the trainable positions and tokens that are finite."""
+        for name, info in self.structure.parameters.items():
+            role = self.structure.roles[name]
+            if role.name in ("position", "token") and info.requires_grad and info.shape and self.sound(name):
+                yield info, role
+
     def recurrent(self) -> Iterator[tuple[ParameterInfo, Role]]:
         """Yield the weights of recurrent layers whose matrix is known and finite."""
         for name, info in self.structure.parameters.items():
