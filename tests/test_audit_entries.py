@@ -142,3 +142,15 @@ def test_the_padding_row_is_empty():
     redrawn(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
     assert redrawn.embed.weight.grad is not None and not redrawn.embed.weight.grad[0].any()
     assert found(words(None, embed=torch.randn_like)) == []
+
+
+def test_biases_of_experts_that_a_router_looks_up_may_be_zero():
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.fc, self.bias = nn.Linear(8, 4), nn.Linear(8, 16), nn.Parameter(torch.zeros(4, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) + self.bias[self.router(x).argmax(-1)]
+
+    assert [entry for entry in found(Routed(), torch.randn(3, 8)) if entry[1] == "lookups"] == []

@@ -12,6 +12,7 @@ from torch import nn
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.terms import NO_READINGS
 from idfx.core.records import FACTS
+from idfx.ops.semantics import operator_name
 
 _DEPTH = 3  # of nested lists and dicts in an attribute that are searched
 
@@ -82,12 +83,19 @@ def _is_random(node: torch.fx.Node) -> bool:
     seen, stack = {node}, [node]
     while stack:
         one = stack.pop()
-        if torch.Tag.nondeterministic_seeded in getattr(one.target, "tags", ()):
+        if _draws(one):
             return True
         fresh = [other for other in one.all_input_nodes if other not in seen]
         seen.update(fresh)
         stack.extend(fresh)
     return False
+
+
+def _draws(node: torch.fx.Node) -> bool:
+    """Whether an operator fills its result with random numbers, and does not only drop some entries of a value."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return "dropout" not in operator_name(node.target) and "attention" not in operator_name(node.target)
 
 
 def _homes(model: nn.Module) -> Iterator[tuple[int, str]]:

@@ -19,9 +19,10 @@ _PADDING = "Set the row to zero after the draw: nn.Embedding does so only with i
 def lookups(subject: AuditContext) -> Iterator[Finding]:
     """Embeddings of zeros, and padding rows that are not zero.
 
-    Definition: (a) a trainable table that an input indexes and whose entries are all 0, unless another table, which is
-    not, is looked up by the same index (the low-rank part of an adapter). (b) The row of a trainable table that the
-    look-up itself names as padding (`padding_idx` of torch's embedding) and that is not zero.
+    Definition: (a) a trainable table whose entries are all 0 and whose index depends on inputs alone (not on a router),
+    unless another table, which is not, is looked up by the same index (the low-rank part of an adapter). (b) The row of
+    a trainable table that the look-up itself names as padding (`padding_idx` of torch's embedding) and that is not
+    zero.
 
     Unit: rows; entries. Threshold: 0. (a) is an error if an input of the model acts on the outputs through such tables
     alone, so that all its values give the same outputs, and a warning otherwise. (b) is a warning: no gradient ever
@@ -46,12 +47,18 @@ def lookups(subject: AuditContext) -> Iterator[Finding]:
 
 def _empty(subject: AuditContext) -> list[str]:
     """The tables of zeros whose index looks up no other table that has values."""
+    flow = subject.flow
+
+    def given(index: torch.fx.Node) -> bool:
+        term = flow.terms[flow.positions[index.name]]
+        return term.data and not term.parametric
+
     indices: dict[str, set[torch.fx.Node]] = {}
-    for node in subject.flow.nodes.values():
-        name = subject.alias(subject.flow.capture.parameters.get(node.name, ""))
+    for node in flow.nodes.values():
+        name = subject.alias(flow.capture.parameters.get(node.name, ""))
         if name and subject.structure.roles[name].name == "embedding":
             for user in node.users:
                 indices.setdefault(name, set()).update(other for other in user.all_input_nodes if other is not node)
     full = {index for name, found in indices.items() if not subject.is_zero(name) for index in found}
-    tables = [info.name for info, _ in subject.embeddings()]
-    return [name for name in tables if subject.is_zero(name) and not full & indices.get(name, set())]
+    tables = [info.name for info, _ in subject.embeddings() if subject.is_zero(info.name)]
+    return [name for name in tables if not full & (found := indices.get(name, set())) and any(map(given, found))]
