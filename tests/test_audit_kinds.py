@@ -154,6 +154,16 @@ def test_a_fan_that_counted_the_experts(draw):
     )
 
 
+def test_a_fixed_deviation_is_no_fan():
+    """0.02 for all weights is also √2 / √4,900, and the fan of a stack may be close to that."""
+    model, x = Experts(), torch.randn(4, 32)
+    for weight in (model.fc.data, model.head.weight.data):
+        nn.init.normal_(weight, std=math.sqrt(2 / (32 * 64)))
+    assert found(model, x) == []
+    nn.init.xavier_normal_(model.head.weight)
+    assert found(model, x) == [("warning", "scale", "fc")]
+
+
 class Tied(nn.Module):
     """A head that is its own table, after a normalisation."""
 

@@ -162,7 +162,7 @@ def _experts_in_fan(subject: AuditContext, info: ParameterInfo, role: Role) -> s
     count = math.prod(info.shape[axis] for axis in layout.batch_axes)
     inner = math.prod(info.shape[2:])
     counted = (info.shape[1] * inner, info.shape[0] * inner), (count * own[0], count * own[1])
-    for pair in counted if count > 1 and not _shares_deviation(subject, info, own[0]) else ():
+    for pair in counted if not _shares_deviation(subject, info, own[0]) else ():
         made = made_from(rms, *pair, size)
         if made is not None and rms * math.sqrt(own[0]) < SHRUNK * made[1]:
             fan = {"fan-in": pair[0], "fan-out": pair[1]}.get(made[0], sum(pair) / 2)
@@ -171,10 +171,12 @@ def _experts_in_fan(subject: AuditContext, info: ParameterInfo, role: Role) -> s
 
 
 def _shares_deviation(subject: AuditContext, info: ParameterInfo, fan_in: int) -> bool:
-    """Whether a weight with another fan-in has the same deviation, so that both are drawn with a fixed one."""
+    """Whether a single matrix with another fan-in has the same deviation, so that both are drawn with a fixed one."""
     rms = subject.rms(info.name)
-    others = ((other, role) for other, role in subject.weights() if fans(other, role)[0] != fan_in)
-    return any(abs(subject.rms(other.name) / rms - 1) < SAME for other, _ in others)
+    single = ((other, role) for other, role in subject.weights() if len(other.shape) == 2)
+    others = ((other, role) for other, role in single if fans(other, role)[0] != fan_in)
+    sizes = ((subject.rms(other.name), subject.tensors[other.name].numel()) for other, _ in others)
+    return any(abs(size / rms - 1) < max(SAME, 3 / math.sqrt(2 * count)) for size, count in sizes)
 
 
 def _norm(subject: AuditContext, name: str, rms: float) -> Iterator[Finding]:
