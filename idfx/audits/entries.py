@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from idfx.audits.metric import metric
-from idfx.audits.subject import AuditContext, sample
+from idfx.audits.subject import SAMPLE, AuditContext, sample
 from idfx.core.findings import Finding
 from idfx.core.records import ParameterInfo, Role
 
@@ -83,7 +83,7 @@ class Look:
         """
         low, high = tensor.aminmax()
         some = sample(tensor)
-        few = some[::4]
+        few = some[:: 4 if some.numel() > SAMPLE // 2 else 1]
         median = few.median()
         usual = _DEVIATION * float((few - median).abs().median())
         return cls(float(low), float(high), float(some.mean()), float(some.std(correction=0)), float(median), usual)
