@@ -1,8 +1,8 @@
 """A model's values → its start: the size of the signal at each join and output, and which parameters get a gradient.
 
-The captured graph runs on the example. Parameters whose rows are zeros may block the gradient of others. They are moved
-along their own gradient, as an optimiser would move them, and the graph runs again, until no further parameter gets
-one. The model does not change.
+The captured graph runs on the example. Zeros may block the gradient of other parameters for a step: a closed branch, or
+the columns of a wide identity. So the parameters are moved along their own gradient, as an optimiser would move them,
+and the graph runs again, until no further parameter gets one. The model does not change.
 
 Neither statistics of a batch normalisation are those of training: running statistics that nothing has updated let
 signals grow and saturate gates, and with those of a single image the mean over its pixels, which is all that a global
@@ -31,7 +31,6 @@ STEPS = 4  # the most steps of training that are taken
 RANGE = 1e3  # the factor around 1, and around the author's start, within which the signal must lie
 SAME = 1e-4  # the change of the outputs, relative to the largest, up to which they count as unchanged
 _MOVE = 1e-2  # the root mean square of a step
-_NOTHING = 1e-5  # the size of entries up to which a row counts as zeros
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _one_pass(run: _Run, moved: Mapping[str, Tensor] | None = None, keep: bool =
     Args:
         run: what to run.
         moved: values in place of the model's own parameters.
-        keep: keep the gradients of parameters that have rows of zeros.
+        keep: keep the gradients.
 
     Raises:
         AuditError: the graph could not be run, or no output carries a gradient.
@@ -197,7 +196,7 @@ def _loss(outputs: Sequence[Tensor]) -> Tensor | None:
 
 
 def _note(seen: _Pass, name: str, keep: bool, leaf: Tensor) -> None:
-    """Note the gradient of a parameter and free it; keep it, if asked to, if the parameter has rows of zeros."""
+    """Note the gradient of a parameter, and free it unless it is asked for."""
     gradient, leaf.grad = leaf.grad, None
     assert gradient is not None
     gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
@@ -207,18 +206,12 @@ def _note(seen: _Pass, name: str, keep: bool, leaf: Tensor) -> None:
         return
     seen.reached.add(name)
     value = leaf.detach()
-    if keep and gradient.shape == value.shape and _has_rows_of_zeros(value):
+    if keep and gradient.shape == value.shape:
         seen.gradients[name], seen.values[name] = gradient, value
 
 
-def _has_rows_of_zeros(value: Tensor) -> bool:
-    """Whether some row of a parameter is 0, or so small that a quantiser may round it to 0."""
-    rows = value.reshape(len(value), -1) if value.dim() else value.reshape(1, 1)
-    return bool((rows.abs() <= _NOTHING).all(1).any())
-
-
 def _move(moved: dict[str, Tensor], seen: _Pass) -> bool:
-    """Move the parameters that have rows of zeros along their gradient; return whether there are any."""
+    """Move the parameters along their gradient; return whether there are any."""
     for name, gradient in seen.gradients.items():
         size = _root_mean_square(gradient)
         moved[name] = seen.values[name] - gradient * (_MOVE / size if size else 0.0)
