@@ -225,4 +225,9 @@ def failure_text(certificate: Certificate, model: str) -> str:
         return f"{found}; expected every block to start as its shortcut."
     if any("signal is lost" in failure for failure in certificate.failures):
         return f"{found}; expected different ones. Change what the signal is lost in, or keep it (--keep NAME)."
+    if any("no gradient gets" in failure for failure in certificate.failures):
+        return (
+            f"{found}; expected one, as a parameter without it never learns. Close blocks by a small number instead of "
+            "0 (idinit's --eps 1e-6), or keep a layer of zeros (--keep NAME)."
+        )
     return f"{found}; expected a start like the author's. Keep the layers before it (--keep NAME)."

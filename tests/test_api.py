@@ -617,6 +617,8 @@ def test_linear_layers_that_are_square_tall_wide_and_one_column():
 
     model = Shapes()
     idfx.init_(model, (torch.randn(2, 3),), loosen="none", eps=0.5, certify=False)
+    assert torch.allclose(model.tall.weight, torch.tensor(_identity(7, 3)) / (7 / 3) ** 0.5)  # ours: an isometry
+    idfx.init_(model, (torch.randn(2, 3),), loosen="none", eps=0.5, certify=False, published=True)
     assert model.tall.weight.tolist() == _identity(7, 3)
     assert model.wide.weight.tolist() == _zero_preserving(3, 7, 0.5)
     assert model.narrow.weight.tolist() == _identity(1, 3)
@@ -633,7 +635,7 @@ def test_a_square_end_takes_its_second_column_by_turns():
 def test_the_loosening_is_normal_noise_on_the_diagonal_alone():
     model = nn.Sequential(nn.Linear(64, 8192), nn.ReLU(), nn.Linear(8192, 4))
     model.double()
-    idfx.init_(model, (torch.randn(1, 64).double(),), certify=False)
+    idfx.init_(model, (torch.randn(1, 64).double(),), certify=False, published=True)
     weight = model[0].weight.detach()
     mask = torch.tensor(_identity(8192, 64)).bool()
     assert not bool(weight[~mask].any())

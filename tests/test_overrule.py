@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from idfx_cli.main import cli
+from small_models import initialised_with_zeros
 from torch import nn
 
 import idfx
@@ -43,7 +44,7 @@ class Frozen(nn.Module):
 
 def test_an_end_is_moved_and_the_certificate_holds_the_model_to_it() -> None:
     net = Block()
-    report = idfx.init_(net, (X,), roles={"first.weight": "end"}, eps=0.0)
+    report = initialised_with_zeros(net, (X,), roles={"first.weight": "end"})
     (join,) = report.structure.joins
     assert [end.parameter for end in join.ends] == ["first.weight"] and join.zeroable
     assert (not net.first.weight.any() and torch.equal(net.second.weight, torch.eye(4))) or net.second.weight.any()

@@ -25,8 +25,12 @@ from .train import numbers
 @click.option("--rates", type=numbers, default="0.001,0.003,0.01", show_default=True, metavar="A,B,...", help="Rates.")
 @click.option("--optimiser", type=click.Choice(["adamw", "adam", "sgd"]), default="adamw", show_default=True)
 @click.option("--device", default="cpu", show_default=True, metavar="auto|cpu|cuda[:n]", help="Where to train.")
-@click.option("--seconds", type=parse_seconds, default="600", show_default=True, help="Time limit of a model.")
-@click.option("--memory", type=parse_size, default="6GiB", show_default=True, help="Memory limit of a model.")
+@click.option(
+    "--seconds", type=parse_seconds, metavar="SECONDS", default="600", show_default=True, help="Time limit of a model."
+)
+@click.option(
+    "--memory", type=parse_size, metavar="SIZE", default="6GiB", show_default=True, help="Memory limit of a model."
+)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Models at a time.")
 @click.option("--retry", is_flag=True, help="Try again what failed.")
 @click.option("--plots", type=click.Choice(["png", "svg", "none"]), default="png", show_default=True)
