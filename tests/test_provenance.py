@@ -274,3 +274,27 @@ def test_a_copy_is_judged_alike() -> None:
     model = net(ON_PURPOSE["an inverse softplus"][1])
     twin = copy.deepcopy(model)
     assert idfx.init_(model, (X,)).plan.kept == idfx.init_(twin, (X,)).plan.kept
+
+
+class Adapter(nn.Module):
+    """A frozen layer beside two trainable ones, the second of which starts at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(8, 8), nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
+        self.base.requires_grad_(False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_an_adapter_that_starts_as_nothing_goes_on_doing_so_exactly() -> None:
+    model, x = Adapter(), torch.randn(4, 8)
+    before = model(x)
+    report = idfx.init_(model, (x,))
+    assert torch.equal(model(x), before)
+    assert report.certificate.certified == 1 and report.certificate.start.changed == 0
+    model = Adapter().requires_grad_(True)  # nothing is frozen: the end starts near zero, as the method has it
+    idfx.init_(model, (x,))
+    assert model.up.weight.any()

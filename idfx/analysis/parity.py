@@ -77,6 +77,8 @@ def _of_function(node: torch.fx.Node) -> Parity:
         there, back = (_value(node, points), _value(node, -points))
     except (RuntimeError, TypeError, NotImplementedError, AttributeError):
         return Parity.NEITHER
+    if there.dtype != points.dtype or back.shape != there.shape:
+        return Parity.NEITHER
     if torch.allclose(there, -back):
         return Parity.ODD
     return Parity.EVEN if torch.allclose(there, back) else Parity.NEITHER

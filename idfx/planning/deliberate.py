@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from idfx.analysis.queries import StructureQueries
@@ -50,11 +50,24 @@ def respect(structure: Structure, network: StructureQueries, decisions: Mapping[
     reasons = {name: f"set on purpose: {said.shown}; its author's values are kept{how}" for name, said in kept.items()}
     named = {**frequencies(network), **bound_gains(network, decisions)}.items()
     reasons |= {name: why for name, why in named if name in decisions and name not in {*reasons, *closing, *behind}}
+    zeros = (name for name, said in found.items() if said.kind == "zeros" and name in closing and name not in behind)
+    decisions = {**decisions, **dict(_exactly_zero(structure, decisions, zeros))}
     notes = (
         *_note(lost, "set on purpose, but a block starts as its shortcut only if idfx writes it"),
         *_note(kept, f"set on purpose and kept; {OPTION} writes it"),
     )
     return Respected({name: one for name, one in decisions.items() if name not in reasons}, reasons, notes)
+
+
+def _exactly_zero(
+    structure: Structure, decisions: Mapping[str, Decision], zeros: Iterable[str]
+) -> Iterator[tuple[str, Decision]]:
+    """Ends that an author set to 0 beside frozen parameters: adapters, which must not change the outputs at all."""
+    if not all(info.requires_grad for info in structure.parameters.values()):
+        reason = "an end that its author set to 0 beside frozen parameters, whose outputs it must not change (ours)"
+        for name in zeros:
+            if fills.zero(decisions[name]) is not None:
+                yield name, Decision(name, "constant", {"value": 0.0}, reason, decisions[name].evidence)
 
 
 def _closing(structure: Structure, network: StructureQueries) -> frozenset[str]:

@@ -64,7 +64,7 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
     if made.scalars:
         how = "through torch.nn.utils.parametrize; idfx.fold_ multiplies them into the weights"
         rows.append(("added", f"{_count(len(made.scalars), 'learned scalar')} {how}"))
-    rows += _certificate_rows(report.certificate)
+    rows += _certificate_rows(report.certificate, len(report.structure.sums))
     rows.append(("file", f"{saved.path}: {_count(saved.bytes, 'byte')}, {_count(saved.tensors, 'tensor')}"))
     return _text(_table(("", ""), rows)).lstrip("\n")
 
@@ -72,7 +72,7 @@ def init(report: Report, spec: str, saved: SavedFile) -> str:
 _SAME_OUTPUT = "different features at every join, the same output: a zero layer or closed branches block every path"
 
 
-def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
+def _certificate_rows(found: Certificate | None, sums: int = 0) -> list[tuple[str, str]]:
     if found is None:
         return [("blocks", "not certified (--no-certify)")]
     closed = [check for check in found.checks if check.status not in ("open", "unclaimed")]
@@ -82,12 +82,9 @@ def _certificate_rows(found: Certificate | None) -> list[tuple[str, str]]:
         text = f"{found.certified} of {len(closed)} residual blocks start as their shortcut"
         rows.append(("blocks", f"{text}; worst deviation {worst.deviation:.2g} at {worst.join}" if worst else text))
     elif not any(check.status == "unclaimed" for check in found.checks):
-        rows.append(
-            (
-                "blocks",
-                "none of the residual joins can be closed" if found.checks else "the model has no residual block",
-            )
-        )
+        other = f"no residual join was found; {_count(sums, 'sum')} of other kinds (see idfx analyze)"
+        none = other if sums else "the model has no residual block"
+        rows.append(("blocks", "none of the residual joins can be closed" if found.checks else none))
     if unclaimed := [check for check in found.checks if check.status == "unclaimed"]:
         deviations = sorted(check.deviation for check in unclaimed)
         count = _count(len(unclaimed), "residual block")

@@ -131,6 +131,11 @@ def _attending(parameter: ParameterInfo, role: Role, network: StructureQueries, 
         reason = f"the last weight of a residual branch starts near zero (paper); {reason}"
     eps = options.eps or Options.eps  # it closes nothing, and exact zeros would keep the gradient from the other factor
     options = replace(options, eps=math.sqrt(eps) if factor.both else eps)  # so that the product of the factors is eps
+    assert role.layout is not None
+    height, columns = role.layout.matrix(parameter.shape)
+    if rows is None and role.name != "end" and height > columns:
+        reason += "; drawn, because rows would repeat and heads be alike"
+        return Decision(parameter.name, "normal", {"std": options.eps}, reason, role.evidence)
     return _weight(parameter, replace(role, rows=rows), options, True, reason)
 
 
