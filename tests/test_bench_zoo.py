@@ -84,7 +84,8 @@ def test_chance_of_models_of_libraries(name: str) -> None:
 def test_timm_has_a_model_of_every_module_or_says_what_is_left_out() -> None:
     """A model belongs to the module that its constructor is in."""
     listed = {name.partition("(")[0] for name in timm_set.names()} | {*timm_set.LEFT_OUT}
-    modules = {timm.models.model_entrypoint(name).__module__.rpartition(".")[2] for name in listed}
+    here = filter(timm.is_model, listed)  # an older timm lacks some of those that are left out
+    modules = {timm.models.model_entrypoint(name).__module__.rpartition(".")[2] for name in here}
     assert {*timm.list_modules()} <= modules
     assert len(transformers_set.names()) >= 40
 

@@ -137,7 +137,10 @@ class Provenance:
 
     def _least(self, values: Tensor) -> float:
         """The share of entries that repeat another from which on no draw and no training explains it."""
-        return MOSTLY if self.trained or torch.finfo(values.dtype).eps > COARSE else REPEATED
+        coarse = torch.finfo(values.dtype).eps > COARSE
+        if coarse and values.numel() < FEW:  # two of three meet by chance
+            return 1.0
+        return MOSTLY if self.trained or coarse else REPEATED
 
     def _is_draw(self, name: str, values: Tensor) -> bool:
         """Whether the entries are around 0, or within the bounds from which torch's layers draw a bias."""
