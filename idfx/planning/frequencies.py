@@ -56,6 +56,8 @@ def oscillates(operator: str) -> bool:
     Example:
         >>> [oscillates(f"aten.{name}") for name in ("sin", "cos", "gelu", "silu", "relu", "tanh", "softplus")]
         [True, True, False, False, False, False, False]
+        >>> oscillates("aten.argmin")
+        False
     """
     function = getattr(torch.ops.aten, operator.removeprefix("aten."), None) if operator else None
     if function is None:
@@ -63,6 +65,8 @@ def oscillates(operator: str) -> bool:
     try:
         values = function(torch.linspace(-50, 50, 10_001, dtype=torch.float64))
     except (RuntimeError, TypeError, NotImplementedError):  # it takes more than the value
+        return False
+    if not isinstance(values, torch.Tensor) or values.dim() != 1 or not values.is_floating_point():  # a reduction, say
         return False
     steps = values.mul(1e6).round().diff()  # without the rounding of its tails
     steps = steps[steps != 0]
