@@ -274,18 +274,31 @@ def test_matrices_hold_every_entry_once_in_its_row(layout, shape):
         assert torch.equal(matrices[1], weight[2:].transpose(0, 1).flatten(1))
 
 
-HEALTHY = ["idinit", "idinit(eps=0)", "fixup", "rezero", "zero-gamma", "kaiming", "xavier", "orthogonal", "skipinit"]
+HEALTHY = [
+    "idinit",
+    "idinit(eps=0)",
+    "idinit(published=true)",
+    "fixup",
+    "rezero",
+    "zero-gamma",
+    "kaiming",
+    "xavier",
+    "orthogonal",
+    "skipinit",
+]
 
 
 @pytest.mark.parametrize("scheme", HEALTHY)
 def test_a_scheme_leaves_no_error(scheme):
     model = net()
     name, _, rest = scheme.partition("(")
-    idfx.init_(model, (X,), scheme=name, certify=False, **({"eps": 0.0} if rest else {}))
+    options = {"eps=0)": {"eps": 0.0}, "published=true)": {"published": True}}.get(rest, {})
+    idfx.init_(model, (X,), scheme=name, certify=False, **options)
     audit = audited(model, (X,))
     assert audit.at_least("error") == () and audit.measures["identity"]
     if name == "idinit":
-        assert audit.measures["identity"]["identity"] == 4 and audit.measures["branches"]["open"] == 0
+        identities = 5 if rest.startswith("published") else 4  # queries are no identity by default
+        assert audit.measures["identity"]["identity"] == identities and audit.measures["branches"]["open"] == 0
 
 
 def real(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Tensor]]:

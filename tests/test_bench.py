@@ -640,7 +640,7 @@ def test_the_corpus_is_large_and_its_windows_ask_for_the_next_character():
         assert all(window in text for window in itertools.islice(told[name], 20))
     assert 0.09 < len(data.test) / (len(data.train) + len(data.test) + len(data.validation)) < 0.11
     shared = told["test"] & (told["train"] | told["validation"])
-    assert len(shared) < 0.1 * len(told["test"])  # blanks, rules and phrases recur in the text: more in Python 3.13's
+    assert len(shared) < 0.01 * len(told["test"])  # a few windows of blanks and rules recur in the text itself
 
 
 @pytest.mark.parametrize("name", ["topics", "masked-topics"])

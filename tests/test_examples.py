@@ -38,7 +38,7 @@ def shown(script: str) -> str:
 
 @pytest.mark.parametrize("script", BLOCKS)
 def test_an_example_certifies_every_block_and_learns(script: str) -> None:
-    code = f"import runpy; runpy.run_path('docs/examples/{script}.py')['main'](60)"
+    code = f"import runpy; runpy.run_path('docs/examples/{script}.py')['main'](40)"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)

@@ -124,15 +124,15 @@ def test_a_plan_is_checked_once_for_weights_that_are_alike(monkeypatch):
 
 
 def test_capture_analysis_and_plan_write_no_weight():
-    net, x = small()
+    """What they write is numbers of rows, vectors, and samples of weights, so a wide model tells it from weights."""
+    net, x = timm.create_model("vit_tiny_patch16_224", **(VIT | {"embed_dim": 768})).eval(), torch.randn(2, 3, 32, 32)
     entries = sum(parameter.numel() for parameter in net.parameters())
     with torch.no_grad():
         alone = entries_written(lambda: net(x))
     assert alone > 0
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    structure = read(net, x)
-    assert entries_written(lambda: read(net, x)) < 0.01 * entries
-    assert entries_written(lambda: make_plan(structure)) < entries  # into new modules, whose draws it compares
+    make_plan(read(net, x))  # tries each new operator once, on numbers of its own
+    assert entries_written(lambda: make_plan(read(net, x))) < 0.01 * entries
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 

@@ -125,13 +125,12 @@ def _function_behind(flow: Dataflow, position: int) -> str:
 
 def _added(structure: Structure, flow: Dataflow, name: str) -> list[int]:
     """The terms where a parameter, moved at most, meets the data."""
-    own = structure.capture.parameters
-    waiting = [flow.positions[node] for node, read in own.items() if structure.first_names.get(read) == name]
-    found: list[int] = []
-    while waiting:
-        for user in flow.term_graph.successors(waiting.pop()):
-            (found if flow.terms[user].data else waiting).append(user)
-    return sorted(found)
+    read = structure.capture.parameters.items()
+    own = [flow.positions[node] for node, parameter in read if structure.first_names.get(parameter) == name]
+    graph = flow.term_graph
+    fixed = graph.subgraph(position for position, term in enumerate(flow.terms) if not term.data)
+    moved = set(own).union(*(nx.descendants(fixed, position) for position in own))
+    return sorted({user for position in moved for user in graph.successors(position) if flow.terms[user].data})
 
 
 def bound(inputs: int) -> float:

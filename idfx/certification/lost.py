@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import networkx as nx
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -46,21 +47,18 @@ def lost_at(model: nn.Module, structure: Structure, other: Example, step: int | 
         first, second = (_fingerprints(model, structure, example) for example in (capture.example, other))
     except AuditError:
         return None
-    same = {node for node, value in first.items() if value == second.get(node)}
-    ends = [n for n in capture.graph.nodes if capture.steps.get(n.name) == step and n.op == "call_function"]
-    waiting = ends if step is not None else [capture.graph.output_node()]
-    seen: set[torch.fx.Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        differ = any(source in first and source not in same for source in node.all_input_nodes)
-        if differ and node.op == "call_function":
+    differ = {node for node, value in first.items() if value != second.get(node)}
+    calls = (n for n in capture.graph.nodes if n.op == "call_function" and capture.steps.get(n.name) == step)
+    ends = [*calls] if step is not None else [capture.graph.output_node()]
+    alike: nx.DiGraph[torch.fx.Node] = nx.DiGraph()
+    alike.add_nodes_from(node for node in capture.graph.nodes if node not in differ)
+    alike.add_edges_from((source, node) for node in alike for source in node.all_input_nodes if source not in differ)
+    before = set(ends).union(*(nx.ancestors(alike, end) for end in ends if end in alike))
+    for node in reversed([*capture.graph.nodes]):
+        if node in before and node.op == "call_function" and not differ.isdisjoint(node.all_input_nodes):
             return Loss(
                 operator_name(node.target), capture.modules.get(node.name, ""), _zeros(model, structure, node, other)
             )
-        waiting += node.all_input_nodes
     return None
 
 
