@@ -302,3 +302,10 @@ def test_the_page_of_the_docs_is_that_of_its_runs() -> None:
     assert page == markdown(rows(read_runs(folder)), read_config(folder), "zoo.png")
     quoted = (folder.parent / "universal.md").read_text(encoding="utf-8")
     assert page[page.index("| model |") :].strip() in quoted
+
+
+def test_a_missing_library_is_told_before_anything_is_trained(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = run(f"bench zoo --models small:kan -q -o {tmp_path}")
+    assert code == 2 and "matplotlib is not installed" in err and "--plots none" in err
+    assert list(tmp_path.iterdir()) == []

@@ -66,12 +66,14 @@ def command(
       idfx bench train --suite digits --schemes default,kaiming,idinit --jobs 2 -o results
     """
     from idfx.bench.conduct import conduct
-    from idfx.bench.plots import draw
+    from idfx.bench.plots import draw, pyplot_of
     from idfx.bench.summary import markdown
     from idfx.core.files import write_text
 
     folder = Path(output)
     study = _study(folder, options)
+    if plots != "none":
+        pyplot_of()  # what is missing is said before hours of training
     listener = _Listener(quiet)
     try:
         with listener:

@@ -47,12 +47,15 @@ def command(output: str, plots: str, as_json: bool, quiet: bool, **options: Any)
       idfx bench zoo --only 'vit|swin' --schemes idinit,idfx -o zoo
     """
     from idfx.bench.isolated import Limits
+    from idfx.bench.plots import pyplot_of
     from idfx.bench.zoo.conduct import conduct
     from idfx.bench.zoo.results import rows, summary_of
 
     folder, memory = Path(output), options["memory"]
     assert isinstance(memory, Size)
     sweep = _sweep(options)
+    if plots != "none":
+        pyplot_of()  # what is missing is said before hours of training
     done = 0
 
     def finished(model: str, records: Sequence[dict[str, Any]], reason: str) -> None:
