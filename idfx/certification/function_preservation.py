@@ -18,6 +18,7 @@ from torch import nn
 from idfx.capture.interpreter import apply
 from idfx.capture.wrappers import unwrap
 from idfx.certification.certificate import read_again, run_once, shortcut_of
+from idfx.certification.start import change
 from idfx.core.errors import CertificateError
 from idfx.core.records import FACTS, Growth, Join, Structure
 from idfx.ops.semantics import operator_name
@@ -97,16 +98,11 @@ def _compared(model: nn.Module, structure: Structure, joins: Mapping[int, Join])
 
 
 def _difference(whole: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float | None:
-    """The maximum of max|output − output before| / max|output before| over all outputs; None without outputs."""
-    compared = [(now, then) for now, then in zip(whole, before, strict=True) if now.numel()]
-    largest = 0.0
-    for now, then in compared:
-        if not bool(now.isfinite().all()) or not bool(then.isfinite().all()):
-            return None
-        if not torch.equal(now, then):
-            size = float(then.abs().max())
-            largest = max(largest, float((now - then).abs().max()) / size if size else float("inf"))
-    return largest if compared else None
+    """The maximum of max|output − output before| / max|output before| over all outputs; None without finite outputs."""
+    tensors = [tensor for tensor in (*whole, *before) if tensor.numel()]
+    if not tensors or not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        return None
+    return change(whole, before)
 
 
 def _outside(structure: Structure, joins: Mapping[int, Join]) -> list[str]:
