@@ -131,13 +131,10 @@ def init_(
     """
     words = steering(only, keep, set)
     source = read_checkpoint(checkpoint) if checkpoint is not None else None
-    asked: dict[str, Any] = {"scheme": scheme, "seed": seed, "overwrite_deliberate": overwrite_deliberate}
-    asked = {name: value for name, value in asked.items() if value is not None} | options
-    if plan is not None and (beside := [*asked, *(["roles"] if roles else [])]):
-        raise UsageError(
-            f"init_: {beside[0]} is given together with a plan; expected one of the two. The plan holds the scheme, "
-            "its options, the seed and the roles: edit it, or leave it out."
-        )
+    asked = {"scheme": scheme, "seed": seed, "overwrite_deliberate": overwrite_deliberate} | options
+    asked = {name: value for name, value in asked.items() if name in options or value is not None}
+    if plan is not None:
+        refuse_beside_a_plan([*asked, *(["roles"] if roles else [])])
     structure = analyze(model, example_inputs, example_kwargs, plan.roles if plan is not None else roles, tracer)
     model = unwrap(model) if is_exported(model) else model
     made = plan if plan is not None else without_scripted(make_plan(structure, **asked), model)
@@ -152,10 +149,25 @@ def init_(
     certificate = prove(model, structure, made, source, lambda: author)
     report = Report(structure, made, certificate)
     if not certificate.passed:
-        error = CertificateError(failure_text(certificate, structure.model))
-        error.report = report
-        raise error
+        raise failure(report)
     return report
+
+
+def refuse_beside_a_plan(given: Sequence[str]) -> None:
+    """Raise for what a plan already holds."""
+    if given:
+        raise UsageError(
+            f"init_: {given[0]} is given together with a plan; expected one of the two. The plan holds the scheme, "
+            "its options, the seed and the roles: edit it, or leave it out."
+        )
+
+
+def failure(report: Report) -> CertificateError:
+    """Return the error of a certificate that failed, with the report."""
+    assert report.certificate is not None
+    error = CertificateError(failure_text(report.certificate, report.structure.model))
+    error.report = report
+    return error
 
 
 def author_start(model: nn.Module, structure: Structure) -> Start | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from idfx.bench.conduct import all_starts
+from idfx.bench.data import load_data
 from idfx.bench.study import Study, differences, key_of, read_config, suite_of, wanted
 from idfx.bench.suites import read_suite
 from idfx.bench.summary import markdown
@@ -66,6 +67,9 @@ def test_schemes_write_today_what_they_wrote_in_the_runs(name, monkeypatch):
 
     monkeypatch.setattr(Options.__init__, "__defaults__", (*Options.__init__.__defaults__[:-1], True))
     study, records = study_of(name)
+    today = {data: load_data(data).facts for data in study.facts}
+    if today != study.facts:  # texts of another Python have another vocabulary, which is the shape of a weight
+        pytest.skip(f"{name} ran on the texts of another Python, {read_config(EVIDENCE / name)['versions']['python']}")
     plans = {(r["model"], r["scheme"]): r["plan"] for r in records}
     assert {key: start.plan for key, start in all_starts(study).items()} == plans
 

@@ -72,35 +72,33 @@ def mimetic(
         raise PlanError(f"{subject}: parts {parts!r}; expected a list. Write some of {', '.join(PARTS)}.")
     for name in parts:
         check_name(f"{subject}: part", name, PARTS)
-    pairs = [
-        (name, value) for name, given in (("alpha", alpha), ("beta", beta)) for value in _two(subject, name, given)
-    ]
-    a1, a2, b1, b2 = (check_number(target, name, value) if value else 0.0 for name, value in pairs)
+    both = [(name, value) for name, given in (("alpha", alpha), ("beta", beta)) for value in _two(subject, name, given)]
+    a1, a2, b1, b2 = (check_number(target, name, value) if value else 0.0 for name, value in both)
     matrices = Matrices(target, read_layout(target, layout))
-    height, width = matrices.outputs // len(parts), matrices.columns
-    if (
-        isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or height % heads or height != width
-        or matrices.outputs % len(parts) or matrices.taps != 1
-    ):  # fmt: skip
-        raise PlanError(
-            f"{subject}: {len(parts)} parts of ({height}, {width}) with {heads!r} heads; expected square parts with a "
-            "width divisible by the heads. Keep it."
-        )
+    width = _width(subject, matrices, parts, heads)
 
     def factor(name: str) -> Tensor:
         if name in ("query", "key"):
-            side = 0 if name == "query" else 1
-            kept = width // heads
-            rows = [
-                _decomposed(target.seed, f"{pair}#scores", head, width, a1, b1)[side][:, :kept].T
-                for head in range(heads)
-            ]
-            return torch.cat(rows)
+            side, kept = PARTS.index(name), width // heads
+            factors = [_decomposed(target.seed, f"{pair}#scores", head, width, a1, b1) for head in range(heads)]
+            return torch.cat([found[side][:, :kept].T for found in factors])
         out, value = _decomposed(target.seed, f"{pair}#values", 0, width, a2, -b2)
         return out if name == "output" else value.T
 
     whole = torch.cat([factor(name) for name in parts])
     matrices.put_(lambda number: whole[number * matrices.size[0] : (number + 1) * matrices.size[0]])
+
+
+def _width(subject: str, matrices: Matrices, parts: Sequence[str], heads: int) -> int:
+    """Return the width of square parts that the heads divide; refuse others."""
+    height, width = matrices.outputs // len(parts), matrices.columns
+    whole = height * len(parts) == matrices.outputs and height == width and matrices.taps == 1
+    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or not whole or height % heads:
+        raise PlanError(
+            f"{subject}: {len(parts)} parts of ({height}, {width}) with {heads!r} heads; expected square parts with a "
+            "width divisible by the heads. Keep it."
+        )
+    return width
 
 
 def _two(subject: str, name: str, given: object) -> Sequence[Any]:

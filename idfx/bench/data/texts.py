@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,19 @@ def _chunks(text: Tensor, part: str) -> list[Tensor]:
     return [chunk for number, chunk in enumerate(torch.split(text, CHUNK)) if number % 10 in wanted]
 
 
+def _unseen(windows: Tensor, *others: Tensor) -> Tensor:
+    """Return which windows stand in none of the others: documentation repeats itself, and a test must not."""
+    seen = {row.tobytes() for other in others for row in other.numpy()}
+    return torch.tensor([row.tobytes() not in seen for row in windows.numpy()], dtype=torch.bool)
+
+
+def _split(windows: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """Return the windows of each part: validation has none of training, the test none of either."""
+    train, validation, test = windows("train"), windows("validation"), windows("test")
+    validation = validation[_unseen(validation, train)]
+    return {"train": train, "validation": validation, "test": test[_unseen(test, train, validation)]}
+
+
 @dataclass(frozen=True)
 class Masked:
     """Windows of a text in which a share of the tokens is hidden and must be predicted; the others have target -100."""
@@ -88,15 +101,16 @@ def topics(path: Path | None, *, block: int = 64, characters: int | None = None)
     letters = sorted({*text})
     numbers = _numbers(text, letters)
 
-    def part(name: str) -> Tensors:
-        windows = torch.cat(
-            [chunk.unfold(0, block + 1, block) for chunk in _chunks(numbers, name) if len(chunk) > block]
-        )
-        return Tensors(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+    def cut(name: str) -> Tensor:
+        return torch.cat([chunk.unfold(0, block + 1, block) for chunk in _chunks(numbers, name) if len(chunk) > block])
 
+    parts = {
+        name: Tensors(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+        for name, windows in _split(cut).items()
+    }
     facts = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "characters": len(text)}
     task = Task("language", (block,), len(letters), len(letters))
-    return Data(task, part("train"), part("test"), part("validation"), facts)
+    return Data(task, parts["train"], parts["test"], parts["validation"], facts)
 
 
 @dataset("masked-topics")
@@ -106,13 +120,13 @@ def masked_topics(path: Path | None, *, block: int = 64, share: float = 0.15, ch
     letters = sorted({*text})
     numbers = _numbers(text, letters)
 
-    def part(name: str) -> Masked:
-        windows = torch.cat([chunk.unfold(0, block, block) for chunk in _chunks(numbers, name) if len(chunk) >= block])
-        return Masked(windows.contiguous(), share, len(letters))
+    def cut(name: str) -> Tensor:
+        return torch.cat([chunk.unfold(0, block, block) for chunk in _chunks(numbers, name) if len(chunk) >= block])
 
+    parts = {name: Masked(windows.contiguous(), share, len(letters)) for name, windows in _split(cut).items()}
     facts = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "characters": len(text)}
     task = Task("masked", (block,), len(letters), len(letters) + 1)
-    return Data(task, part("train"), part("test"), part("validation"), facts)
+    return Data(task, parts["train"], parts["test"], parts["validation"], facts)
 
 
 @dataset("modules")
@@ -121,17 +135,19 @@ def modules(path: Path | None, *, block: int = 64) -> Data:
     texts = [_source(module)[:45000] for module in MODULES]
     letters = sorted({letter for text in texts for letter in text})
 
-    def part(name: str) -> Tensors:
-        x, y = [], []
+    def cut(name: str) -> Tensor:
+        """Windows with their label behind the last character."""
+        rows = []
         for label, text in enumerate(texts):
             for chunk in _chunks(_numbers(text, letters), name):
-                x.append(chunk.unfold(0, block, block))
-                y.append(torch.full((len(x[-1]),), label))
-        return Tensors(torch.cat(x), torch.cat(y))
+                windows = chunk.unfold(0, block, block)
+                rows.append(torch.cat((windows, torch.full((len(windows), 1), label)), 1))
+        return torch.cat(rows)
 
+    parts = {name: Tensors(rows[:, :-1].contiguous(), rows[:, -1].contiguous()) for name, rows in _split(cut).items()}
     facts = {"sha256": hashlib.sha256("".join(texts).encode()).hexdigest(), "modules": list(MODULES)}
     task = Task("sequences", (block,), len(MODULES), len(letters))
-    return Data(task, part("train"), part("test"), part("validation"), facts)
+    return Data(task, parts["train"], parts["test"], parts["validation"], facts)
 
 
 def _sentences(rows: Sequence[Sequence[tuple[str, str]]], length: int, vocabulary: int) -> Data:
