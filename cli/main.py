@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from idfx.core.errors import IdfxError
-from idfx.core.version import __version__
 
 from .discovery import Commands
 
@@ -23,10 +22,28 @@ _INTERRUPTED = "interrupted; nothing was written"
 _COLLECTION_THRESHOLDS = (50_000, 20, 20)
 
 
+def _show_versions(ctx: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if not given:
+        return
+    from idfx.core.versions import versions
+
+    found = versions(("torch", "torchvision", "timm", "networkx"))
+    others = ", ".join(f"{name} {found[name]}" for name in found if name != "idfx")
+    click.echo(f"idfx {found['idfx']} ({others})")
+    ctx.exit()
+
+
 @click.command(
     cls=Commands, package=f"{__package__}.commands", context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(__version__, prog_name="idfx")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of idfx and of what it runs with, and exit.",
+)
 def cli() -> None:
     """Initialise PyTorch models as identities (IDInit), using the structure found in the model's graph.
 

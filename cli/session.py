@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,16 +24,34 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator[Progress]:
-        """Show the steps inside the block, and clear the line afterwards."""
-        import sys
+        """Show the steps inside the block, and clear the line afterwards.
 
+        What the model's code prints in the block goes to stderr: stdout is for the result. If it exits, the block
+        raises.
+
+        Raises:
+            SourceError: the model's code called `sys.exit`.
+        """
+        from idfx.core.errors import SourceError
+
+        try:
+            with self._status_line(), redirect_stdout(sys.stderr):
+                yield self
+        except SystemExit as error:
+            raise SourceError(
+                f"{self.current}: the model's code ended the program (sys.exit({error.code!r})); expected a "
+                "constructor and a forward that return. Take the call out, or put it under if __name__ == '__main__'."
+            ) from error
+
+    @contextmanager
+    def _status_line(self) -> Iterator[None]:
         if self.quiet or not sys.stderr.isatty():
-            yield self
+            yield
             return
         from rich.console import Console
 
         with Console(stderr=True).status("start") as self._status:
-            yield self
+            yield
         self._status = None
 
     def step(self, what: str) -> None:

@@ -23,7 +23,7 @@ import idfx
 
 MAIN = "init timm:test_resnet -o weights.safetensors"
 SLOW = "init net.py:slow --input-shape 2,4 -o weights.pt"
-COMMANDS = ("analyze", "audit", "bench", "diff", "explain", "init", "list", "plan")
+COMMANDS = ("analyze", "audit", "bench", "diff", "doctor", "explain", "init", "list", "plan")
 BENCH = ("bench speed", "bench train")
 
 FILE = '''
@@ -177,7 +177,7 @@ def test_every_command_has_help_with_an_example_and_the_common_options(run, comm
     assert (code, err) == (0, "")
     assert f"idfx {command} " in out.partition("Example:")[2].partition("Options:")[0]
     assert "--json" in out and "-q, --quiet" in out
-    if command not in ("list", *BENCH):
+    if command not in ("list", "doctor", *BENCH):
         assert "--input-shape" in out and "--model-arg" in out
 
 
@@ -196,7 +196,107 @@ def test_the_program_has_the_commands_and_options_of_the_issue(run):
 
 
 def test_version(run):
-    assert run("--version") == (0, f"idfx, version {idfx.__version__}\n", "")
+    code, out, err = run("--version")
+    told = re.fullmatch(
+        r"idfx (\S+) \(python (\S+), torch (\S+), torchvision (\S+), timm (\S+), networkx (\S+)\)\n", out
+    )
+    assert (code, err) == (0, "") and told is not None
+    assert told[1] == idfx.__version__ and told[3] == torch.__version__.partition("+")[0]
+
+
+def test_doctor_says_what_idfx_runs_with(run, tmp_path):
+    code, out, err = run("doctor --json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found["versions"]["timm"] == timm.__version__ and found["versions"]["idfx"] == idfx.__version__
+    assert found["devices"][0] == "cpu" and len(found["devices"]) == 1 + torch.cuda.device_count()
+    assert found["threads"] == torch.get_num_threads() and found["tracer"] == "record"
+    text = run("doctor")[1]
+    assert all(word in text for word in ("python", "devices", found["versions"]["networkx"]))
+
+
+NOISY = """
+import sys
+import torch
+
+
+class Model(torch.nn.Module):
+    def __init__(self, ends=None):
+        super().__init__()
+        print("printed by the constructor")
+        self.layer, self.ends = torch.nn.Linear(4, 4), ends
+
+    def forward(self, x):
+        print("printed by the forward")
+        if self.ends == "exit":
+            sys.exit(7)
+        return self.forward(x) if self.ends == "never" else self.layer(x)
+
+
+def noisy():
+    return Model()
+
+
+def exits():
+    return Model("exit")
+
+
+def never_ends():
+    return Model("never")
+
+
+def exits_early():
+    sys.exit()
+
+
+def never_made():
+    return never_made()
+"""
+
+
+@pytest.mark.parametrize("command", ["analyze", "plan", "audit", "explain", "init -o weights.pt"])
+def test_what_a_model_prints_does_not_get_into_the_result(run, tmp_path, monkeypatch, command):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    monkeypatch.chdir(tmp_path)
+    word, *rest = command.split()
+    spec = ["noisy.py:noisy", *(["layer.weight"] if word == "explain" else [])]
+    code, out, err = run(" ".join([word, *spec, "--input-shape", "1,4", "--json", *rest]))
+    json.loads(out)
+    assert code == 0 and "printed" not in out
+    assert "printed by the constructor" in err and "printed by the forward" in err
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        (
+            "exits",
+            "the model's code ended the program (sys.exit(7)); expected a constructor and a forward that return.",
+        ),
+        ("exits_early", "the model's code ended the program (sys.exit(None)); expected"),
+        ("never_ends", "RecursionError in its own forward"),
+        ("never_made", "the factory raised RecursionError"),
+    ],
+)
+def test_a_model_that_does_not_return_is_an_error_that_says_so(run, tmp_path, monkeypatch, factory, told):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(f"init noisy.py:{factory} --input-shape 1,4 -o weights.pt")
+    assert (code, out) == (2, "") and told in err and not (tmp_path / "weights.pt").exists()
+    assert "--input-shape" not in err and "--model-arg" not in err  # inputs and arguments are not the cause
+
+
+def test_options_of_the_scheme_are_named_where_they_are_not_the_defaults(run, tmp_path, monkeypatch):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    monkeypatch.chdir(tmp_path)
+
+    def scheme(options):
+        out = run(f"init noisy.py:noisy --input-shape 1,4 -o weights.pt {options}")[1]
+        return next(line for line in out.splitlines() if line.startswith("scheme")).split(maxsplit=1)[1]
+
+    assert scheme("") == "idinit, seed 0"
+    assert scheme("--tau 2 --eps 1e-6") == "idinit, seed 0, tau=2"
+    assert "depthwise=auto" in scheme("-v")
 
 
 def test_neither_help_nor_import_loads_anything_heavy():

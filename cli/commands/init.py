@@ -27,11 +27,12 @@ from ..session import Progress, build_and_read, build_only
 @click.option("--plan", "plan_file", default=None, metavar="FILE", help="Apply this plan instead of a scheme.")
 @click.option("--no-certify", is_flag=True, help="Do not run the initialised model.")
 @click.option("--keep-going", is_flag=True, help="Write the file even if the certificate fails.")
+@click.option("-v", "--verbose", is_flag=True, help="Name all options of the scheme, defaults too.")
 @output_options
 @click.pass_context
 def command(
     ctx: click.Context, /, output: str, scheme: str, plan_file: str | None, no_certify: bool, keep_going: bool,
-    as_json: bool, quiet: bool, **options: Any,
+    verbose: bool, as_json: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Initialise a model, check that its blocks start as identities, and write its state dict.
 
@@ -68,7 +69,7 @@ def command(
     if as_json:
         click.echo(json_report.init(report, options["spec"], saved))
     else:
-        click.echo(terminal.init(report, options["spec"], saved))
+        click.echo(terminal.init(report, options["spec"], saved, verbose))
     failed = report.certificate is not None and not report.certificate.passed
     if failed:
         from idfx.api import failure_text

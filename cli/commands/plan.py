@@ -41,8 +41,9 @@ def _show_schema(ctx: click.Context, option: click.Parameter, value: bool) -> No
     callback=_show_schema,
     help="Print the JSON Schema of plans and exit.",
 )
+@click.option("-v", "--verbose", is_flag=True, help="Name all options of the scheme, defaults too.")
 @output_options
-def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def command(scheme: str, output: str | None, verbose: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show what would be written into each parameter, and why; no weight is touched.
 
     \b
@@ -69,4 +70,4 @@ def command(scheme: str, output: str | None, as_json: bool, quiet: bool, **optio
         return
     from idfx.report import terminal
 
-    click.echo(terminal.plan(plan, options["spec"]))
+    click.echo(terminal.plan(plan, options["spec"], verbose))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from idfx.core.version import __version__
+from idfx.core.versions import versions as installed
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
@@ -30,10 +29,4 @@ def machine(device: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of idfx, Python and the installed packages that affect the numbers."""
-    found = {"idfx": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed(PACKAGES)

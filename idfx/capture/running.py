@@ -62,6 +62,8 @@ def run(
             hint = "Give suitable inputs: --input-shape on the command line, example_inputs in Python."
             if isinstance(error, TypeError):
                 hint = misfit(model, args, kwargs) or hint
+            elif isinstance(error, RecursionError):
+                hint = "Expected a forward that ends: see whether it calls itself, or raise sys.setrecursionlimit."
             raise ForwardError(
                 f"{type(model).__name__}: forward raised {type(error).__name__} in {where} on {_shapes(args, kwargs)}: "
                 f"{words} {hint}"

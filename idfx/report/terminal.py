@@ -17,6 +17,7 @@ from idfx.planning.export import SavedFile
 from idfx.report.layout import count as _count
 from idfx.report.layout import table as _table
 from idfx.report.layout import text as _text
+from idfx.schemes.scheme import default_options
 
 
 def _number(value: float) -> str:
@@ -41,20 +42,21 @@ def _fill(decision: Decision) -> str:
     return f"{decision.fill}({_arguments(decision.arguments)})"
 
 
-def _scheme(made: Plan) -> str:
-    options = _arguments(made.options)
+def _scheme(made: Plan, verbose: bool) -> str:
+    defaults = {} if verbose else default_options(made.scheme)
+    options = _arguments({name: value for name, value in made.options.items() if defaults.get(name, ...) != value})
     return f"{made.scheme}, seed {made.seed}" + (f", {options}" if options else "")
 
 
-def init(report: Report, spec: str, saved: SavedFile) -> str:
-    """Return the result of `idfx init` in a few lines."""
+def init(report: Report, spec: str, saved: SavedFile, verbose: bool = False) -> str:
+    """Return the result of `idfx init` in a few lines; of the scheme's options those that are not the defaults."""
     made = report.plan
     size = sum(math.prod(shape) for shape in made.shapes.values())
     fills = Counter(decision.fill for decision in made.decisions.values())
     written = ": " * bool(fills) + ", ".join(f"{count} {fill}" for fill, count in fills.most_common())
     rows = [
         ("model", f"{spec}: {_count(size, 'parameter')} in {_count(len(made.shapes), 'tensor')}"),
-        ("scheme", _scheme(made)),
+        ("scheme", _scheme(made, verbose)),
         ("written", f"{_count(len(made.decisions), 'tensor')}{written}"),
     ]
     for source, count in Counter(made.loaded.values()).most_common():
@@ -230,7 +232,7 @@ def _weights_table(found: Structure) -> Table:
     return _table(("parameter", "shape", "matrix", "role", ""), rows)
 
 
-def plan(made: Plan, spec: str) -> str:
+def plan(made: Plan, spec: str, verbose: bool = False) -> str:
     """Return a plan: one line per parameter."""
     rows = []
     for name, shape in made.shapes.items():
@@ -239,7 +241,7 @@ def plan(made: Plan, spec: str) -> str:
         reason = decision.reason if decision else made.kept.get(name) or f"from {made.loaded[name]}"
         rows.append((name, str(list(shape)), what, reason))
     loaded = f", {len(made.loaded)} loaded" if made.loaded else ""
-    head = f"{spec}: {_scheme(made)}; {len(made.decisions)} written, {len(made.kept)} kept{loaded}"
+    head = f"{spec}: {_scheme(made, verbose)}; {len(made.decisions)} written, {len(made.kept)} kept{loaded}"
     return _text(head, "", _table(("parameter", "shape", "fill", "because"), rows))
 
 
@@ -289,3 +291,18 @@ def explanation(found: Explanation) -> str:
 def catalogue(rows: Sequence[tuple[str, str]]) -> str:
     """Return names with their summaries."""
     return _text(_table(("name", "description"), rows))
+
+
+def environment(found: Mapping[str, Any]) -> str:
+    """Return what idfx runs with: one line per fact, and the extras that are not complete."""
+    incomplete = [f"{name}: pip install 'idfx[{name}]'" for name, whole in found["extras"].items() if not whole]
+    rows = [
+        *found["versions"].items(),
+        ("system", found["system"]),
+        ("devices", ", ".join(found["devices"])),
+        ("threads", f"{found['threads']} of {_count(found['cores'], 'core')}"),
+        ("tracer", found["tracer"]),
+        *(("extension", extension) for extension in found["extensions"]),
+        *(("not installed", extra) for extra in incomplete),
+    ]
+    return _text(_table(("", ""), rows)).lstrip("\n")

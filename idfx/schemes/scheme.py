@@ -73,6 +73,18 @@ class Scheme:
 SCHEMES: Registry[Scheme] = Registry("scheme", "idfx.schemes", "idfx.schemes")
 
 
+def default_options(name: str) -> dict[str, Any]:
+    """Return the default of each option of a scheme; nothing for one that is not installed.
+
+    Example:
+        >>> default_options("orthogonal"), default_options("somebody-elses")
+        ({'gain': 1.0}, {})
+    """
+    if name not in SCHEMES:
+        return {}
+    return {field.name: field.default for field in dataclasses.fields(SCHEMES[name].options)}
+
+
 def scheme(
     name: str,
     options: type[Any],

@@ -138,10 +138,11 @@ def _call(name: str, factory: Any, arguments: Mapping[str, object]) -> Any:
     except Exception as error:
         if out_of_memory(error):
             raise
-        accepted = _signature(factory)
+        endless = isinstance(error, RecursionError)
+        advice = "See whether it calls itself" if endless else "Check --model-arg"
         raise SourceError(
-            f"{name}: the factory raised {shortened(error)}; expected a model from {accepted}."
-            " Check --model-arg, or see --debug."
+            f"{name}: the factory raised {shortened(error)}; expected a model from {_signature(factory)}."
+            f" {advice}, or see --debug."
         ) from error
 
 
