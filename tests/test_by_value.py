@@ -266,3 +266,19 @@ def test_the_numbers_of_a_vector_that_act_differently_are_kept() -> None:
     assert read(net, values(2, 4)).roles["numbers"].name == "scale"
     idfx.init_(net, (values(2, 4),))
     assert net.numbers.tolist() == [2.0, 3.0]
+
+
+def suppressed(m: Any, x: Tensor) -> Tensor:
+    """Boxes that a move by class keeps apart while overlaps are suppressed, as detectors do."""
+    from torchvision.ops import nms
+
+    boxes = m.a(x).view(-1, 4).abs().cumsum(1)
+    classes = torch.arange(len(boxes)) % 2
+    apart = boxes + classes[:, None] * (boxes.max() + 1)
+    return boxes[nms(apart, boxes[:, 0], 0.5)]
+
+
+def test_a_sum_that_only_steers_and_learns_nothing_is_no_block():
+    structure = read(Small(suppressed, a=lin(4, 8)), values(3, 4))
+    assert structure.joins == ()
+    assert [found.kind for found in structure.sums] == ["gate"]

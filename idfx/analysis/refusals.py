@@ -89,12 +89,21 @@ def _is_unused(sum_: Candidate) -> bool:
 
 
 def _is_in_a_gate(sum_: Candidate) -> bool:
-    """It only steers another value, and is no block: its shortcut is neither its fork nor a stream's projection.
+    """It only steers another value, and is no block: its branch has no parameter, or its shortcut is neither its fork
+    nor a stream's projection.
 
-    Scores are sums of products, and an additive score is one of projections.
+    Scores are sums of products, and an additive score is one of projections. Boxes that move apart by class before
+    a suppression of overlaps are a sum with a branch that nothing learns.
     """
-    steers = sum_.position not in sum_.paths.signal
-    return steers and sum_.side.length >= Length.SCALE and not _leaves_a_stream(sum_, sum_.side.fork)
+    if sum_.position in sum_.paths.signal:
+        return False
+    if not any(_has_parameter(sum_.flow, term) for term in sum_.branch):
+        return True
+    return sum_.side.length >= Length.SCALE and not _leaves_a_stream(sum_, sum_.side.fork)
+
+
+def _has_parameter(flow: Dataflow, position: int) -> bool:
+    return any(flow.terms[o].parametric and not flow.terms[o].data for o in flow.terms[position].operands)
 
 
 def _reads_other_entries(sum_: Candidate) -> bool:
@@ -258,10 +267,8 @@ def _is_difference(sum_: Candidate) -> bool:
     def negated(position: int) -> bool:
         return terms[position].kind == "scale" and (terms[position].factor or 0.0) < 0
 
-    def weighted(position: int) -> bool:
-        return any(terms[o].parametric and not terms[o].data for o in terms[position].operands)
-
-    return negated(side.operand) or (any(map(negated, side.others)) and not any(map(weighted, side.region)))
+    learned = any(_has_parameter(sum_.flow, term) for term in side.region)
+    return negated(side.operand) or (any(map(negated, side.others)) and not learned)
 
 
 # The first that applies. A sum has a shortcut from the third line on.
