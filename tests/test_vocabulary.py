@@ -99,6 +99,6 @@ MISSING = {"2.6": {"aten._fused_rms_norm", "aten._grouped_mm"}}
 
 
 def test_every_operator_is_one_of_torch() -> None:
-    spaces = {name: getattr(torch.ops, name) for name in ("aten", "torchvision")}
+    spaces = {name: getattr(torch.ops, name) for name in ("aten", "prims", "torchvision")}
     missing = {name for name in OPERATORS if not hasattr(spaces[name.partition(".")[0]], name.partition(".")[2])}
     assert missing == MISSING.get(".".join(torch.__version__.split(".")[:2]), missing & set().union(*MISSING.values()))

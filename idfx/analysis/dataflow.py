@@ -210,8 +210,6 @@ class _Reader:
                 outputs = tuple(dict.fromkeys(self.value[n] for n in node.all_input_nodes))
             else:
                 self.value[node] = self.positions[node.name] = self._node(node)
-        if self.capture.hidden:
-            self.unknown["torch.func"] = [module or _OWN for module in self.capture.hidden]
         unknown = tuple(Unknown(name, tuple(sites)) for name, sites in sorted(self.unknown.items()))
         cancelled = frozenset(self.by_value.cancelled)
         return Dataflow(self.capture, tuple(self.terms), outputs, unknown, self.positions, self.nodes, cancelled)

@@ -49,9 +49,5 @@ def assign_roles(
         if uses:
             roles[name] = role_of(Case(uses, info.shape, around, parts))
         else:
-            hidden = ", ".join(module or "the model's own forward" for module in flow.capture.hidden)
-            unseen = Role(
-                RoleName.UNRESOLVED, f"no use of it was found, but torch.func hides the operators in {hidden}"
-            )
-            roles[name] = unseen if hidden else Role(RoleName.UNUSED, "the forward pass of the example does not use it")
+            roles[name] = Role(RoleName.UNUSED, "the forward pass of the example does not use it")
     return roles

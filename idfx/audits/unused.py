@@ -19,8 +19,8 @@ def unused(subject: AuditContext) -> Iterator[Finding | Measure]:
 
     Definition: the captured graph has no path from the parameter to an output, in evaluation mode and, if that can be
     captured, in training mode. Another input may take a different path. The weights that only training mode uses are
-    judged on that path by the metrics of weights and structure. If values are computed outside torch's operators
-    (torch.func.vmap), paths through them cannot be followed, and the metric reports nothing.
+    judged on that path by the metrics of weights and structure. If values are computed outside torch's operators,
+    paths through them cannot be followed, and the metric reports nothing.
 
     Unit: entries. Threshold: 0 (warning): it is stored and updated by weight decay, but never learns; info for
     parameters that training mode uses, such as auxiliary heads.

@@ -70,7 +70,7 @@ class _Translation:
                     "only operators. Use the other tracer."
                 )
         self._output()
-        facts = GraphFacts(self._step, "export", False, ())
+        facts = GraphFacts(self._step, "export", False)
         return assemble(self._graph, self._tensors, type(self._model).__name__, facts)
 
     def _placeholder(self, node: torch.fx.Node, name: str | None) -> None:

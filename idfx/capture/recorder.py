@@ -20,7 +20,7 @@ from idfx.capture.interpreter import evaluate
 from idfx.capture.module_path import ModulePath
 from idfx.core.errors import out_of_memory
 from idfx.core.records import FACTS, NodeFacts
-from idfx.core.torch_private import memory, pytree, without_modes
+from idfx.core.torch_private import memory, pytree, resolve_overload, without_modes
 from idfx.ops.semantics import operator_name
 
 
@@ -42,6 +42,22 @@ def _written(func: Any) -> tuple[tuple[int, str], ...]:
         for position, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+
+
+def viewing(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Return the operator that makes a view, for one that turns its operand into that view: squeeze for squeeze_.
+
+    Example:
+        >>> given = (torch.ones(1), 0), {}
+        >>> str(viewing(torch.ops.aten.squeeze_.dim, *given)), str(viewing(torch.ops.aten.relu_.default, *given))
+        ('aten.squeeze.dim', 'aten.relu_.default')
+    """
+    if torch.Tag.inplace_view not in func.tags or func is torch.ops.aten.detach_.default:
+        return func
+    packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
+    same = func if packet is None else resolve_overload(packet, tuple(args), kwargs)
+    aliases = [result.alias_info for result in same._schema.returns]
+    return same if all(alias is not None and not alias.is_write for alias in aliases) else func
 
 
 def _writes(target: Any) -> bool:
@@ -75,7 +91,6 @@ class Recorder:
         self._detached: dict[int, tuple[torch.Tensor, torch.fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[torch.fx.Node, Any]]] = {}
         self.functions = FunctionCalls(self)
-        self.hides: dict[str, None] = {}
 
     def know(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
         self._names.setdefault(id(tensor), (tensor, name, is_parameter))
@@ -174,6 +189,7 @@ class Recorder:
                 result = self._value(func, node_args, node_kwargs)
             if result is None:
                 raise
+        func = viewing(func, args, kwargs)
         node = self._create("call_function", func, node_args, node_kwargs)
         for position, name in _written(func):
             target = args[position] if position < len(args) else kwargs.get(name)
@@ -265,12 +281,6 @@ class Recorder:
             copy = torch.empty_like(tensor, device="meta")
             self._values[view_key(copy)] = (copy, self._node(tensor), self._version(copy))
         return copy
-
-    def hidden(self, values: Any) -> None:
-        """Record where a parameter is used by operators that cannot be seen."""
-        tensors = (value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor))
-        if any(self._names.get(id(tensor), (tensor, "", False))[2] for tensor in tensors):
-            self.hides.setdefault(self.path.current)
 
     def _fixed(self, tensor: torch.Tensor) -> torch.Tensor:
         """A constant with its values, if the forward is making it from numbers."""

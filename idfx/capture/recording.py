@@ -88,7 +88,7 @@ def one_pass(
     recorder.output(result)
     held = {attribute_name(name): tensor for name, tensor in (*parameters.items(), *buffers.items())}
     _note_zeros(recorder.graph, held | recorder.constants, frozenset(_running_means(model)))
-    facts = GraphFacts(recorder.calls, how, grad, tuple(recorder.hides))
+    facts = GraphFacts(recorder.calls, how, grad)
     return assemble(recorder.graph, held | recorder.constants, type(model).__name__, facts)
 
 

@@ -29,7 +29,7 @@ def run(
     Raises:
         ForwardError: the model raised; the message names the module in whose forward it did.
     """
-    from idfx.capture.dispatch import OperatorCalls  # not every version of torch supports it
+    from idfx.capture.dispatch import HigherOrderCalls, OperatorCalls  # not every version of torch supports it
 
     kept = KeptParameters(model)
 
@@ -39,7 +39,7 @@ def run(
 
     with undisturbed(model, grad, training), path.follow(model):
         try:
-            with OperatorCalls(watched):
+            with HigherOrderCalls(watched), OperatorCalls(watched):
                 return torch.func.functional_call(model, tensors, tuple(args), kwargs)
         except IdfxError:
             raise

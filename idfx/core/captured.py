@@ -77,14 +77,12 @@ class GraphFacts(NamedTuple):
 
     `calls` is the number of operator calls in one forward pass. `how` says what was run: "meta" or "real" tensors, or
     "export" for the graph of torch.export. `grad` says whether gradients were on, which a forward that differentiates
-    needs. `hidden` are the modules in which a parameter is used under a transform of torch.func, where operators are
-    not seen.
+    needs.
     """
 
     calls: int
     how: str
     grad: bool
-    hidden: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -121,11 +119,6 @@ class Capture:
     def grad(self) -> bool:
         """Whether gradients were on."""
         return self._whole.grad
-
-    @property
-    def hidden(self) -> tuple[str, ...]:
-        """The modules in which a parameter is used where operators are not seen."""
-        return self._whole.hidden
 
     @property
     def _whole(self) -> GraphFacts:

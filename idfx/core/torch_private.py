@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.fx
@@ -90,6 +91,23 @@ def transforms_active() -> bool:
     return _interpreters() is not None
 
 
+def is_higher_order(target: object) -> bool:
+    """Return whether an operator takes functions: torch.cond, say."""
+    return isinstance(target, torch._ops.HigherOrderOperator)
+
+
+def dense_kernel(target: Any) -> Any:
+    """Return the Python function that a higher-order operator stands for on plain tensors, None if it has none."""
+    return target.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+
+
+@contextlib.contextmanager
+def below_transforms(mode: TorchDispatchMode) -> Iterator[None]:
+    """Pass operators to a mode once the transforms of torch.func have turned them into plain ones."""
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_PRE_DISPATCH)), mode:
+        yield
+
+
 def resolve_overload(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the overload of an operator that a call means.
 
@@ -123,10 +141,33 @@ def has_memory(tensor: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Let compiled modules and functions run as ordinary Python."""
-    if "torch._dynamo" not in sys.modules:
+    """Let compiled modules and functions run as ordinary Python, and flex_attention on any device.
+
+    The compiler is loaded only by a forward that compiles something itself.
+    """
+    with contextlib.ExitStack() as stack:
+        flex = sys.modules.get("torch.nn.attention.flex_attention")
+        if flex is not None and hasattr(flex, "_validate_device"):
+            stack.enter_context(mock.patch.object(flex, "_validate_device", lambda *tensors: None))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(_not_compiled())
+            yield
+            return
+        compile_ = torch.compile
+
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            torch.compile = compile_
+            stack.enter_context(_not_compiled())
+            return compile_(*args, **kwargs)
+
+        stack.enter_context(mock.patch.object(torch, "compile", compiled))
         yield
-        return
+
+
+@contextlib.contextmanager
+def _not_compiled() -> Iterator[None]:
+    import torch._dynamo
+
     before = torch._dynamo.eval_frame._stance
     torch.compiler.set_stance("force_eager")
     try:

@@ -103,7 +103,7 @@ def zero(x: Any, *rest: Any, **options: Any) -> OpSemantics:
           "aten.normal_", "aten.bernoulli", "aten.bernoulli_", "aten.random_", "aten.exponential_",
           "aten._assert_async", "aten._assert_tensor_metadata", "aten.item", "aten._local_scalar_dense",
           "aten.sym_size", "aten.is_nonzero", "aten.equal", "aten.allclose", "aten.sym_numel",
-          "aten.is_same_size", "aten._has_compatible_shallow_copy_type")  # fmt: skip
+          "aten.is_same_size", "aten._has_compatible_shallow_copy_type", "aten._has_same_storage_numel")  # fmt: skip
 def constant(x: Any, *rest: Any, **options: Any) -> OpSemantics:
     """A value that depends at most on the shape of x."""
     return OpSemantics(Kind.GATE, ())

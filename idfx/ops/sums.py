@@ -20,13 +20,13 @@ from idfx.ops.semantics import (
 )
 
 
-@operator("aten.add", "aten.add_")
+@operator("aten.add", "aten.add_", "prims.add")
 def added(x: Any, other: Any, *, alpha: Any = 1) -> OpSemantics:
     """The sum x + alpha · other."""
     return add(x, other, alpha)
 
 
-@operator("aten.sub", "aten.sub_", "aten.subtract", "aten.subtract_")
+@operator("aten.sub", "aten.sub_", "aten.subtract", "aten.subtract_", "prims.sub")
 def subtracted(x: Any, other: Any, *, alpha: Any = 1) -> OpSemantics:
     """X − alpha · other."""
     return add(x, other, -alpha) if is_operand(other) else add(x, -other * alpha)
@@ -39,7 +39,7 @@ def subtracted_from(x: Any, other: Any, alpha: Any = 1) -> OpSemantics:
     return add(other, negative) if is_operand(other) else add(negative, other)
 
 
-@operator("aten.mul", "aten.mul_", "aten.multiply", "aten.multiply_")
+@operator("aten.mul", "aten.mul_", "aten.multiply", "aten.multiply_", "prims.mul")
 def multiplied(x: Any, other: Any) -> OpSemantics:
     """The product x · other."""
     return product(x, other)
