@@ -284,11 +284,79 @@ case("a gated unit with a norm in its middle", lambda m, x: x + m.c(m.n(function
      [("identity", ("c.weight",))], closed=same, **AB, n=nn.LayerNorm(4), c=lin())  # fmt: skip
 case("a gate alone is no join", lambda m, x, g: x * m.psi((m.w_g(g) + m.w_x(x)).relu()).sigmoid(), [],
      inputs=(values(2, 3, 4), values(2, 3, 4).flip(0)), sums=["fusion"], psi=lin(), w_g=lin(), w_x=lin())  # fmt: skip
-case("a highway carries its input by a gate",
-     lambda m, x: (t := m.g(x).sigmoid()) * m.a(x).relu() + (1 - t) * x, [], g=lin(), a=lin())  # fmt: skip
 case("the value of a fused gate ends in its rows", lambda m, x: x + (p := m.both(x).chunk(2, -1))[0] * p[1].sigmoid(),
      [("identity", ("both.weight[0:4]",))], closed=same,
      both=lin(4, 8))  # fmt: skip
+
+
+# Streams that are no plain sums
+
+
+def highway(m: Any, x: Tensor) -> Tensor:
+    t = m.g(x).sigmoid()
+    return t * m.a(x).relu() + (1 - t) * x
+
+
+def gru_gated(m: Any, x: Tensor) -> Tensor:
+    """The gate of GTrXL: a GRU whose state is the stream and whose input is the output of a layer."""
+    y = m.layer(x).relu()
+    r, z = (m.wr(y) + m.ur(x)).sigmoid(), (m.wz(y) + m.uz(x) - m.bias).sigmoid()
+    return (1 - z) * x + z * (m.wg(y) + m.ug(r * x)).tanh()
+
+
+def mixed(m: Any, h: Tensor) -> Tensor:
+    """One hyper-connection over streams (batch, streams, width): a weighted sum is read, the output written to all."""
+    alpha = m.norm(h) @ m.dynamic + m.static
+    mix = alpha.transpose(-1, -2) @ h
+    return mix[:, 1:] + m.write[:, None] * mlp(m, mix[:, 0])[:, None]
+
+
+def mixed_by_weights(m: Any, h: Tensor) -> Tensor:
+    mix = m.static.t() @ h
+    return mix[:, 1:] + mlp(m, mix[:, :1])
+
+
+def mixed_outwards(m: Any, h: Tensor) -> Tensor:
+    """The same with the streams apart, and an outer product for what is written, whose vector is the last weight."""
+    mix = torch.einsum("bst,bsd->btd", (m.norm(h) @ m.dynamic).tanh() + m.static, h)
+    read, kept = mix.split((1, 3), 1)
+    return kept + torch.einsum("bd,s->bsd", mlp(m, read[:, 0]), m.write)
+
+
+GATED = {name: lin(bias=False) for name in ("layer", "wr", "ur", "wz", "uz", "wg", "ug")}
+MIXED = {
+    "a": lin(),
+    "b": lin(),
+    "norm": nn.LayerNorm(4),
+    "dynamic": values(4, 4),
+    "static": values(3, 4),
+    "write": values(3),
+}
+case("a highway carries its input by a gate", highway, [("scaled", ("a.weight",))],
+     closed=lambda m, x: (1 - m.g(x).sigmoid()) * x, g=lin(), a=lin())  # fmt: skip
+case("a highway whose gates are apart", lambda m, x: m.a(x).relu() * m.g(x).sigmoid() + x * m.c(x).sigmoid(),
+     [("scaled", ("a.weight",))], closed=lambda m, x: x * m.c(x).sigmoid(),
+     g=lin(), a=lin(), c=lin())  # fmt: skip
+case("two highways in a row", lambda m, x: highway(m.second, highway(m.first, x)),
+     [("scaled", ("first.a.weight",)), ("scaled", ("second.a.weight",))],
+     first=nn.ModuleDict({"g": lin(), "a": lin()}), second=nn.ModuleDict({"g": lin(), "a": lin()}))  # fmt: skip
+case("a gated recurrent unit as a block", gru_gated, [("scaled", ("ug.weight", "wg.weight"))], inputs=(values(2, 4),),
+     **GATED, bias=values(4))  # fmt: skip
+case("a state that a gate updates from another input is no block",
+     lambda m, x, c: (z := m.g(x).sigmoid()) * m.b((m.a(x) + c).relu()) + (1 - z) * x, [], sums=["fusion", "fusion"],
+     inputs=(values(2, 4), values(2, 4).flip(0)), g=lin(), **AB)  # fmt: skip
+case("gates over two projections are no block",
+     lambda m, x: m.a(x) * m.g(x).sigmoid() + m.b(x).relu() * m.h(x).sigmoid(), [], sums=["fusion"],
+     g=lin(), h=lin(), **AB)  # fmt: skip
+case("streams that data mix", mixed, [("resampled", ("b.weight",))], inputs=(values(2, 3, 4),), **MIXED)
+case("streams that weights mix", mixed_by_weights, [("resampled", ("b.weight",))], inputs=(values(2, 3, 4),),
+     closed=lambda m, h: (m.static.t() @ h)[:, 1:], **AB, static=values(3, 4))  # fmt: skip
+case("streams that are written by an outer product", mixed_outwards, [("resampled", ("write",))],
+     inputs=(values(2, 3, 4),), **MIXED)  # fmt: skip
+case("parts of one layer are no streams", lambda m, x: (p := m.both(x).split((4, 4), -1))[0] + mlp(m, p[1]), [],
+     sums=["fusion"], both=lin(4, 8), **AB)  # fmt: skip
+case("a token of a layer that goes to all is no stream",
+     lambda m, x: (y := m.both(x))[:, 1:] + mlp(m, y[:, :1]), [], sums=["fusion"], both=lin(), **AB)  # fmt: skip
 
 
 # Slices

@@ -40,7 +40,14 @@ class Finder:
         for position, term in enumerate(self.terms):
             if term.kind == "sum" and len(self.flow.addends(position)) >= 2:
                 self._look(position)
+            elif term.kind == "recurrent" and self._steps(position):
+                self.blocks.refused[position] = "fusion", "a recurrent cell adds to its state inside the operator"
         return self.blocks
+
+    def _steps(self, position: int) -> bool:
+        """Whether a recurrent operator updates a state with what was made of the same value, as a block would."""
+        sources = self.flow.sources[position]
+        return len(sources) > 1 and self.paths.common_dominator(sources) != ROOT
 
     def _look(self, position: int) -> None:
         addends = self.flow.addends(position)

@@ -2,7 +2,9 @@
 
 A sum in which all but one term cancel is that term: a straight-through estimator (`idfx.analysis.cancelling`). A value
 that is divided by its own size is a normalisation, f(c · x) = f(x) for c > 0, however it is written; one that is then
-multiplied by its size again is a function of the value, and no normalisation (`idfx.analysis.degrees`).
+multiplied by its size again is a function of the value, and no normalisation (`idfx.analysis.degrees`). Where a gate
+multiplies each of two values that are added, t · h + c · x with c = 1 − t or a gate of its own, each value passes by a
+share: highway and GRU-gated blocks.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class ByValue:
         term = self._terms[position]
         if term.kind is Kind.SUM:
             self._cancel(position)
+            self._share(position)
         elif term.kind is Kind.PRODUCT and term.tag == "scale" and len(set(term.operands)) == 2:
             self._divide(position)
 
@@ -52,6 +55,32 @@ class ByValue:
         self._terms[position] = term._replace(
             kind=Kind.MOVE, operands=(value,), gates=(), tag=tag, data=part.data, parametric=part.parametric
         )
+
+    def _share(self, position: int) -> None:
+        """Tag the two products of a sum as shares, value first, if each is a value times a gate."""
+        operands = self._terms[position].operands
+        shares = [self._shared(operand) for operand in operands] if len(set(operands)) == 2 else []
+        if len(shares) == 2 and all(shares):
+            for operand, share in zip(operands, shares, strict=True):
+                self._terms[operand] = self._terms[operand]._replace(operands=share, tag="share")
+
+    def _shared(self, position: int) -> tuple[int, ...]:
+        """The value and the gate of a product of two, () if it is none: one factor is a gate, and the other is not."""
+        term = self._terms[position]
+        if term.kind is not Kind.PRODUCT or term.tag != "scale" or not all(self._terms[o].data for o in term.operands):
+            return ()
+        gates = [self._is_gate(operand) for operand in term.operands]
+        return () if len(gates) != 2 or gates[0] == gates[1] else term.operands[:: -1 if gates[0] else 1]
+
+    def _is_gate(self, position: int) -> bool:
+        """Whether a term is a function of data that is not 0 at 0, or a number beside one: t or 1 − t."""
+        term = self._terms[position]
+        while term.kind in _SIZED and len(term.operands) == 1:
+            term = self._terms[term.operands[0]]
+        if term.kind is Kind.SUM:
+            data = [o for o in term.operands if self._terms[o].data]
+            return len(data) == 1 and len(term.operands) > 1 and self._is_gate(data[0])
+        return term.kind is Kind.GATE and term.data and term.tag in ("", "softmax")
 
     def _divide(self, position: int) -> None:
         """Read a product of a value and one over its size as a norm, and one that undoes this as a function."""

@@ -76,7 +76,8 @@ def _steps(terms: Sequence[DataflowNode], position: int) -> Iterator[tuple[int, 
     steers = sum(terms[source].data for source in first) > 1
     for source, index in first.items():
         gate = index >= len(term.operands)
-        length = Length.NONLINEAR if gate or (steers and term.kind is Kind.PRODUCT) else _length(terms[source], term)
+        bilinear = steers and term.kind is Kind.PRODUCT and not (term.tag == "share" and not index)
+        length = Length.NONLINEAR if gate or bilinear else _length(terms[source], term)
         yield source, position, {"operand": index, "gate": gate, "length": length}
 
 

@@ -65,8 +65,9 @@ def between(flow: Dataflow, blocks: Blocks, fork: int, operand: int) -> Iterator
     """
 
     def passes(user: int, source: int) -> bool:
-        inner = blocks.sides.get(user)
-        return source > fork and (inner is None or inner.operand == source)
+        inner, term = blocks.sides.get(user), flow.terms[user]
+        carried = term.operands[0] == source if term.tag == "share" else inner is None or inner.operand == source
+        return source > fork and carried
 
     backwards = nx.subgraph_view(flow.data_graph.reverse(copy=False), filter_edge=passes)
     return reached(backwards, (operand,) if operand > fork else ())
@@ -77,7 +78,8 @@ def _is_taken_away(sum_: Candidate) -> bool:
 
 
 def _has_no_shortcut(sum_: Candidate) -> bool:
-    return not sum_.sides
+    """A gate leaves a shortcut one only if it multiplies the fork itself, as the carry gate of a highway does."""
+    return not sum_.sides or (_is_shared(sum_.flow, sum_.position) and sum_.side.length >= 2 * Length.SCALE)
 
 
 def _is_symmetric(sum_: Candidate) -> bool:
@@ -92,18 +94,33 @@ def _is_in_a_gate(sum_: Candidate) -> bool:
     """It only steers another value, and is no block: its branch has no parameter, or its shortcut is neither its fork
     nor a stream's projection.
 
-    Scores are sums of products, and an additive score is one of projections. Boxes that move apart by class before
-    a suppression of overlaps are a sum with a branch that nothing learns.
+    Scores are sums of products, and an additive score is one of projections: what a gate is a function of, with no
+    weight in between. Boxes that move apart by class before a suppression of overlaps are a sum with a branch that
+    nothing learns.
     """
     if sum_.position in sum_.paths.signal:
         return False
     if not any(_has_parameter(sum_.flow, term) for term in sum_.branch):
         return True
-    return sum_.side.length >= Length.SCALE and not _leaves_a_stream(sum_, sum_.side.fork)
+    far = sum_.side.length >= Length.SCALE
+    return far and (_is_score(sum_) or not _leaves_a_stream(sum_, sum_.side.fork))
 
 
 def _has_parameter(flow: Dataflow, position: int) -> bool:
     return any(flow.terms[o].parametric and not flow.terms[o].data for o in flow.terms[position].operands)
+
+
+def _is_score(sum_: Candidate) -> bool:
+    """Whether the sum, moved or shifted at most, is what a gate is a function of, with no weight in between."""
+    position, users = sum_.position, sum_.flow.users.get(sum_.position, ())
+    while len(users) == 1 and len(sum_.flow.sources[users[0]]) == 1:
+        position = users[0]
+        if sum_.flow.terms[position].kind == "gate":
+            return sum_.flow.terms[position].tag != "integer"
+        if not sum_.flow.terms[position].kind.passes:
+            return False
+        users = sum_.flow.users.get(position, ())
+    return False
 
 
 def _reads_other_entries(sum_: Candidate) -> bool:
@@ -141,7 +158,39 @@ def _reads_other_entries(sum_: Candidate) -> bool:
             if bool(own[_joined(labels)].any()):
                 return False
             alone = alone or sum_.paths.only_through(source, sum_.position)
-    return alone
+    return alone and not _spreads_a_mixture(sum_)
+
+
+def _spreads_a_mixture(sum_: Candidate) -> bool:
+    """The entries of the fork are mixtures of the same streams, and what is made of some is added to several others.
+
+    Closing the branch of such hyper-connections loses one combination of the streams, and none of the streams.
+    """
+    made = sum_.side.fork
+    while sum_.flow.terms[made].kind == "move" and len(sum_.flow.sources[made]) == 1:
+        made = sum_.flow.sources[made][0]
+    mixed = sum_.flow.terms[made].kind == "product" and any(sum_.flow.terms[made].readings)
+    return (mixed or bool(sum_.exclusive.arriving(made, sum_.side.operand))) and any(
+        _is_repeated(sum_, other) for other in sum_.side.others
+    )
+
+
+def _is_repeated(sum_: Candidate, position: int) -> bool:
+    """Whether an operand of the sum has fewer entries before it was repeated, or multiplied by one number for each."""
+    flow, user = sum_.flow, sum_.position
+    while _size(flow, position) >= _size(flow, user):
+        user, term = position, flow.terms[position]
+        if term.kind != "move" or len(flow.sources[position]) != 1:
+            outer = math.prod(_size(flow, operand) for operand in term.operands) == _size(flow, user)
+            fewer = all(_size(flow, source) < _size(flow, user) for source in flow.sources[user])
+            return fewer and (term.kind == "product" or (term.kind == "contract" and outer))
+        position = flow.sources[position][0]
+    return True
+
+
+def _size(flow: Dataflow, position: int) -> int:
+    """The number of entries of a term."""
+    return math.prod(flow.terms[position].shape or ())
 
 
 def _way(sum_: Candidate) -> list[int]:
@@ -183,6 +232,21 @@ def _joined(labels: Any) -> torch.Tensor:
     """All the numbers among labels."""
     parts = labels if isinstance(labels, (list, tuple)) else (labels,)
     return torch.cat([part.flatten() for part in parts])
+
+
+def _updates_a_state(sum_: Candidate) -> bool:
+    """A gate lets a value into a stream that does not carry what the value is made of, as in a recurrent cell."""
+    side = sum_.side
+    inside = {side.fork, *(term for term in side.region if sum_.flow.terms[term].kind != "input")}
+    values: nx.DiGraph[int] = nx.DiGraph()
+    values.add_nodes_from(side.others)
+    values.add_edges_from((term, value) for term in side.region for value in sum_.paths.values(term))
+    return _is_shared(sum_.flow, sum_.position) and not inside.issuperset(reached(values, side.others))
+
+
+def _is_shared(flow: Dataflow, position: int) -> bool:
+    """Whether gates multiply what a sum adds up."""
+    return any(flow.terms[operand].tag == "share" for operand in flow.terms[position].operands)
 
 
 def _is_by_index(sum_: Candidate) -> bool:
@@ -280,6 +344,7 @@ REFUSALS: tuple[tuple[str, str, Callable[[Candidate], bool]], ...] = (
     ("gate", "it only gates another value", _is_in_a_gate),
     ("fusion", "its operands read different entries of their fork, and some reach nothing but this sum",
      _reads_other_entries),
+    ("fusion", "gates let into a stream what it does not carry, as in a recurrent cell", _updates_a_state),
     ("index", "the fork reaches the branch only through integers", _is_by_index),
     ("modulation", "the branch carries another value, which the fork only gates", _is_modulated),
     ("elementwise", "nothing between fork and join mixes entries", _mixes_nothing),

@@ -155,7 +155,7 @@ class Exclusive:
         if position not in term.operands:
             return None
         if len(self._flow.sources[user]) != 1:
-            entrywise = (term.kind == "product" and term.tag == "scale") or term.kind == "norm"
+            entrywise = (term.kind == "product" and term.tag in ("scale", "share")) or term.kind == "norm"
             return _broadcast(labels, term.shape) if entrywise else None
         if term.kind == "move":
             return self.moved(position, user, labels)

@@ -10,7 +10,6 @@ from idfx.ops.semantics import (
     OpSemantics,
     add,
     concat,
-    gate,
     is_operand,
     keeps_zero,
     operator,
@@ -70,8 +69,7 @@ def add_quotient(x: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> OpSem
 @operator("aten.lerp", "aten.lerp_")
 def interpolated(x: Any, end: Any, weight: Any) -> OpSemantics:
     """Interpolation: x + weight · (end − x), which is (1 − weight) · x + weight · end."""
-    rest = OpSemantics(Kind.PRODUCT, (x, gate(weight)), tag="scale") if is_operand(weight) else scale(x, 1.0 - weight)
-    return add(rest, product(end, weight))
+    return add(product(x, subtracted_from(weight, 1) if is_operand(weight) else 1.0 - weight), product(end, weight))
 
 
 @operator("aten.maximum", "aten.minimum", "aten.fmax", "aten.fmin")
