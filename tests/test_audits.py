@@ -569,6 +569,8 @@ def test_where_values_come_out_of_sight_no_parameter_is_called_unused():
     assert named == {"idle.weight", "idle.bias"}
     audit = audited(Mapped(True), (X[:, :4],), only=["unused"])
     assert audit.findings == () and "outside torch's operators" in audit.measures["unused"]["not judged"]
+    roles = idfx.analyze(Mapped(True), (X[:, :4],)).roles
+    assert roles["idle.weight"].name == "unresolved" and "outside torch's operators" in roles["idle.weight"].evidence
 
 
 class Adapter(nn.Module):

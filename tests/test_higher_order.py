@@ -194,3 +194,5 @@ def test_an_operator_that_becomes_a_view_of_itself_is_a_view() -> None:
     found = idfx.analyze(model, (X,))
     assert found.unknown == () and {end.parameter for join in found.joins for end in join.ends} == {"fc.weight"}
     assert torch.equal(replay(found.capture, model, (X,), {})[0], model(X))
+    certificate = idfx.init_(model, (X,)).certificate
+    assert certificate is not None and certificate.passed

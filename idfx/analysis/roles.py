@@ -18,6 +18,9 @@ from idfx.analysis.traits import read_traits
 from idfx.core.records import Join, Role
 from idfx.core.roles import RoleName
 
+_UNUSED = Role(RoleName.UNUSED, "the forward pass of the example does not use it")
+_UNSEEN = Role(RoleName.UNRESOLVED, "no use of it was found, but some values come from outside torch's operators")
+
 
 def _first_and_last(flow: Dataflow, paths: Paths) -> tuple[frozenset[int], frozenset[int]]:
     """The weight sites with no weight before them, and those with none between them and the outputs."""
@@ -49,5 +52,5 @@ def assign_roles(
         if uses:
             roles[name] = role_of(Case(uses, info.shape, around, parts))
         else:
-            roles[name] = Role(RoleName.UNUSED, "the forward pass of the example does not use it")
+            roles[name] = _UNSEEN if flow.capture.out_of_sight else _UNUSED
     return roles

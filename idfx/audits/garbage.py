@@ -12,6 +12,7 @@ from idfx.audits.tables import LARGE
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError
 from idfx.core.records import Plan, Structure
+from idfx.core.torch_private import stored
 
 
 def refuse_garbage(model: nn.Module, structure: Structure, plan: Plan) -> None:
@@ -46,8 +47,9 @@ def _sizes(model: nn.Module, plan: Plan) -> Iterator[tuple[str, float]]:
     """Yield the largest entry in size of each floating-point tensor that a plan leaves as it is."""
     own = unwrap(model)
     tensors: Iterator[tuple[str, Tensor]] = iter((*own.named_parameters(), *own.named_buffers()))
-    for name, tensor in tensors:
+    for name, whole in tensors:
+        tensor = stored(whole.detach())
         left = name not in plan.decisions and name not in plan.loaded
         if left and tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
-            low, high = (float(end) for end in tensor.detach().aminmax())
+            low, high = (float(end) for end in tensor.aminmax())
             yield name, math.nan if math.isnan(low) else max(-low, high)

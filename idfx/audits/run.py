@@ -20,6 +20,7 @@ from idfx.capture.wrappers import unwrap
 from idfx.core.errors import AuditError, UsageError
 from idfx.core.findings import SEVERITIES, Audit, Finding, Measure, Spectrum, WeightFingerprint
 from idfx.core.records import Structure
+from idfx.core.torch_private import stored
 from idfx.measuring.batches import described
 from idfx.measuring.trial import BUDGET, BatchRun
 
@@ -125,7 +126,7 @@ def examine(
         UsageError: an unknown metric.
     """
     model = unwrap(model)
-    tensors = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+    tensors = {name: stored(value.detach()) for name, value in (*model.named_parameters(), *model.named_buffers())}
     tensors.update(attributes(model))
     subject = AuditContext(model, structure, StructureQueries(structure), tensors, unwritten, trial)
     found, names = _Found(subject), asked(only, also)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from idfx.audits.metric import metric
 from idfx.audits.subject import AuditContext
 from idfx.core.findings import Finding, Measure
-from idfx.core.records import FACTS, Capture
 
 _TRAINED = "Nothing, if training uses this path; it is initialised and judged like the rest."
 _REMEDY = "Remove it, or use it in the forward; DistributedDataParallel needs find_unused_parameters for it."
@@ -25,7 +24,7 @@ def unused(subject: AuditContext) -> Iterator[Finding | Measure]:
     Unit: entries. Threshold: 0 (warning): it is stored and updated by weight decay, but never learns; info for
     parameters that training mode uses, such as auxiliary heads.
     """
-    if _out_of_sight(subject.structure.capture):
+    if subject.structure.capture.out_of_sight:
         yield Measure("unused", "not judged", "some values are computed outside torch's operators")
         return
     trained = trained_only(subject)
@@ -44,7 +43,7 @@ def trained_only(subject: AuditContext) -> frozenset[str]:
     Args:
         subject: of the audit; if every parameter reaches an output, training mode is not captured.
     """
-    if not subject.unreached or _out_of_sight(subject.structure.capture) or subject.training is None:
+    if not subject.unreached or subject.structure.capture.out_of_sight or subject.training is None:
         return frozenset()
     return frozenset(subject.unreached).difference(subject.training.unreached)
 
@@ -52,9 +51,3 @@ def trained_only(subject: AuditContext) -> frozenset[str]:
 def _message(subject: AuditContext) -> str:
     message = "no path leads from it to an output of the model"
     return message if subject.training is not None else f"{message} in evaluation mode; training mode cannot be read"
-
-
-def _out_of_sight(capture: Capture) -> bool:
-    """Whether the graph reads a tensor that is not a parameter, a buffer, or a constant with known values."""
-    leaves = (node for node in capture.graph.nodes if node.op == "get_attr" and node.meta[FACTS].kind == "constant")
-    return any(node.name not in capture.constants for node in leaves)

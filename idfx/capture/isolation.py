@@ -55,6 +55,13 @@ def _restored_attributes(model: nn.Module) -> Iterator[None]:
                 value.update(kept_value)
 
 
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Run in the modes that the model is in; random states and attributes are as before afterwards."""
+    with _restored_random_state(model), _restored_attributes(model):
+        yield
+
+
 class KeptParameters:
     """Restores parameters that a forward writes to (a momentum encoder); each is copied just before it changes."""
 

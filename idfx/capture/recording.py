@@ -12,6 +12,7 @@ import torch
 import torch.fx
 from torch import nn
 
+from idfx.capture.blame import at_fault
 from idfx.capture.graph import assemble, attribute_name
 from idfx.capture.inputs import names_of_tensors
 from idfx.capture.module_path import ModulePath
@@ -36,7 +37,8 @@ def trace_calls(
     Raises:
         ForwardError: the forward raised on the example, on meta tensors and on real ones.
         ResourceError: memory ran out in the forward.
-        CaptureError: the forward returns no tensor, or needs values that the model does not have (meta device).
+        CaptureError: the forward returns no tensor, needs values that the model does not have (meta device), or runs
+            without idfx alone.
     """
     try:
         return one_pass(model, example, "meta")
@@ -54,8 +56,8 @@ def trace_calls(
     except ForwardError as error:
         try:
             return one_pass(model, example, "real", grad=True)
-        except ForwardError:
-            raise error from error.__cause__
+        except ForwardError as other:
+            raise at_fault(model, example, error, other) from error.__cause__
 
 
 def one_pass(
@@ -99,7 +101,7 @@ def _note_zeros(graph: torch.fx.Graph, tensors: Mapping[str, torch.Tensor], mean
         if node.op != "get_attr" or facts.kind == "parameter":
             continue
         tensor = tensors[str(node.target)]
-        known = not tensor.is_meta and not is_transformed(tensor)
+        known = not tensor.is_meta and not is_transformed(tensor) and tensor.layout == torch.strided
         if not tensor.any() if known else facts.name in means:
             node.meta[FACTS] = facts._replace(zero=True)
 

@@ -11,7 +11,8 @@ from torch import nn
 from idfx.capture.inputs import misfit
 from idfx.capture.isolation import KeptParameters, undisturbed
 from idfx.capture.module_path import ModulePath
-from idfx.core.errors import CaptureError, ForwardError, IdfxError, ResourceError, out_of_memory, shortened
+from idfx.core.errors import ForwardError, IdfxError, ResourceError, out_of_memory, shortened
+from idfx.ops.semantics import operator_name
 
 
 def run(
@@ -32,10 +33,14 @@ def run(
     from idfx.capture.dispatch import HigherOrderCalls, OperatorCalls  # not every version of torch supports it
 
     kept = KeptParameters(model)
+    now = ["", ""]  # an operator, and whether it still runs
 
     def watched(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        now[:] = operator_name(func), "at"
         kept.before(func, args, kwargs)
-        return on_call(func, args, kwargs)
+        result = on_call(func, args, kwargs)
+        now[1] = "after"
+        return result
 
     with undisturbed(model, grad, training), path.follow(model):
         try:
@@ -45,31 +50,36 @@ def run(
             raise
         except Exception as error:
             where = f"module {path.current!r}" if path.current else "its own forward"
-            if out_of_memory(error):
-                raise ResourceError(
-                    f"{type(model).__name__}: out of memory in {where} on {_shapes(args, kwargs)}"
-                    f" ({shortened(error)}); expected enough memory for the computation."
-                    " Use smaller inputs, a smaller --dtype or another --device."
-                ) from error
-            if "not registered" in str(error) and OperatorCalls.__name__ in str(error):
-                raise CaptureError(
-                    f"{type(model).__name__}: forward calls an operator for control flow (torch.cond, for instance) in "
-                    f"{where}, which hides its operators; expected Python control flow. Use an if or a loop."
-                ) from error
-            words = " ".join(str(error).split())
-            words = words if len(words) <= 300 else words[:297] + "..."
-            words += "" if words.endswith((".", "!", "?")) else "."
-            hint = "Give suitable inputs: --input-shape on the command line, example_inputs in Python."
-            if isinstance(error, TypeError):
-                hint = misfit(model, args, kwargs) or hint
-            elif isinstance(error, RecursionError):
-                hint = "Expected a forward that ends: see whether it calls itself, or raise sys.setrecursionlimit."
-            raise ForwardError(
-                f"{type(model).__name__}: forward raised {type(error).__name__} in {where} on {_shapes(args, kwargs)}: "
-                f"{words} {hint}"
-            ) from error
+            operator = f" {now[1]} {now[0]}" if now[0] else ""
+            raise _told(error, model, args, kwargs, where, operator) from error
         finally:
             kept.put_back()
+
+
+def _told(
+    error: Exception, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], where: str, operator: str
+) -> IdfxError:
+    """What a forward raised, in terms of the model."""
+    if out_of_memory(error):
+        return ResourceError(
+            f"{type(model).__name__}: out of memory in {where} on {_shapes(args, kwargs)}"
+            f" ({shortened(error)}); expected enough memory for the computation."
+            " Use smaller inputs, a smaller --dtype or another --device."
+        )
+    words = " ".join(str(error).split())
+    words = words if len(words) <= 300 else words[:297] + "..."
+    hint = "Give suitable inputs: --input-shape on the command line, example_inputs in Python."
+    if isinstance(error, TypeError):
+        hint = misfit(model, args, kwargs) or hint
+    elif isinstance(error, RecursionError):
+        hint = "Expected a forward that ends: see whether it calls itself, or raise sys.setrecursionlimit."
+    full = words if words.endswith((".", "!", "?")) else f"{words}."
+    told = ForwardError(
+        f"{type(model).__name__}: forward raised {type(error).__name__} in {where} on {_shapes(args, kwargs)}: "
+        f"{full} {hint}"
+    )
+    told.raised = f"{type(error).__name__} in {where}{operator} ({words.rstrip('.')})"
+    return told
 
 
 def _shapes(args: Sequence[Any], kwargs: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from idfx.analysis.role_overrides import override_roles, with_scale_ends
 from idfx.analysis.structure import build_structure
+from idfx.capture.blame import at_fault
 from idfx.capture.interpreter import OnCall
 from idfx.capture.module_path import ModulePath
 from idfx.capture.nested import map_example, tensors_in
@@ -107,16 +108,18 @@ def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> float:
 
 
 def _second(model: nn.Module, structure: Structure) -> tuple[Example, list[torch.Tensor], _Observer] | None:
-    """Run another example of the same form; if the model rejects its integers, run one with the original integers."""
+    """Run another example of the same form; if the model rejects its integers, run one with the original integers.
+
+    None if there is no other, or if the model rejects it as well.
+    """
     for whole in (True, False):
         changed = another(structure.capture.example, whole)
         if changed is None:
             return None
         try:
             return changed, *_observed(model, structure, changed, strict=False)
-        except ForwardError:
-            if not whole:
-                raise
+        except ForwardError:  # the values are drawn, and not the caller's
+            continue
     return None
 
 
@@ -160,6 +163,7 @@ def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, fl
 
     Raises:
         ForwardError: the model raised.
+        CaptureError: the model raised only while it was watched.
         CertificateError: two runs on the same inputs take different paths.
     """
     model, remark = unwrap(model), ""
@@ -224,7 +228,10 @@ def _observed(
     calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
     names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
     observer = _Observer(watched, ends, names, strict)
-    outputs = run_once(model, capture, example or capture.example, observer.on_call)
+    try:
+        outputs = run_once(model, capture, example or capture.example, observer.on_call)
+    except ForwardError as error:
+        raise error if example else at_fault(model, capture.example, error) from error
     if strict and observer.calls != capture.calls:
         raise _OtherPathError
     return outputs, observer

@@ -154,6 +154,12 @@ class Capture:
         return {node: tensor for node, tensor in found.items() if not tensor.is_meta}
 
     @functools.cached_property
+    def out_of_sight(self) -> bool:
+        """Whether the forward reads a tensor that comes from outside torch's operators and whose values are unknown."""
+        leaves = (node.name for node in self.graph.nodes if node.op == "get_attr")
+        return any(self._facts[name].kind == "constant" and name not in self.constants for name in leaves)
+
+    @functools.cached_property
     def steps(self) -> Mapping[str, int]:
         """By node, the number of its operator call in one forward pass; -1 for a node that is no call."""
         return {node: facts.step for node, facts in self._facts.items()}

@@ -28,7 +28,12 @@ class SourceError(IdfxError):
 
 
 class ForwardError(IdfxError):
-    """The model raised in its own forward; the message names the module and quotes the model's error."""
+    """The model raised in its own forward; the message names the module and quotes the model's error.
+
+    `raised` is what it raised, and where: the module and, if one was running, the operator.
+    """
+
+    raised: str = ""
 
 
 class ResourceError(IdfxError):

@@ -31,6 +31,7 @@ __all__ = [
     "plain_tensors",
     "pytree",
     "resolve_overload",
+    "stored",
     "transforms_active",
     "without_modes",
 ]
@@ -139,13 +140,28 @@ def has_memory(tensor: torch.Tensor) -> bool:
     return bool(torch._C._has_storage(tensor))
 
 
+def stored(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the entries that a tensor stores: those of a sparse one as a vector, any other as it is.
+
+    Example:
+        >>> stored(torch.eye(2).to_sparse())
+        tensor([1., 1.])
+    """
+    if tensor.layout == torch.strided:
+        return tensor
+    return tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
+
+
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Let compiled modules and functions run as ordinary Python, and flex_attention on any device.
+    """Let compiled code and checkpoints run as ordinary Python, and flex_attention on any device.
 
     The compiler is loaded only by a forward that compiles something itself.
     """
     with contextlib.ExitStack() as stack:
+        checkpoints = sys.modules.get("torch.utils.checkpoint")
+        if checkpoints is not None:
+            stack.enter_context(mock.patch.object(checkpoints, "CheckpointFunction", _Checkpoint))
         flex = sys.modules.get("torch.nn.attention.flex_attention")
         if flex is not None and hasattr(flex, "_validate_device"):
             stack.enter_context(mock.patch.object(flex, "_validate_device", lambda *tensors: None))
@@ -162,6 +178,17 @@ def eager() -> Iterator[None]:
 
         stack.enter_context(mock.patch.object(torch, "compile", compiled))
         yield
+
+
+class _Checkpoint:
+    """A reentrant checkpoint as plain code; torch's own hides what is inside from autograd until the backward pass."""
+
+    @staticmethod
+    def apply(function: Any, preserve: bool, *args: Any) -> Any:
+        """Return function(*args), cut off from gradients if no argument has any, as in torch."""
+        follow = any(isinstance(value, torch.Tensor) and value.requires_grad for value in args)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and follow):
+            return function(*args)
 
 
 @contextlib.contextmanager
