@@ -172,14 +172,40 @@ class Gated(nn.Module):
         return x + self.gate(condition) * self.fc(x)
 
 
-def test_a_block_is_not_closed_twice() -> None:
-    """Beside a gate of zeros, an end near zero would get no gradient."""
+@pytest.mark.parametrize("scheme", ["idinit", "idfx", "fixup", "rezero", "zero"])
+def test_a_block_is_not_closed_twice(scheme: str) -> None:
+    """The author's gate of zeros closes it. Beside an end near zero, neither would get a gradient."""
     torch.manual_seed(0)
-    net, x = Gated(), rows(4, 8)
-    idfx.init_(net, (x, rows(4, 3)))
-    assert torch.allclose(net(x, rows(4, 3)), x, atol=1e-4)
-    net(x, rows(4, 3)).pow(2).sum().backward()
-    assert net.fc.weight.grad is not None and float(net.fc.weight.grad.abs().max()) > 1e-2
+    net, inputs = Gated(), (rows(4, 8), rows(4, 3))
+    report = idfx.init_(net, inputs, scheme=scheme)
+    assert not net.gate.weight.any() and "gate.weight" in report.plan.kept
+    assert report.certificate is not None and report.certificate.passed
+    assert [check.status for check in report.certificate.checks] == ["identity"]
+    assert torch.equal(net(*inputs), inputs[0])
+    for weight in (net.gate.weight, net.fc.weight):  # one step after the other
+        net.zero_grad()
+        net(*inputs).pow(2).sum().backward()
+        assert weight.grad is not None and float(weight.grad.abs().max()) > 1e-2
+        with torch.no_grad():
+            net.gate.weight -= 0.01 * net.gate.weight.grad
+
+
+def test_a_gate_of_zeros_whose_bias_is_not_zero_closes_nothing() -> None:
+    torch.manual_seed(0)
+    net = Gated()
+    nn.init.ones_(net.gate.bias)
+    report = idfx.init_(net, (rows(4, 8), rows(4, 3)))
+    assert not net.gate.weight.any() and bool((net.gate.bias == 1).all())
+    assert float(net.fc.weight.abs().max()) == pytest.approx(1e-6)
+    assert report.certificate is not None and report.certificate.certified == 1
+
+
+def test_the_end_that_a_user_names_closes_a_gated_block() -> None:
+    torch.manual_seed(0)
+    net = Gated()
+    report = idfx.init_(net, (rows(4, 8), rows(4, 3)), roles={"fc.weight": "end"})
+    assert net.gate.weight.any() and float(net.fc.weight.abs().max()) == pytest.approx(1e-6)
+    assert report.certificate is not None and report.certificate.certified == 1
 
 
 class Block(nn.Module):

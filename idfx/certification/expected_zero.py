@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from idfx.analysis.queries import StructureQueries
 from idfx.analysis.role_overrides import with_scale_ends
-from idfx.core.records import Join, Plan, Structure
+from idfx.core.records import End, Join, Plan, Structure
 from idfx.fills import fills
+from idfx.planning.expressions import closed_by, gates_of
 from idfx.planning.scalars import scalar_values, source_of
 
 if TYPE_CHECKING:
@@ -55,6 +57,11 @@ def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> 
     entries = _open(structure, added, _entries(structure, plan))
     if all(_claimed(join, names, entries) for join in structure.joins if join.zeroable):
         return Claims(structure, entries)
+    gated = _gated(structure, plan, model)
+    if gated:
+        own = {name for names in gated.values() for name in names}
+        joins = tuple(_ended(structure, join, gated.get(join.name, ())) for join in structure.joins)
+        structure, entries = replace(structure, joins=joins), {**entries, **dict.fromkeys(own, 0.0)}
     other = with_scale_ends(structure)
     closer = _open(other, added, _entries(other, plan))
     joins = tuple(
@@ -62,6 +69,25 @@ def claims(structure: Structure, plan: Plan, model: nn.Module | None = None) -> 
         for join, near in zip(structure.joins, other.joins, strict=True)
     )
     return Claims(replace(structure, joins=joins), {**closer, **entries})
+
+
+def _gated(structure: Structure, plan: Plan, model: nn.Module | None) -> Mapping[str, Sequence[str]]:
+    """The kept weights of zeros that close a join as a gate, by the name of the join."""
+    values = dict(model.named_parameters()) if model is not None else {}
+    filled = {name for name, value in values.items() if bool(value.detach().any())}
+    roles = structure.roles
+    zeros = [name for name in plan.kept if name in values and name not in filled and roles[name].name.is_weight]
+    shifted = [name for name, role in roles.items() if role.name.is_shift and name in filled]
+    network = StructureQueries(structure)
+    return gates_of(network, closed_by(network, zeros, shifted)) if zeros else {}
+
+
+def _ended(structure: Structure, join: Join, gates: Sequence[str]) -> Join:
+    """A join that ends at the gate that closes it, if one does."""
+    if not gates:
+        return join
+    steps = (s.step for s in structure.sites if structure.first_names[s.parameter] == gates[0])
+    return replace(join, ends=(End(gates[0]),), zeroed_biases=(), scales=(), end_steps=tuple(steps), gain=None)
 
 
 def _added(structure: Structure, plan: Plan, model: nn.Module | None) -> set[str]:

@@ -4,35 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import networkx as nx
+
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.queries import StructureQueries
 from idfx.analysis.structure import analysis_of
 from idfx.analysis.uses import How
-from idfx.core.records import Decision
+from idfx.core.records import Decision, Join
+from idfx.core.roles import RoleName
 from idfx.ops.kinds import Kind
 
 
-def closed_by(network: StructureQueries, zeros: Sequence[str]) -> frozenset[str]:
-    """Return the parameters, all 0 in the author's start, each of which closes a block that can be closed elsewhere.
-
-    Kept beside an end near zero, such a zero would leave that end without a gradient.
+def closed_by(network: StructureQueries, zeros: Sequence[str], shifted: Collection[str] = ()) -> dict[str, list[str]]:
+    """Return the joins that can be closed by each parameter that is all 0 in the author's start and closes some.
 
     Args:
         network: the structure of the model.
         zeros: parameters that are 0 throughout, under their first names.
+        shifted: biases and shifts that are not 0, or will not be.
     """
-    if not zeros:
-        return frozenset()
-    before = _vanishing_joins(network, ())  # those that are zero without any of them
-    if _vanishing_joins(network, zeros) <= before:
-        return frozenset()
-    return frozenset(name for name in zeros if not _vanishing_joins(network, (name,)) <= before)
+    before = _vanishing_joins(network, (), shifted) if zeros else set()  # those that are zero without any of them
+    if not zeros or _vanishing_joins(network, zeros, shifted) <= before:
+        return {}
+    found = {name: sorted(_vanishing_joins(network, (name,), shifted) - before) for name in zeros}
+    return {name: joins for name, joins in found.items() if joins}
 
 
-def _vanishing_joins(network: StructureQueries, zeros: Collection[str]) -> set[str]:
+def gates_of(network: StructureQueries, closed: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the zero weights that close each join beside its ends, as a gate: without them, the fork reaches the ends.
+
+    Kept beside an end near zero, such a zero would leave that end, and itself, without a gradient.
+
+    Args:
+        network: the structure of the model.
+        closed: the joins that each zero parameter closes.
+    """
+    roles, joins = network.structure.roles, {join.name: join for join in network.structure.joins}
+    found: dict[str, list[str]] = {}
+    for name, closes in closed.items():
+        within = roles[name].name.is_weight and roles[name].name is not RoleName.END
+        for join in closes if within else ():
+            if _leads_past(network, joins[join], name):
+                found.setdefault(join, []).append(name)
+    return found
+
+
+def _leads_past(network: StructureQueries, join: Join, weight: str) -> bool:
+    """Whether the fork of a join reaches its ends otherwise than through a weight."""
+    structure, flow = network.structure, network.flow
+    own = {site.step for site in structure.sites if structure.first_names[site.parameter] == weight}
+    around = nx.subgraph_view(flow.data_graph, filter_node=lambda term: flow.step(term) not in own)
+    reached = nx.descendants(around, flow.positions[join.fork_node])
+    return {flow.step(term) for term in reached}.issuperset(join.end_steps)
+
+
+def _vanishing_joins(network: StructureQueries, zeros: Collection[str], shifted: Collection[str]) -> set[str]:
     """The joins that can be closed whose branch is zero if these parameters and all biases are."""
     roles, flow = network.structure.roles, network.flow
-    shifts = {name for name, role in roles.items() if role.name.is_shift}
+    shifts = {name for name, role in roles.items() if role.name.is_shift and name not in shifted}
     zero = _zero_terms(flow, network.structure.first_names, {*zeros, *shifts})
     joins = {join.step: join for join in network.structure.joins if join.zeroable and join.operand >= 0}
     found = set()

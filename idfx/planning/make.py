@@ -10,7 +10,7 @@ from idfx.analysis.queries import StructureQueries
 from idfx.analysis.role_overrides import with_scale_ends
 from idfx.analysis.strays import strays, told
 from idfx.core.records import Decision, Plan, Role, Structure, not_writable_reason
-from idfx.planning.deliberate import respect
+from idfx.planning.deliberate import Meant, meant, opened, respect
 from idfx.planning.factors import acting
 from idfx.schemes.scheme import SCHEMES, Keep
 
@@ -35,6 +35,8 @@ def make_plan(
     decisions: dict[str, Decision] = {}
     kept: dict[str, str] = {}
     network = StructureQueries(with_scale_ends(structure) if found.prefer_scale_ends(chosen) else structure)
+    author = Meant() if overwrite_deliberate else meant(structure, network)
+    network = StructureQueries(opened(network.structure, author.gates))
     for name, info in structure.parameters.items():
         reason = not_writable_reason(info)
         decision = Keep(reason) if reason else found.decide(info, network.structure.roles[name], network, chosen)
@@ -45,8 +47,8 @@ def make_plan(
     decisions = acting(network, decisions)
     remarks: tuple[str, ...] = ()
     if not overwrite_deliberate:
-        decisions, meant, remarks = respect(structure, network, decisions)
-        kept |= meant
+        decisions, stays, remarks = respect(structure, network, decisions, author)
+        kept |= stays
     return Plan(
         model=structure.model,
         scheme=scheme,
