@@ -217,7 +217,10 @@ def _broadcast(labels: Any, shape: tuple[int, ...] | None) -> Any:
 
 
 def _run(node: torch.fx.Node, labels: Any) -> Any:
-    """Run an operator of one tensor on labels; a view that labels repeated without memory do not allow, on a copy."""
+    """Run an operator of one tensor on labels; a view that labels repeated without memory do not allow, on a copy.
+
+    None if it takes no whole numbers: view_as_complex, say, makes one entry of two.
+    """
 
     def run(labels: Any) -> Any:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: labels)
@@ -226,14 +229,13 @@ def _run(node: torch.fx.Node, labels: Any) -> Any:
             return node.target(*args, **kwargs)
 
     try:
-        result = run(labels)
-    except RuntimeError:
-        if not isinstance(labels, torch.Tensor) or labels.is_contiguous():
-            raise
-        result = run(labels.contiguous())
-    if (
-        isinstance(result, torch.Tensor) and result.dtype != torch.int64
-    ):  # another type: the entries stay where they are
+        try:
+            result = run(labels)
+        except RuntimeError:
+            result = run(labels.contiguous())
+    except (RuntimeError, AttributeError):  # labels in a list have no copy
+        return None
+    if isinstance(result, torch.Tensor) and result.dtype != torch.int64:  # another type: the entries stay where they are
         return labels if isinstance(labels, torch.Tensor) and result.shape == labels.shape else None
     return result
 
