@@ -235,7 +235,9 @@ def _run(node: torch.fx.Node, labels: Any) -> Any:
             result = run(labels.contiguous())
     except (RuntimeError, AttributeError):  # labels in a list have no copy
         return None
-    if isinstance(result, torch.Tensor) and result.dtype != torch.int64:  # another type: the entries stay where they are
+    if (
+        isinstance(result, torch.Tensor) and result.dtype != torch.int64
+    ):  # another type: the entries stay where they are
         return labels if isinstance(labels, torch.Tensor) and result.shape == labels.shape else None
     return result
 
