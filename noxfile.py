@@ -69,3 +69,10 @@ def wheel(session: nox.Session) -> None:
         (built,) = Path(folder).glob("*.whl")
         session.install(str(built))
         session.run(".ci/main-command", external=True)
+
+
+@nox.session(python=PYTHONS[0])
+def site(session: nox.Session) -> None:
+    """The documentation site, in build/site; a dead link is an error."""
+    session.install("-e", ".[docs,lightning,transformers]")
+    session.run("mkdocs", "build", "--strict", external=False)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from idfx.planning.export import save
     from idfx.planning.rewrite import rewrite
     from idfx.planning.scalars import fold_
+    from idfx.report.show import show
 
 _HOMES = {
     "CertificateError": "idfx.core.errors",
@@ -52,6 +53,7 @@ _HOMES = {
     "read_plan": "idfx.api",
     "rewrite": "idfx.planning.rewrite",
     "save": "idfx.planning.export",
+    "show": "idfx.report.show",
 }
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "read_plan",
     "rewrite",
     "save",
+    "show",
 ]
 
 install()

@@ -154,3 +154,12 @@ def test_biases_of_experts_that_a_router_looks_up_may_be_zero():
             return self.fc(x) + self.bias[self.router(x).argmax(-1)]
 
     assert [entry for entry in found(Routed(), torch.randn(3, 8)) if entry[1] == "lookups"] == []
+
+
+def test_entries_of_large_tables_are_found_by_exact_numbers():
+    """From 2²⁴ on, float32 has no odd numbers: the last entry of a table of 2²⁴ entries would be one too far."""
+    from idfx.audits.clones import _some
+
+    size = 2**24 + 4
+    found = _some(torch.arange(size, dtype=torch.int32)[None])[0].tolist()
+    assert len(found) == 64 and (found[0], found[-1]) == (0, size - 1)

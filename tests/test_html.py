@@ -24,8 +24,6 @@ import pytest
 import torch
 from made_audits import made
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -37,7 +35,6 @@ from idfx.core.findings import Audit, Block, Finding, ParameterState
 from idfx.report.html import page
 from idfx.report.html_places import Places
 
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 ARTEFACTS = Path(os.environ.get("IDFX_ARTEFACTS", Path(__file__).parent / "artefacts"))
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><b>&amp;'"
 browser = pytest.mark.browser
@@ -129,31 +126,6 @@ class Page:
 
     def complaints(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[webdriver.Chrome]:
-    """One browser for all tests."""
-    for file in (CHROMIUM, DRIVER):
-        if not Path(file).exists():
-            pytest.fail(
-                f"{file}: not there; the tests of the page need Chromium. apt-get install chromium chromium-driver, or"
-                " leave them out: pytest -m 'not browser and not slow and not cuda'."
-            )
-    options = Options()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1400,1000",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture

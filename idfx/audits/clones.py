@@ -67,7 +67,7 @@ def _experts(subject: AuditContext, info: ParameterInfo, role: Role) -> Iterator
 def _some(rows: Tensor) -> Tensor:
     """Up to 64 evenly spaced entries of each row."""
     size = rows.shape[1]
-    return rows[:, torch.linspace(0, size - 1, min(size, LOOKED_AT), device=rows.device).long()]
+    return rows[:, torch.linspace(0, size - 1, min(size, LOOKED_AT), dtype=torch.float64, device=rows.device).long()]
 
 
 def _is_random(some: Tensor) -> bool:

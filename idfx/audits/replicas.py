@@ -59,7 +59,7 @@ def copied_rows(matrices: Tensor) -> int:
         (2, 0)
     """
     count, rows, columns = matrices.shape
-    some = torch.linspace(0, columns - 1, min(columns, _LOOKED_AT), device=matrices.device).long()
+    some = torch.linspace(0, columns - 1, min(columns, _LOOKED_AT), dtype=torch.float64, device=matrices.device).long()
     number = torch.arange(count, device=matrices.device).view(-1, 1).expand(count, rows).reshape(-1)
     suspects = _repeated(number, matrices.index_select(2, some).reshape(count * rows, -1))
     if not suspects.any():

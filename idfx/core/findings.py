@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from idfx.core.shown import Shown
+
 Severity = Literal["info", "warning", "error"]
 PointKind = Literal["weight", "activation", "join"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
@@ -232,7 +234,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Shown):
     """The results of the metrics for a model.
 
     `findings` are sorted by severity, errors first. `measures` are numbers by metric and name. `metrics` lists those

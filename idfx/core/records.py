@@ -22,6 +22,7 @@ from idfx.core.captured import ParameterInfo as ParameterInfo
 from idfx.core.captured import first_names as first_names
 from idfx.core.captured import not_writable_reason as not_writable_reason
 from idfx.core.roles import RoleName
+from idfx.core.shown import Shown
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -201,13 +202,12 @@ class Unknown:
 
 
 @dataclass(frozen=True)
-class Structure:
+class Structure(Shown):
     """What the graph of a model says about its parameters.
 
     `joins` are the residual joins, in order of execution; `sums` are the other sums of data, each with the reason why
     it is not a join. `roles` has every parameter; `role_overrides` has those whose role the user has set. `analysis`
-    has further results for later stages (`idfx.analysis.record`). `training` is the structure of the path in training
-    mode, if that uses parameters that the example leaves out in evaluation mode.
+    has further results for later stages (`idfx.analysis.record`).
     """
 
     model: str
@@ -220,7 +220,6 @@ class Structure:
     capture: Capture = field(repr=False, compare=False)
     role_overrides: Mapping[str, str] = field(default_factory=dict)
     analysis: Any = field(default=None, repr=False, compare=False)
-    training: Structure | None = field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def first_names(self) -> Mapping[str, str]:
@@ -265,7 +264,7 @@ class Scalar:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """A decision for each parameter that is written, and a reason for each one that is kept.
 
     `loaded` has the parameters taken from a checkpoint, each with the name of its file. `roles` are the roles that the
@@ -344,7 +343,7 @@ class StartCheck:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Shown):
     """The results of two runs of the initialised model: `finite` outputs, and `distinct` outputs for distinct inputs.
 
     `distinct` is None if the features at the joins differ but the outputs do not, as with a class token that only
@@ -380,7 +379,7 @@ class Certificate:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """The results of `init_`: structure, plan and certificate."""
 
     structure: Structure

@@ -1,0 +1,1 @@
+"""One line for other libraries: each module here needs the library whose name it has."""
