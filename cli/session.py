@@ -94,6 +94,7 @@ def build_and_read(
     progress.step("load libraries")
     from idfx.analysis.role_overrides import override_roles, read_words
     from idfx.analysis.structure import build_structure
+    from idfx.analysis.training import with_training
     from idfx.capture.inputs import check, no_example, takes_nothing
     from idfx.capture.tracing import capture
     from idfx.capture.wrappers import unwrap
@@ -115,7 +116,7 @@ def build_and_read(
     progress.step(f"capture {spec}")
     captured = capture(built.model, example, lambda: built.pending.materialize(built.model), options["tracer"])
     progress.step(f"analyze {spec}")
-    structure = override_roles(build_structure(captured), words)
+    structure = override_roles(with_training(built.model, build_structure(captured)), words)
     if structure.unknown:
         names = ", ".join(f"{u.operator} in {u.sites[0]}" for u in structure.unknown)
         plural = "" if len(structure.unknown) == 1 else "s"

@@ -80,7 +80,24 @@ def shared() -> Attends:
     return Attends(make, both=line(), v=line())
 
 
-FORMS = {form.__name__: form for form in (separate, fused, multi_query, only_keys, shared)}
+def rotated(x: torch.Tensor) -> torch.Tensor:
+    """Rotary positions: each pair of entries is turned by an angle that grows along the places."""
+    angles = torch.arange(x.shape[-2])[:, None] * torch.tensor([1.0, 0.1]).repeat(x.shape[-1] // 4 * 2)
+    first, second = x.chunk(2, -1)
+    return x * angles.cos() + torch.cat((-second, first), -1) * angles.sin()
+
+
+def interleaved() -> Attends:
+    """Each head has its query, key and value next to each other in one weight, as in GPT-NeoX."""
+
+    def make(m: Attends, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = heads(m.weights["all"](x)).chunk(3, -1)
+        return rotated(q), rotated(k), v
+
+    return Attends(make, all=line(3 * WIDTH))
+
+
+FORMS = {form.__name__: form for form in (separate, fused, multi_query, only_keys, shared, interleaved)}
 
 
 def started(form: str, **options: Any) -> tuple[Attends, idfx.Report]:
@@ -126,7 +143,7 @@ def test_equal_scores_learn(form: str) -> None:
 
 def report_zero(form: str) -> tuple[str, ...]:
     """The weight that makes queries, or keys where no weight makes queries."""
-    part = {"separate": "q", "fused": "all", "multi_query": "all", "only_keys": "k", "shared": "both"}[form]
+    part = {"separate": "q", "only_keys": "k", "shared": "both"}.get(form, "all")
     return (f"weights.{part}.weight",)
 
 
@@ -135,6 +152,14 @@ def test_only_the_rows_of_the_queries_are_near_zero() -> None:
     q, k, v = model.get_parameter("weights.all.weight").detach().chunk(3)
     assert float(q.abs().max()) == pytest.approx(1e-6)
     assert torch.equal(k, torch.eye(WIDTH)) and torch.equal(v, torch.eye(WIDTH))
+
+
+def test_the_rows_of_queries_are_found_head_by_head_and_behind_rotary_positions() -> None:
+    model, _ = started("interleaved", loosen="none")
+    weight = model.get_parameter("weights.all.weight").detach()
+    q, k, v = weight.view(HEADS, 3, WIDTH // HEADS, WIDTH).unbind(1)
+    assert float(q.abs().max()) == pytest.approx(1e-6)
+    assert bool((k.abs().sum(-1) == 1).all()) and bool((v.abs().sum(-1) == 1).all())
 
 
 class Hidden(nn.Module):

@@ -196,3 +196,20 @@ def test_an_operator_that_becomes_a_view_of_itself_is_a_view() -> None:
     assert torch.equal(replay(found.capture, model, (X,), {})[0], model(X))
     certificate = idfx.init_(model, (X,)).certificate
     assert certificate is not None and certificate.passed
+
+
+def test_rows_that_become_complex_numbers_are_not_followed() -> None:
+    """Rotary positions as complex numbers: the operator takes no whole numbers, with which rows are followed."""
+
+    def rotated(x: Tensor) -> Tensor:
+        turns = torch.polar(torch.ones(16, 4), torch.arange(16.0)[:, None] * torch.ones(4)).to(x.device)
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * turns).flatten(-2)
+
+    model = Attention(lambda q, k, v: scaled_dot_product_attention(rotated(q), rotated(k), v))
+    model.key, model.value = nn.Linear(32, 32, bias=False), nn.Linear(32, 32)
+    x = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
+    found = idfx.analyze(model, (x,))
+    assert [end.parameter for join in found.joins for end in join.ends] == ["out.weight"]
+    assert "query" in found.roles["query.weight"].traits and "key" in found.roles["key.weight"].traits
+    certificate = idfx.init_(model, (x,)).certificate
+    assert certificate is not None and certificate.passed

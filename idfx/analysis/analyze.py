@@ -10,6 +10,7 @@ from torch import nn
 
 from idfx.analysis.role_overrides import override_roles
 from idfx.analysis.structure import build_structure
+from idfx.analysis.training import with_training
 from idfx.capture.inputs import check as check_inputs
 from idfx.capture.inputs import no_example, takes_nothing
 from idfx.capture.tracing import capture
@@ -61,7 +62,8 @@ def analyze(
 ) -> Structure:
     """Return the structure of a model: joins, weight uses, and the role of every parameter.
 
-    The model is run once, usually on meta tensors, and does not change.
+    The model is run once, usually on meta tensors, and does not change; if parameters are unused, once more in training
+    mode.
 
     Args:
         model: any module, in any mode, dtype and on any device, wrapped or not, including a torch.fx.GraphModule; or a
@@ -103,4 +105,5 @@ def analyze(
         given = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs or ())
         example = Example(given, dict(example_kwargs or {}))
     check_inputs(unwrap(model), example, type(unwrap(model)).__name__, "python")
-    return override_roles(build_structure(capture(model, example, tracer=tracer)), roles or {})
+    found = with_training(model, build_structure(capture(model, example, tracer=tracer)))
+    return override_roles(found, roles or {})

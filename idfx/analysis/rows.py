@@ -107,26 +107,42 @@ class Exclusive:
         return ranges(found) or (() if alone else None)
 
     def arriving(self, term: int, target: int) -> Ranges | None:
-        """Return the rows of a site that are among the entries of another term, None where they cannot be followed.
+        """Return the rows of a site that another term is made of, None where they cannot be followed.
+
+        Where rows are mixed with each other (rotary positions, a normalisation), all of them go on.
 
         Args:
             term: the weight site.
-            target: a later term, with nothing in between that mixes rows.
+            target: a later term, with no other weight in between.
         """
         labels = self._labels(term)
         here: dict[int, Any] = {} if labels is None else {term: labels}
-        heap = [*here]
+        heap, rows = [*here], 0 if labels is None else int(labels.max())
         while heap:
             position = heapq.heappop(heap)
             state = here.pop(position)
             if position == target:
                 return ranges({row - 1 for row in _rows(state) if row > 0})
             for user in self._flow.users.get(position, ()):
-                after = self._through(position, user, state) if user <= target and user not in here else None
-                if after is not None:
+                after = self._onwards(position, user, state, rows) if user <= target else None
+                if after is not None and user in here:
+                    here[user] = _rows(after) | _rows(here[user])
+                elif after is not None:
                     here[user] = after
                     heapq.heappush(heap, user)
         return None
+
+    def _onwards(self, position: int, user: int, state: Any, count: int) -> Any:
+        """The labels after one more term, as a set where it mixes rows; None behind another weight.
+
+        None also where an unknown part is selected, unless it is one of rows that were selected before they were mixed.
+        """
+        term = self._flow.terms[user]
+        after = None if isinstance(state, set) else self._through(position, user, state)
+        known = isinstance(state, set) and len(state) < count
+        if after is None and term.kind is not Kind.CONTRACT and (term.kind is not Kind.MOVE or known):
+            return _rows(state)
+        return after
 
     def _steers(self, position: int, user: int, chosen: Mapping[int, int]) -> bool:
         """Whether a value only gates another value at a term: a gate, or the factor that does not make it zero."""
@@ -217,7 +233,10 @@ def _broadcast(labels: Any, shape: tuple[int, ...] | None) -> Any:
 
 
 def _run(node: torch.fx.Node, labels: Any) -> Any:
-    """Run an operator of one tensor on labels; a view that labels repeated without memory do not allow, on a copy."""
+    """Run an operator of one tensor on labels; a view that labels repeated without memory do not allow, on a copy.
+
+    None if it takes no whole numbers: view_as_complex, say, makes one entry of two.
+    """
 
     def run(labels: Any) -> Any:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: labels)
@@ -226,11 +245,12 @@ def _run(node: torch.fx.Node, labels: Any) -> Any:
             return node.target(*args, **kwargs)
 
     try:
-        result = run(labels)
-    except RuntimeError:
-        if not isinstance(labels, torch.Tensor) or labels.is_contiguous():
-            raise
-        result = run(labels.contiguous())
+        try:
+            result = run(labels)
+        except RuntimeError:
+            result = run(labels.contiguous())
+    except (RuntimeError, AttributeError):  # labels in a list have no copy
+        return None
     if (
         isinstance(result, torch.Tensor) and result.dtype != torch.int64
     ):  # another type: the entries stay where they are

@@ -28,6 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from idfx.building.effects import effect
 from idfx.building.tape import Step, Tape, View
 from idfx.core.errors import UsageError
+from idfx.core.memory import check_room, size_of
 from idfx.core.registry import did_you_mean
 from idfx.core.torch_private import TorchDispatchMode, has_memory, memory, plain_tensors, pytree
 
@@ -154,8 +155,10 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Raises:
             UsageError: the model has no such name.
+            ResourceError: the values do not fit in memory.
         """
         wanted = _checked(model, names)
+        self.check_room(model, wanted)
         owners: dict[int, list[str]] = {}
         for name, tensor in _tensors(model):
             if (key := _key(tensor)) in self._tapes:
@@ -166,6 +169,15 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._play(key, aliases[0])
         if names is None:
             self.materialize_unregistered(model)
+
+    def check_room(self, model: nn.Module, names: Collection[str] | None = None) -> None:
+        """Check that the values of pending parameters and buffers, or of those with these names, fit in memory.
+
+        Raises:
+            ResourceError: they do not.
+        """
+        own = [t for name, t in _tensors(model) if _key(t) in self._tapes and (names is None or name in names)]
+        check_room(type(model).__name__, size_of(own), "its values take")
 
     def discard(self, model: nn.Module, names: Iterable[str]) -> None:
         """Discard the draws of these parameters, which the caller overwrites entirely.

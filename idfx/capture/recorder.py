@@ -67,6 +67,29 @@ def _writes(target: Any) -> bool:
 _FAILURES = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)
 
 
+def _as_in_half_precision(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The result on meta tensors of an operator that takes their type on a device alone, as torch._grouped_mm float32.
+
+    None if it does not run in bfloat16 either, or if its floating-point operands differ in type.
+    """
+    given = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+    kinds = {tensor.dtype for tensor in given if tensor.is_floating_point()}
+    if len(kinds) != 1 or func._schema.is_mutable or not all(tensor.is_meta for tensor in given):
+        return None
+    (kind,) = kinds
+
+    def to(tensor: torch.Tensor, old: torch.dtype, new: torch.dtype) -> torch.Tensor:
+        return torch.empty_like(tensor, dtype=new) if tensor.dtype is old else tensor
+
+    half = functools.partial(to, old=kind, new=torch.bfloat16)
+    read = pytree.tree_map_only(torch.Tensor, half, (tuple(args), kwargs))
+    try:
+        result = func(*read[0], **read[1])
+    except _FAILURES:
+        return None
+    return pytree.tree_map_only(torch.Tensor, functools.partial(to, old=torch.bfloat16, new=kind), result)
+
+
 class Recorder:
     """Builds the graph call by call. A tensor is identified by its location in memory, which two objects may share.
 
@@ -188,6 +211,8 @@ class Recorder:
             if result is None:
                 result = self._value(func, node_args, node_kwargs)
             if result is None:
+                result = _as_in_half_precision(func, args, kwargs)
+            if result is None:
                 raise
         func = viewing(func, args, kwargs)
         node = self._create("call_function", func, node_args, node_kwargs)
@@ -202,6 +227,11 @@ class Recorder:
             self._detached[id(result)] = self._values[view_key(result)]
             self._values[view_key(result)] = before
         return result
+
+    def size(self) -> int:
+        """The bytes of all that the operators have made; none of it is freed before the run ends."""
+        made = {memory(t): t for t, node, _ in self._values.values() if node.op == "call_function"}
+        return sum(t.numel() * t.element_size() for t in made.values())
 
     def output(self, value: Any) -> None:
         """Record what the forward returned."""

@@ -20,6 +20,7 @@ from idfx.capture.nested import UncopiedError, copies_of, map_example, tensors_i
 from idfx.capture.recorder import Recorder, on_meta_device
 from idfx.capture.running import run
 from idfx.core.errors import CaptureError, ForwardError
+from idfx.core.memory import check_room, size_of
 from idfx.core.records import FACTS, Example, GraphFacts
 from idfx.core.torch_private import is_transformed
 
@@ -36,7 +37,7 @@ def trace_calls(
 
     Raises:
         ForwardError: the forward raised on the example, on meta tensors and on real ones.
-        ResourceError: memory ran out in the forward.
+        ResourceError: memory ran out in the forward, or a run on real tensors does not fit in it.
         CaptureError: the forward returns no tensor, needs values that the model does not have (meta device), or runs
             without idfx alone.
     """
@@ -49,6 +50,7 @@ def trace_calls(
             raise CaptureError(
                 f"{error} The model is on the meta device and its forward needs values: build it on a real device."
             ) from error
+        _check_room(model, error, materialize is not None)
     if materialize is not None:
         materialize()
     try:
@@ -58,6 +60,13 @@ def trace_calls(
             return one_pass(model, example, "real", grad=True)
         except ForwardError as other:
             raise at_fault(model, example, error, other) from error.__cause__
+
+
+def _check_room(model: nn.Module, error: ForwardError, unwritten: bool) -> None:
+    """Check that a run on real tensors fits in memory, as far as the one on meta tensors went."""
+    values = size_of((*model.parameters(), *model.buffers())) if unwritten else 0
+    what = f"it does not run on meta tensors ({error.raised}), and a run on real ones takes at least"
+    check_room(type(model).__name__, values + error.made, what)
 
 
 def one_pass(
@@ -80,8 +89,12 @@ def one_pass(
         recorder.know(name, tensor, name in parameters)
     for name, tensor in zip(names, tensors_in((args, kwargs)), strict=True):
         recorder.placeholder(name, tensor)
-    with recorder.functions:
-        result = run(model, tensors, args, kwargs, recorder.on_call, path, grad, training)
+    try:
+        with recorder.functions:
+            result = run(model, tensors, args, kwargs, recorder.on_call, path, grad, training)
+    except ForwardError as error:
+        error.made = recorder.size()
+        raise
     if next(tensors_in(result), None) is None:
         raise CaptureError(
             f"{type(model).__name__}: forward returned no tensor ({type(result).__name__}); expected at least one. "

@@ -75,7 +75,7 @@ def capture(model: nn.Module, example: Example, before_real: Materialize = None,
 
     Raises:
         ForwardError: the forward raised on the example, on meta tensors and on real ones.
-        ResourceError: memory ran out in the forward.
+        ResourceError: memory ran out in the forward, or would run out on real tensors.
         CaptureError: the forward returns no tensor, or needs values that the model does not have (meta device); the
             model is a TorchScript module; the forward runs without idfx alone; or torch.export rejects the model.
         UsageError: an unknown tracer.

@@ -30,10 +30,11 @@ class SourceError(IdfxError):
 class ForwardError(IdfxError):
     """The model raised in its own forward; the message names the module and quotes the model's error.
 
-    `raised` is what it raised, and where: the module and, if one was running, the operator.
+    `raised` is what it raised, and where: the module and the operator. `made` is the bytes of all that was computed.
     """
 
     raised: str = ""
+    made: int = 0
 
 
 class ResourceError(IdfxError):

@@ -207,7 +207,8 @@ class Structure(Shown):
 
     `joins` are the residual joins, in order of execution; `sums` are the other sums of data, each with the reason why
     it is not a join. `roles` has every parameter; `role_overrides` has those whose role the user has set. `analysis`
-    has further results for later stages (`idfx.analysis.record`).
+    has further results for later stages (`idfx.analysis.record`). `training` is the structure of the path in training
+    mode, if that uses parameters that the example leaves out in evaluation mode.
     """
 
     model: str
@@ -220,6 +221,7 @@ class Structure(Shown):
     capture: Capture = field(repr=False, compare=False)
     role_overrides: Mapping[str, str] = field(default_factory=dict)
     analysis: Any = field(default=None, repr=False, compare=False)
+    training: Structure | None = field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def first_names(self) -> Mapping[str, str]:

@@ -111,8 +111,10 @@ def apply_built_(built: Built, plan: Plan, checkpoint: Checkpoint | None = None)
 
     Raises:
         PlanError, UsageError: as in `check`; nothing is written, and the draws are still pending.
+        ResourceError: the values do not fit in memory; the same.
     """
     check(built.model, plan, checkpoint)
+    built.pending.check_room(built.model)
     built.pending.discard(built.model, [*plan.decisions, *plan.loaded])
     built.pending.materialize(built.model)
     return apply_(built.model, plan, checkpoint)

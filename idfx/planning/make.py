@@ -10,6 +10,7 @@ from idfx.analysis.queries import StructureQueries
 from idfx.analysis.role_overrides import with_scale_ends
 from idfx.analysis.strays import strays, told
 from idfx.core.records import Decision, Plan, Role, Structure, not_writable_reason
+from idfx.core.roles import RoleName
 from idfx.planning.deliberate import Meant, meant, opened, respect
 from idfx.planning.factors import acting
 from idfx.schemes.scheme import SCHEMES, Keep
@@ -19,6 +20,8 @@ def make_plan(
     structure: Structure, scheme: str = "idinit", seed: int = 0, *, overwrite_deliberate: bool = False, **options: Any
 ) -> Plan:
     """Return the plan of a scheme: what it writes into each parameter, and why it keeps the others.
+
+    Parameters that only training mode uses (auxiliary heads) are decided on its path; no scalar is added there.
 
     Args:
         structure: of the model.
@@ -30,6 +33,27 @@ def make_plan(
     Raises:
         UsageError: an unknown scheme or option, or an invalid value.
     """
+    made = _plan(structure, scheme, seed, overwrite_deliberate, options)
+    if structure.training is None:
+        return made
+    other = _plan(structure.training, scheme, seed, overwrite_deliberate, options)
+    own, roles = structure.roles, structure.training.roles
+    names = [name for name in own if own[name].name is RoleName.UNUSED and roles[name].name is not RoleName.UNUSED]
+    decisions = {name: other.decisions[name] for name in names if name in other.decisions}
+    told = {n: dataclasses.replace(d, reason=f"{d.reason}; training mode alone uses it") for n, d in decisions.items()}
+    kept = {name: reason for name, reason in made.kept.items() if name not in told}
+    kept |= {name: f"{other.kept[name]}; training mode alone uses it" for name in names if name in other.kept}
+    decided = {**made.decisions, **told}
+    order = list(structure.parameters)
+    return dataclasses.replace(
+        made,
+        decisions={name: decided[name] for name in order if name in decided},
+        kept={name: kept[name] for name in order if name in kept},
+    )
+
+
+def _plan(structure: Structure, scheme: str, seed: int, overwrite_deliberate: bool, options: Mapping[str, Any]) -> Plan:
+    """The plan for what one path of the forward uses."""
     found = SCHEMES.find(scheme)
     chosen = found.read_options(options)
     decisions: dict[str, Decision] = {}
