@@ -162,6 +162,80 @@ def test_the_rows_of_queries_are_found_head_by_head_and_behind_rotary_positions(
     assert bool((k.abs().sum(-1) == 1).all()) and bool((v.abs().sum(-1) == 1).all())
 
 
+def normed(x: torch.Tensor) -> torch.Tensor:
+    """Of length √width, as an RMS normalisation makes it."""
+    return nn.functional.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+
+
+def both_normed() -> Attends:
+    def make(m: Attends, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = (heads(m.weights[part](x)) for part in "qkv")
+        return normed(q), normed(k), v
+
+    return Attends(make, q=line(), k=line(), v=line())
+
+
+def fused_normed() -> Attends:
+    def make(m: Attends, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = heads(m.weights["all"](x)).chunk(3, -1)
+        return normed(q), normed(k), v
+
+    return Attends(make, all=line(3 * WIDTH))
+
+
+def queries_normed() -> Attends:
+    def make(m: Attends, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = (heads(m.weights[part](x)) for part in "qkv")
+        return normed(q), k, v
+
+    return Attends(make, q=line(), k=line(), v=line())
+
+
+NORMED = {form.__name__: form for form in (both_normed, fused_normed, queries_normed)}
+
+
+def own_first(model: Attends) -> float:
+    """The share of places, over batch and heads, whose largest score is the one with themselves."""
+    places = torch.arange(model.scores.shape[-1])
+    return float((model.scores.argmax(-1) == places).float().mean())
+
+
+@pytest.mark.parametrize("form", ["both_normed", "fused_normed"])
+def test_queries_that_are_normalised_are_drawn(form: str) -> None:
+    """Near zero, they would have any size behind the norm; as an identity, each place would look at itself."""
+    torch.manual_seed(0)
+    model, x = NORMED[form](), torch.randn(8, 20, WIDTH)
+    if form == "both_normed":  # whose heads read the same columns for queries and keys
+        idfx.init_(model, (x,), published=True, loosen="none")
+        model(x)
+        assert own_first(model) == 1.0
+    report = idfx.init_(model, (x,), loosen="none")
+    model(x)
+    assert own_first(model) < 0.3
+    assert [d.fill for d in report.plan.decisions.values() if "directions are drawn" in d.reason] == [
+        "normal" if form == "both_normed" else "idic_normal"
+    ]
+
+
+def test_only_the_queries_of_a_fused_weight_are_drawn() -> None:
+    torch.manual_seed(0)
+    model, x = NORMED["fused_normed"](), torch.randn(2, 5, WIDTH)
+    idfx.init_(model, (x,), loosen="none")
+    weight = model.get_parameter("weights.all.weight").detach()
+    q, k, v = weight.view(HEADS, 3, WIDTH // HEADS, WIDTH).unbind(1)
+    assert bool((q != 0).all()) and float(q.std()) == pytest.approx(WIDTH**-0.5, rel=0.3)
+    assert bool((k.abs().sum(-1) == 1).all()) and bool((v.abs().sum(-1) == 1).all())
+
+
+def test_if_only_the_queries_are_normalised_the_keys_start_near_zero() -> None:
+    torch.manual_seed(0)
+    model, x = NORMED["queries_normed"](), torch.randn(2, 5, WIDTH)
+    idfx.init_(model, (x,), loosen="none")
+    model(x)
+    assert model.scores.abs().max() < 1e-4
+    assert torch.equal(model.get_parameter("weights.q.weight").detach(), torch.eye(WIDTH))
+
+
 class Hidden(nn.Module):
     """A residual perceptron that widens its input by a factor."""
 

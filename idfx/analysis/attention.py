@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import networkx as nx
 import torch
 
-from idfx.analysis.dataflow import Dataflow, divides
+from idfx.analysis.dataflow import Dataflow, divides, normalises
 from idfx.analysis.graph import ROOT, reached
 from idfx.analysis.paths import Paths
 from idfx.analysis.views import blank, moved, strides_of
@@ -203,6 +203,23 @@ def sites_before(flow: Dataflow, operand: int) -> Iterator[int]:
         return flow.terms[position].kind == "contract"
 
     return _before(flow, (operand,), is_site, _leads_on)
+
+
+def normalised(flow: Dataflow, operand: int) -> bool:
+    """Return whether each way from the weights before a value to it crosses a normalisation, which undoes their size.
+
+    Args:
+        flow: the data flow.
+        operand: the value's term.
+    """
+
+    def is_site(position: int) -> bool:
+        return flow.terms[position].kind == "contract"
+
+    def leads_on(flow: Dataflow, position: int) -> bool:
+        return _leads_on(flow, position) and not normalises(flow, position)
+
+    return not any(_before(flow, (operand,), is_site, leads_on)) and any(sites_before(flow, operand))
 
 
 def _sites_behind(flow: Dataflow, position: int) -> Iterator[int]:

@@ -23,7 +23,8 @@ class AttentionWeights:
 
     `parts` are those that make "query", "key" and "value" (a fused one is in several), `rows` says for a part and a
     weight which of its outputs do, None where that is not known. `head_width` is D_head; `cross`: queries and keys are
-    made of different data; `encodes`: its output reaches the keys of a cross-attention.
+    made of different data; `encodes`: its output reaches the keys of a cross-attention. `undone` are the parts, query
+    or key, whose size a normalisation behind the weights takes out.
     """
 
     name: str
@@ -33,6 +34,7 @@ class AttentionWeights:
     head_width: int | None
     cross: bool
     encodes: bool
+    undone: tuple[str, ...] = ()
 
 
 class StructureQueries:
@@ -168,6 +170,8 @@ class StructureQueries:
     @functools.cached_property
     def attentions(self) -> tuple[AttentionWeights, ...]:
         """The attentions, in the order of execution."""
+        from idfx.analysis.attention import normalised
+
         flow, uses = self.flow, self._analysis.uses
         found, crossing, leading = self._attending
         weights = []
@@ -192,6 +196,7 @@ class StructureQueries:
                     head_width=shape[-1] if shape else None,
                     cross=cross,
                     encodes=bool(attention.output) and all(site in leading for site in attention.output),
+                    undone=tuple(part for part in ("query", "key") if normalised(flow, operands[part])),
                 )
             )
         return tuple(weights)

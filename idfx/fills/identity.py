@@ -270,3 +270,45 @@ def idic_idizc(
     eps = check_number(target, "eps", eps)
     _identity_(matrices, list(zip(borders[::2], borders[1::2], strict=True)), tau, loosen, eps_tau)
     _zero_preserving_(matrices, rows, eps)
+
+
+@fills.register("idic_normal")
+def idic_normal(
+    target: Target,
+    *,
+    rows: Ranges,
+    std: float,
+    tau: float = 1.0,
+    loosen: str = "diagonal",
+    eps_tau: float = 1e-6,
+    order: str = "channel",
+    layout: Layout | Mapping[str, Any] | None = None,
+) -> None:
+    """Some rows from N(0, std²), the others identity: for a fused weight whose queries are normalised behind it.
+
+    `rows` are as in `idizc`; every other row is as in `idic` of the whole weight.
+
+    Args:
+        target, order, layout, tau, loosen, eps_tau: as in `idic`; order has no effect without taps.
+        rows: half-open ranges [[start, stop], ...] of outputs that are drawn.
+        std: their standard deviation.
+
+    Raises:
+        PlanError: as in `idic`, std is not a number, or the ranges leave the outputs.
+
+    Source: ours.
+
+    Example:
+        >>> from idfx.fills import fill_
+        >>> arguments = {"rows": [[2, 4]], "std": 0.5, "loosen": "none"}
+        >>> weight = fill_(torch.empty(4, 2), "idic_normal", arguments, parameter="w", seed=0)
+        >>> torch.equal(weight[:2], torch.eye(2)), bool((weight[2:] != 0).all())
+        (True, True)
+    """
+    matrices = Matrices(target, read_layout(target, layout), order)
+    drawn = matrices.ranges(rows)
+    borders = [0, *itertools.chain.from_iterable(drawn), matrices.outputs]
+    std = check_number(target, "std", std)
+    _identity_(matrices, list(zip(borders[::2], borders[1::2], strict=True)), tau, loosen, eps_tau)
+    for start, stop in drawn:
+        matrices.clear_(start, stop, noise=std)

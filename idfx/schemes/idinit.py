@@ -123,6 +123,8 @@ def _attending(parameter: ParameterInfo, role: Role, network: StructureQueries, 
     factor = score_factor(network, parameter.name)
     if factor is None:
         return None
+    if factor.undone:
+        return _directions(parameter, role, options, factor.rows)
     rows, reason = factor.rows, "a factor of attention scores starts near zero, so that all places count alike (ours)"
     if rows is not None and role.name == "end":
         ending = {row for start, stop in role.rows or ((0, 0),) for row in range(start, stop)}
@@ -137,6 +139,26 @@ def _attending(parameter: ParameterInfo, role: Role, network: StructureQueries, 
         reason += "; drawn, because rows would repeat and heads be alike"
         return Decision(parameter.name, "normal", {"std": options.eps}, reason, role.evidence)
     return _weight(parameter, replace(role, rows=rows), options, True, reason)
+
+
+def _directions(
+    parameter: ParameterInfo, role: Role, options: Options, rows: tuple[tuple[int, int], ...] | None
+) -> Decision | None:
+    """Queries whose size a normalisation takes out: drawn, because near zero does not act, and only directions count.
+
+    Source: ours. The identity would give each normalised token its largest score with itself.
+    """
+    assert role.layout is not None
+    if role.name == "end" or role.layout.tap_axes:
+        return None
+    std = 1 / math.sqrt(role.layout.matrix(parameter.shape)[1])
+    reason = "a normalisation behind it takes out the size of the queries, so their directions are drawn (ours)"
+    if rows is None:
+        return Decision(parameter.name, "normal", {"std": std}, reason, role.evidence)
+    identity, why = _identity(parameter, role, options)
+    arguments = with_layout({"std": std, "rows": [list(part) for part in rows], **identity}, role)
+    reason += f", its other rows are the identity (ours){why}"
+    return Decision(parameter.name, "idic_normal", arguments, reason, role.evidence)
 
 
 def _widening(parameter: ParameterInfo, role: Role, options: Options) -> Decision | None:
