@@ -13,7 +13,7 @@ nox.options.error_on_missing_interpreters = False  # such a session is skipped, 
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
-TOOLS = {"test", "release"}  # extras of what tests idfx, and not of what it uses
+TOOLS = {"test", "release", "docs"}  # extras of what tests and documents idfx, and not of what it uses
 FAST = (
     "tests/test_capture.py",
     "tests/test_graph_module.py",
@@ -62,10 +62,12 @@ def newest(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """The main command from a wheel, where the source is out of sight."""
+    """The main command from a wheel, where the source is out of sight, and what an index of packages checks."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(".", f"{folder}/source", ignore=shutil.ignore_patterns(".git", ".nox", "build", "*.egg-info"))
-        session.run("pip", "wheel", "--quiet", "--no-deps", "-w", folder, f"{folder}/source")
+        session.install("build", "twine")
+        session.run("python", "-m", "build", "--outdir", folder, f"{folder}/source", silent=True)
+        session.run("twine", "check", "--strict", *map(str, Path(folder).glob("idfx-*")))
         (built,) = Path(folder).glob("*.whl")
         session.install(str(built))
         session.run(".ci/main-command", external=True)
@@ -75,4 +77,4 @@ def wheel(session: nox.Session) -> None:
 def site(session: nox.Session) -> None:
     """The documentation site, in build/site; a dead link is an error."""
     session.install("-e", ".[docs,lightning,transformers]")
-    session.run("mkdocs", "build", "--strict", external=False)
+    session.run("mkdocs", "build", "--strict")

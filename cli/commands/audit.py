@@ -69,7 +69,6 @@ def command(
       idfx audit path/to/file.py:factory --batch none --fail-on warning
     """
     from idfx.audits.run import asked
-    from idfx.core.files import check_writable
 
     if github and as_json:
         raise click.UsageError("--github and --json: both are given; expected one of them. Leave one out.")
@@ -80,7 +79,7 @@ def command(
     asked(question.only, question.also)
     cases = cases_of(specs, schemes, against, question)
     if html is not None:
-        check_writable(Path(html))
+        _check_page(html, question)
     with Progress(quiet).shown() as progress:
         audits = [(case.label, case.audit(progress, question, options)) for case in cases]
     if html is not None:
@@ -113,6 +112,16 @@ def _text(audits: list[tuple[str, Audit]], as_json: bool, github: bool) -> str:
     if as_json:
         return json_report.audit(audits[0][1]) if len(audits) == 1 else json_report.audits(audits)
     return annotations.audits(audits) if github else terminal.audits(audits)
+
+
+def _check_page(path: str, question: Question) -> None:
+    """Raise, before the audit, if its page could not be written."""
+    from idfx.core.files import check_writable
+    from idfx.report.html import check_plotly
+
+    check_writable(Path(path))
+    if question.batch != "none":
+        check_plotly()
 
 
 def _write_page(path: str, audits: list[tuple[str, Audit]], quiet: bool) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 from idfx.core.versions import versions
 
-NEEDED = ("torch", "torchvision", "timm", "networkx", "pydantic", "numpy", "click", "safetensors", "rich", "plotly")
+NEEDED = ("torch", "torchvision", "timm", "networkx", "pydantic", "numpy", "click", "safetensors", "rich")
 EXTRAS = {
+    "report": ("plotly",),
+    "notebook": ("pandas",),
     "transformers": ("transformers",),
     "bench": ("scikit-learn", "matplotlib", "scipy"),
     "lightning": ("lightning",),

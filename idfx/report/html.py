@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import re
 from collections.abc import Sequence
 from html import escape
 from importlib import metadata, resources
 
+from idfx.core.errors import UsageError
 from idfx.core.findings import Audit
 from idfx.core.version import __version__
 from idfx.report import html_sections as sections
@@ -122,7 +124,17 @@ def _asset(name: str) -> str:
     return resources.files("idfx.report").joinpath("page", name).read_text(encoding="utf-8")
 
 
+def check_plotly() -> None:
+    """Raise UsageError if the library of the plots is missing, before anything is measured for them."""
+    if importlib.util.find_spec("plotly") is None:
+        raise UsageError(
+            "the page: plotly is not installed; expected it for the plots. Run pip install 'idfx[report]', or leave "
+            "them out with --batch none (batch=False in Python)."
+        )
+
+
 def _plotly() -> str:
+    check_plotly()
     from plotly.offline import get_plotlyjs
 
     text: str = get_plotlyjs()

@@ -13,7 +13,7 @@ from torch import nn
 
 from idfx.audits.run import audit
 from idfx.core.files import write_text
-from idfx.report.html import page
+from idfx.report.html import check_plotly, page
 
 
 def show(
@@ -40,6 +40,8 @@ def show(
         >>> where.suffix, where.read_text()[:15]
         ('.html', '<!doctype html>')
     """
+    if options.get("batch", True):
+        check_plotly()
     found = audit(model, example_inputs, example_kwargs, **options)
     if path is None:
         path = Path(tempfile.mkdtemp(prefix="idfx-")) / f"{found.model}.html"
