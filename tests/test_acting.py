@@ -246,3 +246,28 @@ def test_a_zero_that_closes_nothing_stays() -> None:
     net = Sampled()
     idfx.init_(net, (rows(2, 4, 8),))
     assert not net.query.weight.any()
+
+
+class Table(nn.Module):
+    """A table of rows per block, as in PixArt: one shifts the branch's input, one scales it plus 1, one is a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.table = nn.Parameter(torch.randn(3, 8) / 8**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift, scale, gate = self.table.chunk(3)
+        return x + gate * self.fc(self.norm(x) * (1 + scale) + shift).relu()
+
+
+def test_a_table_whose_rows_act_differently_keeps_them() -> None:
+    """1 is neutral for the gate alone: as a shift it adds, and as a scale it doubles."""
+    torch.manual_seed(0)
+    net, x = Table(), rows(4, 8)
+    before = net.table.detach().clone()
+    report = idfx.init_(net, (x,))
+    assert torch.equal(net.table, before)
+    assert report.structure.roles["table"].name == "scale"
+    assert "act differently" in report.structure.roles["table"].evidence
+    assert report.certificate is not None and report.certificate.certified == 1

@@ -67,9 +67,10 @@ class Case:
 
     @property
     def mixed(self) -> bool:
-        """Whether it is a vector of numbers that are used one by one, and not all of them alike."""
-        single = all(not use.axes for use in self.uses) and math.prod(self.shape) > 1
-        return single and len(self.hows) > 1 and How.WEIGHT not in self.hows
+        """Whether it is a vector whose numbers, or a table whose rows, are used one by one, and not all alike."""
+        single = all(use.axes < sum(size > 1 for size in self.shape) for use in self.uses)
+        unlike = len(self.hows) > 1 or len({use.added for use in self.uses}) > 1
+        return single and unlike and How.WEIGHT not in self.hows
 
     @functools.cached_property
     def ending(self) -> list[Join]:
@@ -169,7 +170,8 @@ def _used_otherwise(case: Case) -> Role | None:
     sharper = ((name, rule(how, case)) for name, rule in SHARPER)
     name, evidence = next(((name, why) for name, why in sharper if why), (how.role, how.evidence))
     if case.mixed:
-        name, evidence = RoleName.SCALE, f"its entries act differently: {', '.join(case.hows)}"
+        acts = dict.fromkeys(f"{use.how}, plus {use.added:g}" if use.added else str(use.how) for use in case.uses)
+        name, evidence = RoleName.SCALE, f"its entries act differently: {', '.join(acts)}"
     tied = "; it is also used as a weight" if case.weights else ""
     added = {use.added for use in case.uses}
     plus = added.pop() if len(added) == 1 else 0.0
