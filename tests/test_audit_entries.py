@@ -163,3 +163,37 @@ def test_entries_of_large_tables_are_found_by_exact_numbers():
     size = 2**24 + 4
     found = _some(torch.arange(size, dtype=torch.int32)[None])[0].tolist()
     assert len(found) == 64 and (found[0], found[-1]) == (0, size - 1)
+
+
+class Placed(nn.Module):
+    """Positions as one parameter with an axis for the batch, as vision transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(32, 32), nn.Linear(32, 4)
+        self.places = nn.Parameter(torch.randn(1, 20, 32) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.stem(x) + self.places).relu().mean(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        (lambda t: t[:, 16:].normal_(), 4),  # positions added at deviation 1
+        (lambda t: t[:, 18:].mul_(0.01), 2),
+        (lambda t: t[:, 16:].zero_(), 4),
+        (lambda t: t[:, 16:].normal_(0, 0.04), 0),
+        (lambda t: t[:, 0].zero_(), 0),  # that of a class token
+        (lambda t: t, 0),
+    ],
+)
+def test_positions_with_an_axis_for_the_batch_are_judged_row_by_row(
+    change: Callable[[Tensor], Tensor], rows: int
+) -> None:
+    torch.manual_seed(0)
+    model = Placed()
+    with torch.no_grad():
+        change(model.places)
+    found = audited(model, (torch.randn(2, 20, 32),), only=["entries"]).findings
+    assert [(f.severity, f.parameter, f.value) for f in found] == ([("warning", "places", rows)] if rows else [])

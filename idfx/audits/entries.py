@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -111,7 +112,7 @@ def _is_identity(matrices: Tensor) -> bool:
 def _uneven(subject: AuditContext, info: ParameterInfo, role: Role, matrices: Tensor) -> list[Finding]:
     """The finding for rows whose size is not that of the rest, if there are any."""
     table = role.name in ("embedding", "position")
-    if not (table or role.name == "head") or matrices.shape[0] != 1 or len(info.shape) != 2:
+    if not (table or role.name == "head") or matrices.shape[0] != 1 or math.prod(info.shape[:-2]) != 1:
         return []
     rows = matrices[0]
     if rows.shape[0] < FEWEST_ROWS or rows.shape[1] < FEWEST_COLUMNS:
