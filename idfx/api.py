@@ -15,18 +15,20 @@ from idfx.analysis.structure import build_structure
 from idfx.audits.garbage import refuse_garbage
 from idfx.capture.tracing import capture
 from idfx.capture.wrappers import is_exported, unwrap
-from idfx.certification.certificate import certify
+from idfx.certification.certificate import certify, on_same_inputs, worst
 from idfx.certification.expected_zero import claims
 from idfx.certification.function_preservation import growth
 from idfx.certification.start import Start, compare, observe_start, start_failures, suspicious
 from idfx.core.errors import CertificateError, PlanError, UsageError
 from idfx.core.records import Certificate, Plan, Report, Structure
-from idfx.planning.apply import apply_
+from idfx.planning.apply import apply_, check
 from idfx.planning.checkpoints import Checkpoint, read_checkpoint, resume, state_of, unplaced
+from idfx.planning.export import digest
 from idfx.planning.file import from_json
 from idfx.planning.make import make_plan
 from idfx.planning.overrides import Word, steer, steering
 from idfx.planning.scalars import without_scripted
+from idfx.sharding.together import agree, together
 
 
 def plan(
@@ -43,7 +45,7 @@ def plan(
     """Return what a scheme writes into each parameter, and why; writes no tensor.
 
     Args:
-        structure: from `analyze`.
+        structure: from `analyze`; if parameters are DTensors, all processes of the mesh make the plan at the same time.
         scheme: a name from `idfx list schemes`.
         seed: of every random number; any integer.
         only: patterns of parameters or modules; nothing else is written.
@@ -63,8 +65,9 @@ def plan(
         >>> list(made.decisions), made.kept
         (['weight'], {'bias': 'set by --keep bias'})
     """
-    made = make_plan(structure, scheme, seed, overwrite_deliberate=overwrite_deliberate, **options)
-    return steer(made, structure, steering(only, keep, set))
+    with together(structure.capture.graph_module.parameters()):
+        made = make_plan(structure, scheme, seed, overwrite_deliberate=overwrite_deliberate, **options)
+        return steer(made, structure, steering(only, keep, set))
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -104,7 +107,8 @@ def init_(
     """Initialise a model in place and certify it: analyze, plan, apply_ and certify in one call.
 
     The model keeps its device, dtypes, requires_grad, gradients, training mode, hooks, buffers and ties; global
-    settings and random states do not change.
+    settings and random states do not change. If parameters are DTensors (FSDP2, tensor parallelism), all processes of
+    the mesh call this at the same time, and an error on one is raised on all.
 
     Args:
         model, example_inputs, example_kwargs, roles, tracer: as in `analyze`.
@@ -129,28 +133,33 @@ def init_(
         >>> model[2].weight.tolist()
         [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
     """
-    words = steering(only, keep, set)
-    source = read_checkpoint(checkpoint) if checkpoint is not None else None
     asked = {"scheme": scheme, "seed": seed, "overwrite_deliberate": overwrite_deliberate} | options
     asked = {name: value for name, value in asked.items() if name in options or value is not None}
-    if plan is not None:
-        refuse_beside_a_plan([*asked, *(["roles"] if roles else [])])
-    structure = analyze(model, example_inputs, example_kwargs, plan.roles if plan is not None else roles, tracer)
-    model = unwrap(model) if is_exported(model) else model
-    made = plan if plan is not None else without_scripted(make_plan(structure, **asked), model)
-    if source is not None:
-        made, source = resume(made, structure, source, state_of(model), again=plan is not None)
-    made = steer(made, structure, words)
-    refuse_garbage(model, structure, made)
-    author = author_start(model, structure) if certify else None
-    apply_(model, made, source)
-    if not certify:
-        return Report(structure, made, None)
-    certificate = prove(model, structure, made, source, lambda: author)
-    report = Report(structure, made, certificate)
-    if not certificate.passed:
+    example = example_inputs, example_kwargs, plan.roles if plan is not None else roles, tracer
+    with together(unwrap(model).parameters()):
+        words = steering(only, keep, set)
+        source = read_checkpoint(checkpoint) if checkpoint is not None else None
+        if plan is not None:
+            refuse_beside_a_plan([*asked, *(["roles"] if roles else [])])
+        structure = analyze(model, *example)
+        model = unwrap(model) if is_exported(model) else model
+        made = plan if plan is not None else without_scripted(make_plan(structure, **asked), model)
+        if source is not None:
+            made, source = resume(made, structure, source, state_of(model), again=plan is not None)
+        report = _applied(model, structure, steer(made, structure, words), source, certify)
+    if report.certificate is not None and not report.certificate.passed:
         raise failure(report)
     return report
+
+
+def _applied(model: nn.Module, structure: Structure, made: Plan, source: Checkpoint | None, certified: bool) -> Report:
+    """Apply a plan on all processes that hold the model, once all of them can, and certify it."""
+    refuse_garbage(model, structure, made)
+    author = author_start(model, structure) if certified else None
+    check(model, made, source)
+    agree(digest(made), f"plan for {made.model}: it")
+    apply_(model, made, source)
+    return Report(structure, made, prove(model, structure, made, source, lambda: author) if certified else None)
 
 
 def refuse_beside_a_plan(given: Sequence[str]) -> None:
@@ -172,7 +181,8 @@ def failure(report: Report) -> CertificateError:
 
 def author_start(model: nn.Module, structure: Structure) -> Start | None:
     """Return the start that a model's own values make, before they are overwritten; None on the meta device."""
-    return None if any(tensor.is_meta for tensor in model.parameters()) else observe_start(model, structure)
+    meta = any(tensor.is_meta for tensor in model.parameters())
+    return None if meta else observe_start(model, on_same_inputs(structure))
 
 
 def prove(
@@ -189,6 +199,18 @@ def prove(
         structure, plan, checkpoint: as applied.
         author: returns the start that the author's values make, if they are known; called only if it is needed.
     """
+    with together(unwrap(model).parameters()):
+        return worst(_proven(model, on_same_inputs(structure), plan, checkpoint, author))
+
+
+def _proven(
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    checkpoint: Checkpoint | None,
+    author: Callable[[], Start | None],
+) -> Certificate:
+    """The certificate of a model whose processes act together."""
     if plan.scalars:  # the model has other parameters now
         structure = build_structure(capture(model, structure.capture.example, tracer=structure.capture.tracer))
     claimed = claims(structure, plan, unwrap(model))

@@ -13,6 +13,8 @@ from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError
 from idfx.core.records import Plan, Structure
 from idfx.core.torch_private import stored
+from idfx.sharding.layout import is_sharded, local
+from idfx.sharding.together import all_of
 
 
 def refuse_garbage(model: nn.Module, structure: Structure, plan: Plan) -> None:
@@ -48,8 +50,10 @@ def _sizes(model: nn.Module, plan: Plan) -> Iterator[tuple[str, float]]:
     own = unwrap(model)
     tensors: Iterator[tuple[str, Tensor]] = iter((*own.named_parameters(), *own.named_buffers()))
     for name, whole in tensors:
-        tensor = stored(whole.detach())
+        tensor = stored(local(whole.detach()))
         left = name not in plan.decisions and name not in plan.loaded
-        if left and tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
-            low, high = (float(end) for end in tensor.aminmax())
-            yield name, math.nan if math.isnan(low) else max(-low, high)
+        if left and tensor.is_floating_point() and whole.numel() and not tensor.is_meta:
+            low, high = (float(end) for end in tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
+            size = math.nan if math.isnan(low) else max(-low, high)
+            sizes = all_of(size) if is_sharded(whole) else [size]
+            yield name, max(sizes, key=lambda one: math.inf if math.isnan(one) else one)

@@ -23,6 +23,8 @@ from idfx.core.records import Structure
 from idfx.core.torch_private import stored
 from idfx.measuring.batches import described
 from idfx.measuring.trial import BUDGET, BatchRun
+from idfx.sharding.bare import gathered
+from idfx.sharding.together import together
 
 _STOOD = "idfx did not build this model, so it cannot know which memory was written; use `idfx audit SPEC`"
 _NO_BATCH = "no batch was run"
@@ -41,8 +43,9 @@ def audit(
 ) -> Audit:
     """Audit the initialisation of a model, using the example inputs as a batch.
 
-    The model does not change. Batch normalisations use the statistics of the batch; dropout is off. Uninitialised
-    memory can only be detected in a model that idfx builds, so the metric `uninitialised` is left out.
+    The model does not change; every process gathers a sharded one as a whole. Batch normalisations use the statistics
+    of the batch; dropout is off. Uninitialised memory can only be detected in a model that idfx builds, so the metric
+    `uninitialised` is left out.
 
     Args:
         model, example_inputs, example_kwargs: as in `analyze`, with the same errors. The inputs are the batch; use at
@@ -76,6 +79,9 @@ def audit(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UsageError(f"audit: {name} is on the meta device; expected values. Materialise the model first.")
+    model = unwrap(model)
+    with together(model.parameters()):
+        model = gathered(model)
     structure = analyze(model, example_inputs, example_kwargs)
     trial = BatchRun(described(structure.capture.example), structure, structure, seed, budget) if batch else None
     return examine(model, structure, only, trial=trial, also=also)
@@ -125,7 +131,7 @@ def examine(
     Raises:
         UsageError: an unknown metric.
     """
-    model = unwrap(model)
+    model = gathered(unwrap(model))
     tensors = {name: stored(value.detach()) for name, value in (*model.named_parameters(), *model.named_buffers())}
     tensors.update(attributes(model))
     subject = AuditContext(model, structure, StructureQueries(structure), tensors, unwritten, trial)

@@ -22,14 +22,21 @@ from idfx.core.errors import out_of_memory
 from idfx.core.records import FACTS, NodeFacts
 from idfx.core.torch_private import memory, pytree, resolve_overload, without_modes
 from idfx.ops.semantics import operator_name
+from idfx.sharding.layout import is_sharded
 
 
 def on_meta_device(value: Any) -> Any:
-    """Return a value with its tensors on the meta device, one for each of them."""
+    """Return a value with its tensors on the meta device, one for each of them; a DTensor as the plain whole."""
     copies: dict[int, torch.Tensor] = {}
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return copies.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
+        if id(tensor) not in copies:
+            copies[id(tensor)] = (
+                torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                if is_sharded(tensor)
+                else torch.empty_like(tensor, device="meta")
+            )
+        return copies[id(tensor)]
 
     return pytree.tree_map_only(torch.Tensor, copy, value)
 

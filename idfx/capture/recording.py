@@ -23,6 +23,7 @@ from idfx.core.errors import CaptureError, ForwardError
 from idfx.core.memory import check_room, size_of
 from idfx.core.records import FACTS, Example, GraphFacts
 from idfx.core.torch_private import is_transformed
+from idfx.sharding.together import all_whole
 
 
 def trace_calls(
@@ -79,7 +80,7 @@ def one_pass(
     if how == "meta":
         tensors, given = on_meta_device(tensors), map_example(example, on_meta_device)
     else:  # a forward may write to its buffers and inputs
-        tensors, given = {**parameters, **copies_of(buffers)}, map_example(example, torch.clone)
+        tensors, given = {**all_whole(parameters), **copies_of(buffers)}, map_example(example, torch.clone)
     args, kwargs = given.args, dict(given.kwargs)
     path = ModulePath(model)
     names = names_of_tensors(model, args, kwargs)

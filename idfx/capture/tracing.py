@@ -22,6 +22,7 @@ from idfx.core.errors import CaptureError
 from idfx.core.records import FACTS, Capture, Example, ParameterInfo
 from idfx.core.registry import Registry
 from idfx.core.torch_private import missing
+from idfx.sharding.together import whole
 
 Materialize = Callable[[], object] | None
 Tracer = Callable[[nn.Module, Example, Materialize], torch.fx.GraphModule]
@@ -125,6 +126,8 @@ def replay(
 ) -> list[Any]:
     """Return the output tensors that the captured graph computes on inputs of the example's form.
 
+    The whole of a DTensor is gathered when an operator first reads it, and freed after the last one.
+
     Args:
         found: the capture of `model`.
         args, kwargs: inputs with the shapes of the example.
@@ -150,7 +153,7 @@ def replay(
                 f"{found.model}: the forward made {node.name} on meta tensors and outside torch's operators; "
                 "expected its values. Capture on real tensors."
             )
-        return named[name]
+        return whole(named[name], name)
 
     with torch.no_grad():
         return list(flat(WatchedInterpreter(found.graph, leaf, device, on_call).run()))

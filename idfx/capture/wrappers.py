@@ -8,15 +8,17 @@ from typing import Any
 from torch import nn
 
 from idfx.core.errors import UsageError
+from idfx.sharding.bare import bare
 
 
 def unwrap(model: Any) -> nn.Module:
     """Return the module inside DataParallel, DistributedDataParallel, torch.compile and torch.export.ExportedProgram.
 
-    The module of an exported program shares its parameters with it, so what is written into one is in the other.
+    The module of an exported program shares its parameters with it, so what is written into one is in the other. So
+    does that of a model under FSDP2 or tensor parallelism, see `idfx.sharding.bare`.
 
     Raises:
-        UsageError: anything else that is no module.
+        UsageError: anything else that is no module, or a model whose parameters a library holds out of sight.
     """
     if is_exported(model):
         return module_of(model)
@@ -31,7 +33,7 @@ def unwrap(model: Any) -> nn.Module:
         elif "_orig_mod" in found._modules and type(found).__name__ == "OptimizedModule":
             found = found.get_submodule("_orig_mod")
         else:
-            return found
+            return bare(found)
 
 
 def is_exported(model: object) -> bool:

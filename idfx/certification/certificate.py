@@ -20,10 +20,12 @@ from idfx.capture.running import run
 from idfx.capture.tracing import another, record, replay
 from idfx.capture.wrappers import unwrap
 from idfx.certification.lost import fingerprint, lost_at
-from idfx.core.errors import CertificateError, ForwardError
+from idfx.core.errors import CertificateError, ForwardError, IdfxError, shortened
 from idfx.core.records import Capture, Certificate, End, Example, Join, JoinCheck, Structure
 from idfx.fills.folding import Folding
 from idfx.ops.semantics import operator_name
+from idfx.sharding.layout import is_sharded
+from idfx.sharding.together import all_of, is_alone, of_first, together, whole
 
 
 class _OtherPathError(CertificateError):
@@ -112,8 +114,8 @@ def _second(model: nn.Module, structure: Structure) -> tuple[Example, list[torch
 
     None if there is no other, or if the model rejects it as well.
     """
-    for whole in (True, False):
-        changed = another(structure.capture.example, whole)
+    for integers in (True, False):
+        changed = another(structure.capture.example, integers)
         if changed is None:
             return None
         try:
@@ -126,7 +128,8 @@ def _second(model: nn.Module, structure: Structure) -> tuple[Example, list[torch
 def run_once(model: nn.Module, capture: Capture, example: Example, on_call: OnCall) -> list[torch.Tensor]:
     """Return the floating-point outputs of one run on copies of buffers and inputs; `on_call` receives every call.
 
-    This runs the model itself, or the graph if it comes from torch.export, whose calls differ from the model's.
+    This runs the model itself; or the graph if it comes from torch.export, whose calls differ from the model's, or if
+    parameters are DTensors, which the graph gathers one by one.
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     copies: dict[int, torch.Tensor] = {}  # one per buffer, even if it has several names
@@ -135,11 +138,27 @@ def run_once(model: nn.Module, capture: Capture, example: Example, on_call: OnCa
         for name, buffer in model.named_buffers(remove_duplicate=False)
     }
     given = map_example(example, lambda tensor: tensor.detach().clone().to(device))
-    if capture.tracer == "export":
-        result: Any = replay(capture, model, given.args, given.kwargs, on_call)
+    if any(map(is_sharded, model.parameters())):
+        result: Any = _gathering(model, capture, given, on_call)
+    elif capture.tracer == "export":
+        result = replay(capture, model, given.args, given.kwargs, on_call)
     else:
         result = run(model, buffers, given.args, dict(given.kwargs), on_call, ModulePath(model), capture.grad)
     return [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
+
+
+def _gathering(model: nn.Module, capture: Capture, given: Example, on_call: OnCall) -> list[torch.Tensor]:
+    """Run the graph together with the processes that hold the other shards."""
+    with together(model.parameters()):
+        try:
+            return replay(capture, model, given.args, given.kwargs, on_call)
+        except IdfxError:
+            raise
+        except Exception as error:
+            raise ForwardError(
+                f"{capture.model}: running its graph raised {shortened(error)}; expected it to run as the model does. "
+                "Give inputs whose values the forward accepts."
+            ) from error
 
 
 def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, float] = 1e-6) -> Certificate:
@@ -155,6 +174,9 @@ def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, fl
     If the graph gives no g, the bound is ∛eps: eps divided by the square root of eps^(4/3), the smallest epsilon that a
     normalisation after an end may have.
 
+    A model whose parameters are DTensors is certified by all its processes together, on the inputs of the first one:
+    its graph is run, with each weight gathered when it is needed.
+
     Args:
         model: the initialised model, on any device.
         structure: of this model, with the example used for its capture.
@@ -165,8 +187,33 @@ def certify(model: nn.Module, structure: Structure, eps: float | Mapping[str, fl
         ForwardError: the model raised.
         CaptureError: the model raised only while it was watched.
         CertificateError: two runs on the same inputs take different paths.
+        PeerError: another process failed.
     """
-    model, remark = unwrap(model), ""
+    model = unwrap(model)
+    with together(model.parameters()):
+        return worst(_certified(model, on_same_inputs(structure), eps))
+
+
+def worst(found: Certificate) -> Certificate:
+    """Return one certificate for all processes that act together: the first that failed, or the first."""
+    certificates = all_of(found, "the certificate")
+    return next((one for one in certificates if not one.passed), certificates[0])
+
+
+def on_same_inputs(structure: Structure) -> Structure:
+    """Return a structure with the example of the first of the processes that act together, on this one's devices."""
+    if is_alone():
+        return structure
+    own = structure.capture.example
+    devices = iter([tensor.device for tensor in tensors_in((own.args, dict(own.kwargs)))])
+    shared = of_first(map_example(own, lambda tensor: tensor.detach().cpu()))
+    placed = map_example(shared, lambda tensor: tensor.to(next(devices)))
+    return replace(structure, capture=replace(structure.capture, example=placed))
+
+
+def _certified(model: nn.Module, structure: Structure, eps: float | Mapping[str, float]) -> Certificate:
+    """The certificate of an unwrapped model."""
+    remark = ""
     try:
         first, seen = _observed(model, structure)
     except _OtherPathError:  # values, a cache or the device changed the path: read the one that this run takes
@@ -299,11 +346,11 @@ class _Verdict:
         """The bound on a branch with such ends, relative to the shortcut; infinite if unknown."""
         if join.gain is None or not size or any(step not in self._inputs for step in join.end_steps):
             return math.inf
-        scales = math.prod(max(1.0, _size(self._parameters[scale])) for scale in join.scales)
+        scales = math.prod(max(1.0, _size(whole(self._parameters[scale], scale))) for scale in join.scales)
         return sum(2 * eps * self._inputs[step] for step in join.end_steps) * join.gain * scales / size
 
     def _exactly_zero(self, end: End) -> bool:
-        weight = self._parameters[end.parameter].detach()
+        weight = whole(self._parameters[end.parameter], end.parameter).detach()
         if not weight.dim():
             return not bool(weight)
         role = self._roles.get(end.parameter)

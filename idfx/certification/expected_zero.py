@@ -12,6 +12,7 @@ from idfx.core.records import End, Join, Plan, Structure
 from idfx.fills import fills
 from idfx.planning.expressions import closed_by, gates_of
 from idfx.planning.scalars import scalar_values, source_of
+from idfx.sharding.together import whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,9 +95,9 @@ def _added(structure: Structure, plan: Plan, model: nn.Module | None) -> set[str
     """The loaded, non-zero parameters that are added after an end."""
     values = dict(model.named_parameters()) if model is not None else {}
     names = structure.first_names
-    behind = {name for join in structure.joins for name in join.zeroed_biases}
+    behind = dict.fromkeys(name for join in structure.joins for name in join.zeroed_biases)
     loaded = {name: values[names[name]] for name in behind if names[name] in plan.loaded and values}
-    return {name for name, value in loaded.items() if bool(value.detach().any())}
+    return {name for name, value in loaded.items() if bool(whole(value, name).detach().any())}
 
 
 def _open(structure: Structure, added: Collection[str], entries: Mapping[str, float]) -> dict[str, float]:

@@ -10,10 +10,11 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from idfx.core.errors import AuditError
+from idfx.core.errors import AuditError, PeerError
 from idfx.core.records import FACTS, Example, Structure
 from idfx.measuring.replay import Replay
 from idfx.ops.semantics import operator_name
+from idfx.sharding.together import together, whole
 
 
 class Loss(NamedTuple):
@@ -44,8 +45,9 @@ def lost_at(model: nn.Module, structure: Structure, other: Example, step: int | 
     """
     capture = structure.capture
     try:
-        first, second = (_fingerprints(model, structure, example) for example in (capture.example, other))
-    except AuditError:
+        with together(model.parameters()):
+            first, second = (_fingerprints(model, structure, example) for example in (capture.example, other))
+    except (AuditError, PeerError):
         return None
     differ = {node for node, value in first.items() if value != second.get(node)}
     calls = (n for n in capture.graph.nodes if n.op == "call_function" and capture.steps.get(n.name) == step)
@@ -93,8 +95,11 @@ def _zeros(model: nn.Module, structure: Structure, node: torch.fx.Node, other: E
             source = source.all_input_nodes[0]
         name = structure.first_names.get(source.meta[FACTS].name) if source.op == "get_attr" else None
         parameter = own.get(name) if name is not None else None
-        if name is not None and parameter is not None and parameter.requires_grad and not bool(parameter.any()):
-            moved = {name: torch.linspace(0.5, 1.5, parameter.numel()).reshape(parameter.shape).to(parameter)}
+        if name is None or parameter is None or not parameter.requires_grad:
+            continue
+        full = whole(parameter, name)
+        if not bool(full.any()):
+            moved = {name: torch.linspace(0.5, 1.5, full.numel()).reshape(full.shape).to(full)}
             runs = (_fingerprints(model, structure, one, moved) for one in (structure.capture.example, other))
             if len({run[node] for run in runs}) > 1:
                 return name

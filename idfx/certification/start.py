@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from idfx.capture.tracing import another
 from idfx.capture.wrappers import unwrap
-from idfx.core.errors import AuditError, shortened
+from idfx.core.errors import AuditError, PeerError, shortened
 from idfx.core.records import FACTS, Example, StartCheck, Structure
 from idfx.measuring.replay import Replay
 from idfx.planning.scalars import source_of
+from idfx.sharding.layout import is_sharded, local
+from idfx.sharding.together import anywhere, together, whole
 
 STEPS = 4  # the most steps of training that are taken
 RANGE = 1e3  # the factor around 1, and around the author's start, within which the signal must lie
@@ -91,20 +93,24 @@ def observe_start(model: nn.Module, structure: Structure) -> Start:
         structure.first_names.get(node.meta[FACTS].name) for node in structure.capture.graph.find_nodes(op="get_attr")
     }
     wanted = [name for name, own in model.named_parameters() if own.requires_grad and name in read]
-    example = structure.capture.example
     try:
-        first = _one_pass(_Run(model, structure, example))
-        found = Start(
-            first.sizes, {name: 1 if name in first.reached else None for name in wanted}, outputs=first.outputs
-        )
-        for one, batch in ((example, False), (another(example), False), (example, True)):
-            if one is not None and suspicious(found):  # an example of zeros, for one, reaches nothing
-                found = _kinder(found, _Run(model, structure, one, batch), wanted)
-        return replace(found, neutral=_neutral(model, structure, first.outputs))
-    except AuditError as error:
+        with together(model.parameters()):
+            return _observed(model, structure, wanted)
+    except (AuditError, PeerError) as error:
         return Start({}, {}, str(error).partition(";")[0])
     except Exception as error:  # an operator without a derivative, or memory for one run but not for its gradient
         return Start({}, {}, f"{type(error).__name__}: {shortened(error)}")
+
+
+def _observed(model: nn.Module, structure: Structure, wanted: Sequence[str]) -> Start:
+    """The start of an unwrapped model."""
+    example = structure.capture.example
+    first = _one_pass(_Run(model, structure, example))
+    found = Start(first.sizes, {name: 1 if name in first.reached else None for name in wanted}, outputs=first.outputs)
+    for one, batch in ((example, False), (another(example), False), (example, True)):
+        if one is not None and suspicious(found):  # an example of zeros, for one, reaches nothing
+            found = _kinder(found, _Run(model, structure, one, batch), wanted)
+    return replace(found, neutral=_neutral(model, structure, first.outputs))
 
 
 def _kinder(found: Start, run: _Run, wanted: Sequence[str]) -> Start:
@@ -135,9 +141,11 @@ def _steps(run: _Run, wanted: Sequence[str], seen: _Pass) -> dict[str, int | Non
 def _neutral(model: nn.Module, structure: Structure, outputs: Sequence[Tensor]) -> bool:
     """Whether some parameters are frozen, and doubling the others does not change the outputs."""
     own = dict(model.named_parameters())
-    doubled = {name: 2 * value.detach() for name, value in own.items() if value.requires_grad}
+    doubled = {name: value.detach().clone() for name, value in own.items() if value.requires_grad}
     if len(doubled) in (0, len(own)):
         return False
+    for value in doubled.values():
+        local(value).mul_(2)
     again = Replay(model, structure.capture).run(structure.capture.example, buffers={}, moved=doubled)
     return change(again, outputs) <= SAME
 
@@ -200,9 +208,9 @@ def _note(seen: _Pass, name: str, keep: bool, leaf: Tensor) -> None:
     gradient, leaf.grad = leaf.grad, None
     assert gradient is not None
     gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
-    if not bool((gradient[:1] if gradient.dim() else gradient).any()) and not bool(
-        gradient.any()
-    ):  # usually the first row decides
+    held = local(gradient)
+    found = bool((held[:1] if held.dim() else held).any()) or bool(held.any())  # usually the first row decides
+    if not (anywhere(found) if is_sharded(gradient) else found):
         return
     seen.reached.add(name)
     value = leaf.detach()
@@ -213,8 +221,9 @@ def _note(seen: _Pass, name: str, keep: bool, leaf: Tensor) -> None:
 def _move(moved: dict[str, Tensor], seen: _Pass) -> bool:
     """Move the parameters along their gradient; return whether there are any."""
     for name, gradient in seen.gradients.items():
-        size = _root_mean_square(gradient)
-        moved[name] = seen.values[name] - gradient * (_MOVE / size if size else 0.0)
+        size = _root_mean_square(whole(gradient, name))
+        moved[name] = seen.values[name].clone()
+        local(moved[name]).sub_(local(gradient) * (_MOVE / size if size else 0.0))
     return bool(seen.gradients)
 
 
@@ -272,7 +281,7 @@ def change(now: Sequence[Tensor], then: Sequence[Tensor]) -> float:
 
 def suspicious(now: Start) -> bool:
     """Whether a start must be compared with the author's: a size out of range, or a parameter without a gradient."""
-    return any(_lost(size, None) for size in now.sizes.values()) or None in now.steps.values()
+    return anywhere(any(_lost(size, None) for size in now.sizes.values()) or None in now.steps.values())
 
 
 def _lost(size: float, author: float | None) -> bool:

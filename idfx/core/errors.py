@@ -66,6 +66,10 @@ class AuditError(IdfxError):
     """Part of an audit cannot be measured on this model; the rest can."""
 
 
+class PeerError(IdfxError):
+    """Another process that holds shards of the model stopped; the message has its error."""
+
+
 class ExportError(IdfxError):
     """A file could not be written; no part of it exists."""
 

@@ -21,6 +21,7 @@ from idfx.core.records import Decision
 from idfx.core.registry import Registry
 from idfx.fills.geometry import Shard
 from idfx.fills.matrices import Target, check_name
+from idfx.sharding.layout import is_sharded, parts
 
 Fill = Callable[..., None]
 
@@ -118,7 +119,8 @@ def fill_(
 ) -> Tensor:
     """Fill a tensor in place and return it; the values depend only on its shape and dtype and on these arguments.
 
-    fill_(full)[part] == fill_(full[part], shard=Shard(full.shape, starts of part)), bit for bit.
+    fill_(full)[part] == fill_(full[part], shard=Shard(full.shape, starts of part)), bit for bit. So this process's
+    shard of a DTensor is filled without communication.
 
     Args:
         tensor: a floating-point tensor of any strides on any device; a parameter may require grad.
@@ -130,7 +132,8 @@ def fill_(
 
     Raises:
         UsageError: an unknown fill, or an invalid tensor, seed or shard.
-        PlanError: invalid arguments for the fill. In both cases nothing has been written.
+        PlanError: invalid arguments for the fill, or a DTensor whose placements are not supported. In all cases nothing
+            has been written.
 
     Source: ours.
 
@@ -139,6 +142,11 @@ def fill_(
         tensor([[ 0.5000,  0.0000, -0.5000],
                 [ 0.0000,  0.5000, -0.5000]])
     """
+    if is_sharded(tensor):
+        for part in [*parts(tensor, parameter)]:
+            place = Shard(tuple(tensor.shape), part.offsets)
+            fill_(part.tensor, name, arguments, parameter=parameter, seed=seed, shard=place)
+        return tensor
     fill = fills.find(name)
     if not tensor.is_floating_point():
         raise UsageError(

@@ -26,6 +26,7 @@ from idfx.capture.wrappers import unwrap
 from idfx.core.errors import AuditError
 from idfx.core.records import FACTS, Capture, Example
 from idfx.ops.semantics import operator_name
+from idfx.sharding.gradients import Gathering
 
 Before = Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[torch.fx.Node, Any], Any]
@@ -54,6 +55,7 @@ class Replay:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     inputs: list[Tensor] = field(default_factory=list)
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    gathering: Gathering = field(default_factory=Gathering)
 
     def run(
         self,
@@ -104,7 +106,7 @@ class Replay:
             return after(node, value)
 
         device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
-        with _seeded(self.seed), torch.set_grad_enabled(bool(wanted)):
+        with _seeded(self.seed), torch.set_grad_enabled(bool(wanted)), self.gathering.saving(self.model.parameters()):
             try:
                 outputs = _Watched(self.capture.graph, leaf, device, call).run()
             except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -152,7 +154,7 @@ class Replay:
                     f"{self.capture.model}: the forward made {node.name} out of sight; expected its values. "
                     "Leave out the metrics of a batch (--batch none)."
                 )
-            return named[name]
+            return self.gathering.whole(named[name], name)
 
         return leaf
 

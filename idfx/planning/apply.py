@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError
@@ -12,8 +13,9 @@ from idfx.core.records import Plan
 from idfx.fills import check_fill, fill_
 from idfx.planning.checkpoints import Checkpoint, fitting, load_
 from idfx.planning.scalars import add_scalars_, check_scalars
-from idfx.planning.spectral_norm import refresh_
-from idfx.planning.written import remember
+from idfx.planning.spectral_norm import refresh_, spectral
+from idfx.planning.written import forget_freed, remember
+from idfx.sharding.layout import indices, is_sharded
 
 if TYPE_CHECKING:
     from idfx.building.build import Built
@@ -69,16 +71,36 @@ def check(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) ->
             checked.add(kind)
     fitting(model, checkpoint, plan.loaded)
     check_scalars(unwrap(model), plan.scalars)
+    _check_shards(unwrap(model), plan, parameters)
+
+
+def _check_shards(model: nn.Module, plan: Plan, parameters: Mapping[str, Tensor]) -> None:
+    """Check that this process can write its shards of DTensors; raise PlanError otherwise."""
+    sharded = {name: tensor for name, tensor in parameters.items() if is_sharded(tensor)}
+    if sharded and plan.scalars:
+        raise PlanError(
+            f"plan for {plan.model}: scheme {plan.scheme!r} adds learned scalars, whose gradients nothing would sum "
+            "over the processes; expected a scheme without them. Initialise before sharding, or choose another scheme."
+        )
+    for name in (name for name in sharded if name not in plan.kept):
+        indices(sharded[name], name)
+    estimated = [name for name in spectral(model) if name in sharded and name not in plan.kept]
+    if estimated:
+        raise PlanError(
+            f"{estimated[0]}: a spectral norm estimates it from the whole weight, and it is sharded; expected a whole "
+            "one. Keep it (--keep NAME), or initialise before sharding."
+        )
 
 
 def apply_(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -> nn.Module:
     """Write the plan's decisions into the parameters of the model, and return the model.
 
-    Parameters that the plan loads are copied from the checkpoint, together with the buffers that the checkpoint has in
-    the same shape. Everything is checked before anything is written. Parameters keep their identity, device, dtype,
-    requires_grad, gradients and hooks; those that the plan keeps are not touched. Buffers of a spectral norm are
-    updated to the new weight. Learned scalars of the plan are added through torch.nn.utils.parametrize; `fold_`
-    multiplies them into the weights.
+    Each process writes its own shard of a DTensor, without communication: on every mesh, the shards together are what
+    one process would write. Parameters that the plan loads are copied from the checkpoint, together with the buffers
+    that the checkpoint has in the same shape. Everything is checked before anything is written. Parameters keep their
+    identity, device, dtype, requires_grad, gradients and hooks; those that the plan keeps are not touched. Buffers of a
+    spectral norm are updated to the new weight. Learned scalars of the plan are added through
+    torch.nn.utils.parametrize; `fold_` multiplies them into the weights.
 
     Args:
         model: any module; it is unwrapped.
@@ -89,6 +111,7 @@ def apply_(model: nn.Module, plan: Plan, checkpoint: Checkpoint | None = None) -
         PlanError, UsageError: as in `check`; the model is unchanged.
     """
     check(model, plan, checkpoint)
+    forget_freed()
     parameters = dict(unwrap(model).named_parameters())
     for name, decision in plan.decisions.items():
         remember(fill_(parameters[name], decision.fill, decision.arguments, parameter=name, seed=plan.seed))

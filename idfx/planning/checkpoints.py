@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError, UsageError
 from idfx.core.records import Plan, Structure
+from idfx.sharding.layout import copy_
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "model_ema", "params")
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -334,7 +335,7 @@ def load_(model: nn.Module, checkpoint: Checkpoint, loaded: Mapping[str, str]) -
     parameters = dict(unwrap(model).named_parameters())
     with torch.no_grad():
         for name, tensor in fitting(model, checkpoint, loaded).items():
-            parameters[name].copy_(tensor)
+            copy_(parameters[name], tensor, name)
         for name, buffer in unwrap(model).named_buffers():
             own = checkpoint.lookup((name,), buffer)
             if own is not None:

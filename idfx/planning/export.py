@@ -89,7 +89,8 @@ def save(
     `.pt` and `.pth` hold a plain dict of CPU tensors, in which tied tensors share storage. `.safetensors` holds a copy
     for every name of a tied tensor; its metadata contain the ties, the versions and, if a plan is given, its scheme,
     seed, options and sha256. The names are those of `model.state_dict()`; DataParallel, DistributedDataParallel and
-    torch.compile models are saved without the wrapper's prefix.
+    torch.compile models are saved without the wrapper's prefix. If parameters are DTensors, all processes of the mesh
+    call this at the same time; the first one writes .safetensors, with each weight gathered when it is written.
 
     Args:
         model: on any device, in any mode; not modified.
@@ -98,14 +99,50 @@ def save(
         metadata: further entries for the metadata of .safetensors; entries of idfx take precedence.
 
     Raises:
-        UsageError: the path is not usable, see `check_path`.
+        UsageError: the path is not usable, see `check_path`; or a format that needs all weights at once, for DTensors.
         ExportError: an entry of the state dict does not fit the format, or the system refused to write. Nothing is left
             behind, and an existing file at this path is unchanged.
     """
     from idfx.capture.wrappers import unwrap
+    from idfx.sharding.together import all_of, is_first, together
 
-    check_path(path)
-    state: dict[str, Any] = dict(unwrap(model).state_dict())
+    model = unwrap(model)
+    with together(model.parameters()):
+        if is_first():
+            check_path(path)
+        state: dict[str, Any] = dict(model.state_dict())
+        _check_format(state, path)
+        size = _written(state, path, plan, metadata) if is_first() else _read(state)
+        return SavedFile(Path(path), all_of(size)[0], len(state))
+
+
+def _check_format(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Check that a state dict with DTensors can be written weight by weight."""
+    from idfx.sharding.layout import is_sharded
+
+    if any(map(is_sharded, state.values())) and Path(path).suffix != ".safetensors":
+        raise UsageError(
+            f"{path}: the model is sharded, and {Path(path).suffix} is written from all its weights at once; expected "
+            ".safetensors, or a folder written by torch.distributed.checkpoint. Change the suffix."
+        )
+
+
+def _read(state: Mapping[str, Any]) -> int:
+    """Take part in the gathering of what another process writes."""
+    from idfx.sharding.together import whole
+
+    for name, value in _by_size(state):
+        whole(value, name)
+    return 0
+
+
+def _written(
+    state: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    plan: Plan | None,
+    metadata: Mapping[str, str] | None,
+) -> int:
+    """Write a state dict, and return the size of the file."""
     writer: Callable[[IO[bytes]], None]
     if Path(path).suffix == ".safetensors":
         _check_entries(state, path, lambda value: _is_plain(value) and bool(_type_name(value.dtype)))
@@ -115,7 +152,7 @@ def save(
         _check_entries(state, path, lambda value: _is_plain(value) or _loads(value))
         writer = functools.partial(_write_torch, state)
     try:
-        size = write_atomically(real_path(path), writer)
+        return write_atomically(real_path(path), writer)
     except (OSError, RuntimeError) as error:
         # torch.save hides the cause behind its own error about an incomplete archive.
         cause = root_cause(error)
@@ -124,7 +161,6 @@ def save(
         found = cause.strerror or str(cause)
         hint = "Nothing was written. Free some space, check quota and permissions, or choose another path"
         raise ExportError(f"{path}: {found}; expected to write the whole file. {hint}") from error
-    return SavedFile(Path(path), size, len(state))
 
 
 def _json(value: Any) -> str:
@@ -140,7 +176,9 @@ def _json(value: Any) -> str:
 def _is_plain(value: Any) -> bool:
     import torch
 
-    plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+    from idfx.sharding.layout import is_sharded
+
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter) or is_sharded(value)
     return plain and value.layout == torch.strided and not value.is_quantized
 
 
@@ -216,10 +254,13 @@ def _type_name(dtype: torch.dtype) -> str:
 def _describe(state: Mapping[str, torch.Tensor], plan: Plan | None) -> dict[str, str]:
     import torch
 
+    from idfx.sharding.layout import local
+
     names: dict[Any, list[str]] = {}
     for name, tensor in state.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        names.setdefault(place if tensor.numel() else name, []).append(name)
+        held = local(tensor)
+        place = (tensor.device, held.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        names.setdefault(place if held.numel() else name, []).append(name)
     about = {
         "format": "pt",
         "idfx_version": __version__,
@@ -252,7 +293,9 @@ def _by_size(state: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]
 def _write_safetensors(state: Mapping[str, torch.Tensor], header: bytes, file: IO[bytes]) -> None:
     import torch
 
+    from idfx.sharding.together import whole
+
     file.write(header)
-    for _, tensor in _by_size(state):
-        flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().view(-1)
+    for name, tensor in _by_size(state):
+        flat = whole(tensor, name).detach().resolve_conj().resolve_neg().cpu().contiguous().view(-1)
         file.write(flat.view(torch.uint8).numpy().data)

@@ -32,6 +32,8 @@ from idfx.core.records import FACTS, Structure
 from idfx.core.roles import Acts, RoleName
 from idfx.ops.kinds import Kind
 from idfx.planning.written import is_written
+from idfx.sharding.layout import is_sharded
+from idfx.sharding.together import whole
 
 SAMPLE = 128  # entries that are compared
 REPEATED = 0.2  # share of entries that repeat another: a quarter in an LSTM's bias whose forget gate is set
@@ -72,7 +74,7 @@ class Provenance:
         role = self._structure.roles[name]
         if is_deferred(tensor) and tensor.dim() > 1:
             return None
-        values = as_drawn(tensor, name).detach()
+        values = _values(tensor, name)
         if role.name.is_shift or (role.name is RoleName.RECURRENT and tensor.dim() < 2):
             return self._of_shift(name, values)
         if role.name.acts is Acts.FACTOR:
@@ -84,7 +86,7 @@ class Provenance:
         roles = self._structure.roles
         weights = {name: tensor for name, tensor in self._tensors.items() if roles[name].name.is_weight}
         plain = {name: tensor for name, tensor in weights.items() if _is_plain(tensor) and not is_deferred(tensor)}
-        return frozenset(name for name, tensor in plain.items() if not _nonzero(tensor.detach()))
+        return frozenset(name for name, tensor in plain.items() if not _nonzero(whole(tensor, name).detach()))
 
     def _of_shift(self, name: str, values: Tensor) -> Purpose | None:
         found = _sample(values)
@@ -176,11 +178,11 @@ class Provenance:
         self.trained = False
         roles = self._structure.roles
         plain = {name: tensor for name, tensor in self._tensors.items() if _is_plain(tensor) and tensor.numel() > 1}
-        scales = [tensor for name, tensor in plain.items() if roles[name].name is RoleName.NORM_SCALE]
+        scales = [whole(own, name) for name, own in plain.items() if roles[name].name is RoleName.NORM_SCALE]
         if scales:
             return 2 * sum(map(_varies, scales)) > len(scales)
-        shifts = [name for name in plain if roles[name].name.is_shift and _varies(as_drawn(plain[name], name))]
-        moved = [name for name in shifts if not self._is_draw(name, as_drawn(plain[name], name).detach())]
+        shifts = [name for name in plain if roles[name].name.is_shift and _varies(_values(plain[name], name))]
+        moved = [name for name in shifts if not self._is_draw(name, _values(plain[name], name))]
         return 2 * len(moved) > len(shifts)
 
 
@@ -202,8 +204,13 @@ def _attribute(graph: nn.Module, path: str) -> Tensor:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether the values of a tensor can be read here."""
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    plain = (type(tensor) in (Tensor, nn.Parameter) or is_sharded(tensor)) and tensor.layout is torch.strided
     return plain and not tensor.is_meta and bool(tensor.numel()) and tensor.is_floating_point()
+
+
+def _values(tensor: Tensor, name: str) -> Tensor:
+    """The values that a parameter will have: the whole of a DTensor, or those of a pending draw."""
+    return as_drawn(whole(tensor, name), name).detach()
 
 
 def _varies(tensor: Tensor) -> bool:

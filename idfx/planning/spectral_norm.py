@@ -35,6 +35,22 @@ def refresh_(model: nn.Module, written: Collection[str]) -> None:
                     _in_training(module, lambda hook=hook, module=module: hook(module, ()))
 
 
+def spectral(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the parameters of which spectral norms have estimates.
+
+    Example:
+        >>> [*spectral(torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(2, 2)))]
+        ['parametrizations.weight.original']
+    """
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(module, parametrize.ParametrizationList) and any(True for _ in _estimates(module)):
+            yield from (prefix + name for name, _ in module.named_parameters(recurse=False))
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__name__ == "SpectralNorm":
+                yield f"{prefix}{getattr(hook, 'name', '')}_orig"
+
+
 def _parametrised(prefix: str, module: nn.Module, written: Collection[str]) -> None:
     if not parametrize.is_parametrized(module):
         return
