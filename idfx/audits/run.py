@@ -23,7 +23,7 @@ from idfx.core.records import Structure
 from idfx.core.torch_private import stored
 from idfx.measuring.batches import described
 from idfx.measuring.trial import BUDGET, BatchRun
-from idfx.sharding.bare import gathered
+from idfx.sharding.bare import gathered, is_distributed
 from idfx.sharding.together import together
 
 _STOOD = "idfx did not build this model, so it cannot know which memory was written; use `idfx audit SPEC`"
@@ -79,9 +79,10 @@ def audit(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UsageError(f"audit: {name} is on the meta device; expected values. Materialise the model first.")
-    model = unwrap(model)
-    with together(model.parameters()):
-        model = gathered(model)
+    if is_distributed(model):
+        model = unwrap(model)
+        with together(model.parameters()):
+            model = gathered(model)
     structure = analyze(model, example_inputs, example_kwargs)
     trial = BatchRun(described(structure.capture.example), structure, structure, seed, budget) if batch else None
     return examine(model, structure, only, trial=trial, also=also)
