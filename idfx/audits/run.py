@@ -79,7 +79,7 @@ def audit(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UsageError(f"audit: {name} is on the meta device; expected values. Materialise the model first.")
-    if is_distributed(model):
+    if isinstance(model, nn.Module) and is_distributed(model):
         model = unwrap(model)
         with together(model.parameters()):
             model = gathered(model)
