@@ -102,6 +102,17 @@ def test_squeeze_and_excite_gates_and_steers() -> None:
     assert found["s.weight"] == ("inner", {"gating"}) and found["e.weight"] == ("inner", {"gate", "gating"})
 
 
+def test_a_function_written_as_a_product_with_itself_gates_another_value() -> None:
+    """GELU by its tanh, from elementary operators, as in T5."""
+
+    def body(m: Any, x: Any) -> Any:
+        g = m.g(x)
+        return x + m.o(0.5 * g * (1.0 + (0.8 * (g + 0.044715 * g.pow(3))).tanh()) * m.u(x))
+
+    found = roles(Small(body, g=lin(4, 8), u=lin(4, 8), o=lin(8, 4)))
+    assert "gate" in found["g.weight"][1] and "gate" not in found["u.weight"][1]
+
+
 def test_a_normalisation_by_hand_and_a_swish_are_no_gates() -> None:
     def body(m: Any, x: Any) -> Any:
         y = m.a(x)

@@ -88,7 +88,7 @@ def _gates(flow: Dataflow, paths: Paths) -> Iterator[int]:
             if factors[0] != factors[1]:
                 gate, value = operands[factors.index(True)], operands[factors.index(False)]
                 others = set(sites_before(flow, value))
-                sites = list(sites_before(flow, gate))
+                sites = list(sites_before(flow, _behind_own_gate(flow, gate)))
                 if not others.issuperset(sites) or flow.terms[gate].shape != _origin(flow, gate):
                     yield from sites
 
@@ -103,12 +103,24 @@ def _origin(flow: Dataflow, position: int) -> tuple[int, ...] | None:
     return flow.terms[position].shape
 
 
+def _behind_own_gate(flow: Dataflow, position: int) -> int:
+    """The value x that a product x · f(x) is a function of, such as a GELU in its parts; any other term itself."""
+    own = _gated_by_itself(flow, position)
+    return position if own is None else own
+
+
+def _gated_by_itself(flow: Dataflow, position: int) -> int | None:
+    sources = flow.sources[position]
+    product = flow.terms[position].kind == "product" and len(sources) > 1
+    return flow.degrees.origin(sources) if product else None
+
+
 def _bent(flow: Dataflow, paths: Paths, position: int) -> bool:
     """Whether a value has gone through a nonlinear function since its last weight."""
     for _ in range(_FURTHEST):
         sources = flow.sources[position]
         if flow.terms[position].kind == "contract" or len(sources) != 1:
-            return False
+            return _gated_by_itself(flow, position) is not None
         if paths.step(sources[0], position) >= Length.NONLINEAR:
             return True
         position = sources[0]
