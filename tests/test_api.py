@@ -597,7 +597,7 @@ def test_the_matrices_of_a_small_model_equal_the_definitions(order):
         matrix = _kernel_matrix(group, order)
         assert matrix.tolist() == _zero_preserving(WIDTH // 2, 9 * WIDTH, eps)
         assert matrix.sum(1).tolist() == [0.0] * (WIDTH // 2)
-    assert model.head.weight.tolist() == _identity(5, WIDTH, tau)
+    assert torch.allclose(model.head.weight @ model.head.weight.T, tau**2 * torch.eye(5), atol=1e-6)  # ours: it narrows
     assert model.stem.bias.tolist() == [0.0] * WIDTH and model.head.bias.tolist() == [0.0] * 5
     for norm in (model.norm0, model.norm1, model.norm2):
         assert bool((norm.weight == 1).all()) and bool((norm.bias == 0).all())
@@ -670,7 +670,8 @@ def test_the_same_seed_gives_the_same_values_and_another_seed_another_loosening(
     assert all(same.values())
     decisions = reports[0].plan.decisions
     loosened = {n for n, decision in decisions.items() if decision.arguments.get("loosen") == "diagonal"}
-    assert other == (set() if next(first.parameters()).dtype == torch.bfloat16 else loosened)
+    drawn = {n for n, decision in decisions.items() if decision.fill in ("normal", "orthogonal")}
+    assert other == drawn | (set() if next(first.parameters()).dtype == torch.bfloat16 else loosened)
     assert loosened
 
 

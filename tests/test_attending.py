@@ -273,3 +273,44 @@ def test_the_reason_names_the_rule_that_spoke() -> None:
     model, x = Hidden(4 * WIDTH), torch.randn(3, WIDTH)
     shown = idfx.plan(idfx.analyze(model, (x,))).decisions["fc1.weight"].reason
     assert "tau is divided by √4" in shown and "(ours)" in shown
+
+
+class Gated(nn.Module):
+    """A residual block x + out(silu(gate(x)) · up(x)) that keeps the product."""
+
+    def __init__(self, width: int, wide: int) -> None:
+        super().__init__()
+        self.gate, self.up, self.out = nn.Linear(width, wide), nn.Linear(width, wide), nn.Linear(wide, width)
+        self.product = torch.empty(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        product = nn.functional.silu(self.gate(x)) * self.up(x)
+        self.product = product.detach()
+        inner: torch.Tensor = self.out(product)
+        return x + inner
+
+
+def test_the_product_of_a_gate_and_a_value_has_no_mean() -> None:
+    """E[silu(x) · x] = 1/2 for x of N(0, 1), since silu(x) · x + silu(-x) · -x = x²."""
+    torch.manual_seed(0)
+    model, x = Gated(64, 128), torch.randn(4096, 64)
+    idfx.init_(model, (x,), published=True)
+    model(x)
+    assert float(model.product.mean()) == pytest.approx(0.5, abs=0.02)
+    report = idfx.init_(model, (x,))
+    model(x)
+    assert abs(float(model.product.mean())) < 0.02
+    assert "multiplies another value" in report.plan.decisions["gate.weight"].reason
+    w = model.gate.weight.detach()
+    assert float((w.T @ w).diagonal().mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_a_head_that_narrows_reads_every_feature() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)), torch.randn(2, 64)
+    idfx.init_(model, (x,))
+    head = model[2].weight.detach()
+    assert bool((head.abs().sum(0) > 0).all())
+    assert torch.allclose(head @ head.T, torch.eye(4), atol=1e-5)  # as the rows of an identity
+    idfx.init_(model, (x,), published=True, loosen="none")
+    assert torch.equal(model[2].weight.detach(), torch.eye(4, 64))

@@ -17,6 +17,7 @@ from idfx.analysis.scores import score_factor
 from idfx.core.errors import UsageError
 from idfx.core.records import Decision, ParameterInfo, Role
 from idfx.core.registry import did_you_mean
+from idfx.core.roles import RoleName
 from idfx.schemes.scheme import GAINS, Keep, check_choice, check_flag, check_number, odd_bias, scheme, with_layout
 
 LOOSEN = ("diagonal", "dense", "none")
@@ -53,8 +54,8 @@ class Options:
     of the columns of a kernel; "auto" is "channel" in residual branches, which was best with BatchNorm, and "centre"
     elsewhere, where shifting by each layer would move the signal off the image (docs/method.md). `depthwise`: depthwise
     kernels as identities ("identity") or kept ("keep"); "auto" keeps those inside branches, where identities cost
-    accuracy (docs/evidence.md). `published`: queries as identities, and stacked identities everywhere and undivided, as
-    the paper reads literally; with both, a plain vision transformer does not learn (docs/schemes.md).
+    accuracy (docs/evidence.md). `published`: queries, gates and heads as identities, and stacked identities everywhere
+    and undivided, as the paper reads literally; a plain vision transformer does not learn from it (docs/schemes.md).
     """
 
     tau: float | str = 1.0
@@ -161,16 +162,33 @@ def _directions(
     return Decision(parameter.name, "idic_normal", arguments, reason, role.evidence)
 
 
-def _widening(parameter: ParameterInfo, role: Role, options: Options) -> Decision | None:
-    """A weight outside branches in which the identity would stand twice or more: drawn, as large as one identity."""
-    if options.published or role.layout is None or role.name not in ("input stem", "main stem", "transition"):
+def _drawn(parameter: ParameterInfo, role: Role, options: Options) -> Decision | None:
+    """A weight for which the identity is no start that trains: drawn, as large as one identity."""
+    if options.published or role.layout is None:
         return None
     rows, columns = role.layout.matrix(parameter.shape)
-    if rows < 2 * columns or {"query", "key", "value", "gating", "depthwise"} & role.traits.keys():
+    features = columns // math.prod(parameter.shape[axis] for axis in role.layout.tap_axes)
+    said = _not_identity(role, rows, columns, features)
+    if said is None:
         return None
-    tau = _identity(parameter, role, options)[0]["tau"]
-    reason = f"a weight of the {role.name} that widens {columns} to {rows} is drawn: copies would stay alike (ours)"
-    return Decision(parameter.name, "normal", {"std": tau / math.sqrt(rows)}, reason, role.evidence)
+    tau = _identity(parameter, replace(role, name=RoleName.MAIN_STEM), options)[0]["tau"]
+    if role.name == "head":
+        return Decision(parameter.name, "orthogonal", with_layout({"gain": tau}, role), said, role.evidence)
+    return Decision(parameter.name, "normal", {"std": tau / math.sqrt(max(rows, columns))}, said, role.evidence)
+
+
+def _not_identity(role: Role, rows: int, columns: int, features: int) -> str | None:
+    """Why a weight is drawn, by its role and its numbers of outputs, inputs and features; None if it is not."""
+    if {"query", "key", "depthwise"} & role.traits.keys():
+        return None
+    if role.name == "inner" and "gate" in role.traits:
+        return "its output multiplies another value; drawn, because the product of two equal values has a mean (ours)"
+    if role.name == "head" and rows < features:
+        return f"the head has orthonormal rows: an identity would read {rows} of {features} features (ours)"
+    steers = {"value", "gating"} & role.traits.keys()
+    if role.name in ("input stem", "main stem", "transition") and rows >= 2 * columns and not steers:
+        return f"a weight of the {role.name} that widens {columns} to {rows} is drawn: copies would stay alike (ours)"
+    return None
 
 
 def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, reason: str) -> Decision:
@@ -232,9 +250,9 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     Source: arXiv 2503.04626. Paper: IDI/IDIC for main-stem weights and inner weights of branches, IDIZ/IDIZC for the
     last weight of a branch. Ours: 0 for biases and shifts, 1 for norm and branch scales, eps for a scale at the end of
     a branch; projection shortcuts and the head as main stem; depthwise kernels inside branches kept; unless
-    `published`, queries near zero, tau / √copies inside branches, values N(0, tau² / D_out) outside of them where there
-    would be two copies or more, and biases drawn in an odd model; recurrent layers gate by gate; bilinear forms as
-    products; everything else kept.
+    `published`, queries near zero, tau / √copies inside branches, values N(0, tau² / max(D_out, D_in)) for gates, and
+    outside of branches where there would be two copies or more, orthonormal rows for a head that narrows, and biases
+    drawn in an odd model; recurrent layers gate by gate; bilinear forms as products; everything else kept.
     """
 
     def constant(value: float, reason: str) -> Decision:
@@ -257,8 +275,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     if _keeps_depthwise(role, options):
         reason = "a depthwise kernel only mixes neighbours, and an identity mixes none; its own values are kept (ours)"
         return Keep(reason)
-    if (widening := _widening(parameter, role, options)) is not None:
-        return widening
+    if (drawn := _drawn(parameter, role, options)) is not None:
+        return drawn
     if role.name in ("main stem", "transition", "inner"):
         where = "a residual branch" if role.name == "inner" else "the main stem"
         said = [_OURS[trait] for trait in role.traits if trait in _OURS]
@@ -271,8 +289,8 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
         return constant(options.eps, "the branch ends at this scale, which starts near zero (ours)")
     if role.name in ("norm scale", "branch scale", "gain"):
         return constant(1.0, f"a {role.name} of 1 preserves the identity, or the zero before it (ours)")
-    if not options.published and (drawn := odd_bias(parameter, role, network)) is not None:
-        return drawn
+    if not options.published and (odd := odd_bias(parameter, role, network)) is not None:
+        return odd
     if role.name.is_shift:
         return constant(0.0, f"a {role.name} of 0 adds nothing to the identity (ours)")
     if role.name == "recurrent":
