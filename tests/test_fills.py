@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -16,6 +18,7 @@ from idfx.core.records import Layout
 from idfx.fills import fill_, fills
 from idfx.fills.folding import Folding
 from idfx.fills.geometry import Shard
+from idfx.fills.matrices import Matrices, Target
 
 EPS = 0.25
 TAU = 1.5
@@ -576,3 +579,49 @@ def test_a_weight_is_its_matrices_and_back(layout: Layout, shape: tuple[int, ...
         [sum(a * s for a, s in zip(at, taps, strict=True)) for at in itertools.product(*map(range, folding.kernel))]
     )
     assert torch.equal(matrices[0, 0] - weight.flatten()[0], channel * weight.stride(layout.in_axes[0]) + steps[tap])
+
+
+LAYOUTS = [
+    ((6, 4), Layout()),
+    ((3, 6, 4), Layout(batch_axes=(0,), out_axis=2, in_axis=1, parts=2)),
+    ((2, 3, 4, 5), Layout(batch_axes=(1, 0), out_axis=2, in_axis=3)),
+    ((8, 2, 3, 3), Layout(tap_axes=(2, 3), groups=4)),
+    ((8, 3, 3), Layout(out_axis=1, in_axis=0, tap_axes=(2,), groups=4, grouped="in")),
+    ((6, 2, 4), Layout(out_axis=0, in_axis=2, out_rest=(1,), parts=4)),
+    ((4, 3, 2), Layout(out_axis=0, in_axis=1, in_rest=(2,), groups=2, grouped="in")),
+    ((4, 5), Layout(out_axis=0, in_axis=None, tap_axes=(1,))),
+]
+
+
+@pytest.mark.parametrize(("shape", "layout"), LAYOUTS)
+@pytest.mark.parametrize("order", ["channel", "centre", "tap"])
+def test_matrices_are_written_where_the_folding_puts_them(shape, layout, order):
+    """One at a time, and those that lie in none of the shard are not made."""
+    folding = Folding(layout, shape, order)
+    stack = torch.arange(1.0, math.prod(shape) + 1).double().reshape(folding.count, *folding.size)
+    whole = folding.weight(stack).float()
+    for cut in (0, shape[0] // 2):
+        tensor, made = torch.zeros(shape[0] - cut, *shape[1:]), []
+        place = Shard(shape, (cut, *[0] * (len(shape) - 1)))
+        matrices = Matrices(Target(tensor, "w", 0, place), layout, order)
+        matrices.put_(lambda number, made=made: made.append(number) or stack[number])
+        assert torch.equal(tensor, whole[cut:])
+        held = {number for number in range(folding.count) if bool(torch.isin(stack[number], tensor).any())}
+        assert sorted(made) == sorted(held)
+
+
+@pytest.mark.parametrize(("fill", "arguments"), [
+    ("orthogonal", {}), ("hadamard", {}), ("givens", {"density": 0.1}), ("mirrored", {"inputs": True, "outputs": True}),
+    ("mimetic", {"pair": "a", "parts": ["query"], "heads": 10}),
+])  # fmt: skip
+def test_a_fill_of_ten_thousand_million_entries_is_checked_without_memory(fill, arguments):
+    program = (
+        "import resource, time; from idfx.core.records import Decision; from idfx.fills import check_fill\n"
+        "check_fill(Decision('w', 'constant', {'value': 1.0}, ''), (2, 2), 'float32', 0)\n"
+        "before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))\n"
+        f"check_fill(Decision('w', {fill!r}, {arguments!r}, ''), (10**5, 10**5), 'float32', 0)\n"
+        "print(time.process_time() - start < 1 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr

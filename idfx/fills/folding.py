@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from idfx.core.records import Layout
+from idfx.fills.tiling import runs
 
 ORDERS = ("centre", "channel", "tap")
 
@@ -29,6 +31,18 @@ def centre_order(kernel: Sequence[int]) -> Tensor:
     taps = itertools.product(*map(range, kernel))
     far = [sum((at - (size - 1) // 2) ** 2 for at, size in zip(tap, kernel, strict=True)) for tap in taps]
     return torch.tensor(sorted(range(len(far)), key=far.__getitem__))
+
+
+class Piece(NamedTuple):
+    """A box of a weight that lies in one of its matrices: a range along each axis, and its rows and channels there."""
+
+    box: tuple[range, ...]
+    rows: range
+    channels: range
+
+
+def _ends(span: range) -> tuple[int, int]:
+    return span.start, span.stop
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,52 @@ class Folding:
         """
         read = self._channels(matrices.reshape(self.experts, self.stacked, self.inner, *self.size))
         read = read.transpose(2, 3).reshape([self.shape[axis] for axis in self._axes])
+        return read.permute([self._axes.index(axis) for axis in range(len(self.shape))])
+
+    def pieces(self, number: int) -> Iterator[Piece]:
+        """Yield the boxes of the weight that one matrix consists of.
+
+        Args:
+            number: of the matrix, in the order in which `matrices` returns them.
+
+        Example:
+            >>> folding = Folding(Layout(batch_axes=(0,), out_axis=1, in_axis=2), (2, 3, 4))
+            >>> [piece.box for piece in folding.pieces(1)]
+            [(range(1, 2), range(0, 3), range(0, 4))]
+        """
+        layout, (height, _) = self.layout, self.size
+        expert, rest = divmod(number, self.stacked * self.inner)
+        part, group = divmod(rest, self.inner)
+        index: list[range] = []
+        for axis in reversed(layout.batch_axes):
+            expert, at = divmod(expert, self.shape[axis])
+            index.insert(0, range(at, at + 1))
+        whole = [range(size) for size in self.kernel]
+        for rows, outputs in self._runs(layout.out_axes, part * height, height):
+            for channels, inputs in self._runs(layout.in_axes, group * self.width, self.width):
+                box = dict(zip(self._axes, (*index, *outputs, *inputs, *whole), strict=True))
+                yield Piece(tuple(box[axis] for axis in range(len(self.shape))), rows, channels)
+
+    def _runs(self, axes: Sequence[int], start: int, count: int) -> Iterator[tuple[range, list[range]]]:
+        """Boxes over some axes that hold consecutive indices, and where each begins and ends among those."""
+        if not axes:
+            yield range(1), []
+            return
+        at = 0
+        for box in runs([self.shape[axis] for axis in axes], start, start + count):
+            size = math.prod(stop - first for first, stop in box)
+            yield range(at, at + size), [range(first, stop) for first, stop in box]
+            at += size
+
+    def piece(self, matrix: Tensor, piece: Piece) -> Tensor:
+        """Return what a matrix (D_out, D_in) writes into one of its boxes, with the axes of the weight.
+
+        Args:
+            matrix: its values.
+            piece: one of `pieces`.
+        """
+        read = self._channels(matrix)[slice(*_ends(piece.rows)), slice(*_ends(piece.channels))]
+        read = read.reshape([len(piece.box[axis]) for axis in self._axes])
         return read.permute([self._axes.index(axis) for axis in range(len(self.shape))])
 
     def _columns(self, read: Tensor) -> Tensor:

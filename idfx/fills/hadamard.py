@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,9 +59,14 @@ def hadamard_identity(target: Target, *, scale: float = 1.0, layout: Layout | Ma
     matrices = Matrices(target, read_layout(target, layout), "centre")
     rows, columns = matrices.size
     width = columns // matrices.taps
-    values = torch.zeros(rows, columns, dtype=torch.float64)
-    if rows <= width:
-        values[:, :rows] = torch.eye(rows, dtype=torch.float64) * scale
-    else:
-        values[:, :width] = hadamard(rows, width) * (2.0 ** (-(rows - 1).bit_length() / 2) * scale)
-    matrices.put_(lambda number: values)
+
+    @functools.cache
+    def values() -> Tensor:
+        made = torch.zeros(rows, columns, dtype=torch.float64)
+        if rows <= width:
+            made[:, :rows] = torch.eye(rows, dtype=torch.float64) * scale
+        else:
+            made[:, :width] = hadamard(rows, width) * (2.0 ** (-(rows - 1).bit_length() / 2) * scale)
+        return made
+
+    matrices.put_(lambda number: values())

@@ -228,14 +228,25 @@ class Matrices:
         tensor.index_put_(index, values.to(tensor.dtype).to(tensor.device))
 
     def put_(self, make: Callable[[int], Tensor]) -> None:
-        """Write every matrix as a whole, or the part of it that lies in the shard.
+        """Write every matrix, one at a time; what lies in none of the shard is not made.
 
         Args:
             make: from the number of a matrix to its values, a float64 tensor (D_out, D_in).
         """
         if not self.target.tensor.numel():
             return
-        whole = self.folding.weight(torch.stack([make(number).cpu() for number in range(self.folding.count)]))
-        for axis, (start, size) in enumerate(zip(self.target.shard.offsets, self.target.tensor.shape, strict=True)):
-            whole = whole.narrow(axis, start, size)
-        self.target.tensor.copy_(whole)
+        for number in range(self.folding.count):
+            pieces = [(piece, held) for piece in self.folding.pieces(number) if all(held := self._held(piece.box))]
+            if not pieces:
+                continue
+            values = make(number).cpu()
+            for piece, held in pieces:
+                there, here = self.folding.piece(values, piece), self.target.tensor
+                for axis, span in enumerate(held):
+                    there = there.narrow(axis, span.start - piece.box[axis].start, len(span))
+                    here = here.narrow(axis, span.start - self.target.shard.offsets[axis], len(span))
+                here.copy_(there)
+
+    def _held(self, box: Sequence[range]) -> list[range]:
+        """The part of a box that lies in the shard, as a range along each axis; some are empty if none does."""
+        return [self.target.span(axis, side.start, side.stop) for axis, side in enumerate(box)]

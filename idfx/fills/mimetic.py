@@ -85,8 +85,11 @@ def mimetic(
         out, value = _decomposed(target.seed, f"{pair}#values", 0, width, a2, -b2)
         return out if name == "output" else value.T
 
-    whole = torch.cat([factor(name) for name in parts])
-    matrices.put_(lambda number: whole[number * matrices.size[0] : (number + 1) * matrices.size[0]])
+    @functools.cache
+    def whole() -> Tensor:
+        return torch.cat([factor(name) for name in parts])
+
+    matrices.put_(lambda number: whole()[number * matrices.size[0] : (number + 1) * matrices.size[0]])
 
 
 def _width(subject: str, matrices: Matrices, parts: Sequence[str], heads: int) -> int:
