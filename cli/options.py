@@ -107,6 +107,11 @@ def override_options(function: F) -> F:
             "--from", "checkpoints", multiple=True, metavar="CHECKPOINT",
             help="Load matching tensors from this file, and initialise only the rest.",
         ),
+        click.option(
+            "--rename", "renames", multiple=True, metavar="OLD=NEW|FILE",
+            help="Rename tensors of the checkpoint first, from its name to the model's: "
+            "'layers.{i}=layers.{2*i}'; repeatable, or a file of rules.",
+        ),
     )(function)  # fmt: skip
 
 
@@ -120,16 +125,18 @@ def given_overrides(options: dict[str, Any]) -> PlanEdits:
 
     steering, roles = read_overrides(options.pop("sets"), options.pop("only"), options.pop("keep"))
     options["roles"] = (*(f"{name}={role}" for name, role in roles.items()), *options["roles"])
-    sources = options.pop("checkpoints")
+    sources, renames = options.pop("checkpoints"), options.pop("renames")
     if len(sources) > 1:
         raise click.UsageError(
             f"--from: given {len(sources)} times; expected one checkpoint. Merge them into one file."
         )
+    if not sources and renames:
+        raise click.UsageError("--rename: given without --from; expected a checkpoint to rename. Give it.")
     if not sources:
         return PlanEdits(steering, None)
     from idfx.planning.checkpoints import read_checkpoint
 
-    return PlanEdits(steering, read_checkpoint(sources[0]))
+    return PlanEdits(steering, read_checkpoint(sources[0], renames))
 
 
 class PlanEdits(NamedTuple):

@@ -27,6 +27,7 @@ from idfx.planning.export import digest
 from idfx.planning.file import from_json
 from idfx.planning.make import make_plan
 from idfx.planning.overrides import Word, steer, steering
+from idfx.planning.renaming import Rules
 from idfx.planning.scalars import without_scripted
 from idfx.sharding.together import agree, together
 
@@ -97,6 +98,7 @@ def init_(
     plan: Plan | None = None,
     roles: Mapping[str, str] | None = None,
     checkpoint: str | Path | Mapping[str, torch.Tensor] | Checkpoint | None = None,
+    rename: Rules = (),
     only: Sequence[str] = (),
     keep: Sequence[str] = (),
     set: Mapping[str, Word] | None = None,
@@ -118,6 +120,8 @@ def init_(
         plan: apply this plan instead of making one; `only`, `keep` and `set` change it.
         checkpoint: a file or a state dict. Matching tensors are loaded, and only the rest is initialised; the
             certificate's `growth` reports by how much the added branches change the outputs.
+        rename: rules "OLD=NEW" that give tensors of the checkpoint the model's names before they are matched, as in
+            "layers.{i}=layers.{2*i}"; or a mapping, or a file.
 
     Returns:
         The structure, the plan and the certificate.
@@ -138,7 +142,9 @@ def init_(
     example = example_inputs, example_kwargs, plan.roles if plan is not None else roles, tracer
     with together(unwrap(model).parameters()):
         words = steering(only, keep, set)
-        source = read_checkpoint(checkpoint) if checkpoint is not None else None
+        if checkpoint is None and rename:
+            raise UsageError("rename: given without a checkpoint; expected one to rename. Give it (checkpoint=).")
+        source = read_checkpoint(checkpoint, rename) if checkpoint is not None else None
         if plan is not None:
             refuse_beside_a_plan([*asked, *(["roles"] if roles else [])])
         structure = analyze(model, *example)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError, UsageError
 from idfx.core.records import Plan, Structure
+from idfx.planning.renaming import Rule, Rules, check_made, read_rules
+from idfx.planning.renaming import rename as renaming
 from idfx.sharding.layout import copy_
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "model_ema", "params")
@@ -29,10 +31,11 @@ _CONVERT = "If you trust it, load it yourself and save its state dict: torch.sav
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file by name, and the name of the file in messages."""
+    """The tensors of a file by name, the name of the file in messages, and the names that each rule has made."""
 
     name: str
     tensors: Mapping[str, Tensor] = field(repr=False)
+    renamed: Mapping[Rule, set[str]] = field(default_factory=dict, repr=False)
 
     def lookup(self, names: Collection[str], like: Tensor) -> Tensor | None:
         """Return the tensor that has one of these names and can be copied into another tensor, or None.
@@ -48,7 +51,9 @@ def _fits(tensor: Tensor, like: Tensor) -> bool:
     return same and tensor.shape == like.shape
 
 
-def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
+def read_checkpoint(
+    source: str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint, rename: Rules = ()
+) -> Checkpoint:
     """Return the tensors of a checkpoint; a pickle is read with weights_only, and refused if that fails.
 
     The state dict may be nested under a common key (state_dict, model, ...); the prefixes of DataParallel and
@@ -56,15 +61,26 @@ def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Tensor] | Chec
 
     Args:
         source: a .safetensors file, a file that torch.save wrote, or a state dict.
+        rename: rules "OLD=NEW", a mapping of them, or a file; OLD is a name in the checkpoint, without those prefixes,
+            and NEW the name in the model. `{i}` stands for a whole number, as in "layers.{i}=layers.{2*i}".
 
     Raises:
         UsageError: the file does not exist, has another format, contains Python objects, or does not have one state
-            dict.
+            dict; a rule has another form, matches nothing, or makes two names one.
 
     Example:
         >>> read_checkpoint({"module.weight": torch.ones(2)}).tensors
         {'weight': tensor([1., 1.])}
     """
+    found = _read(source)
+    rules = read_rules(rename)
+    if not rules:
+        return found
+    tensors, made = renaming(found.name, found.tensors, rules)
+    return replace(found, tensors=tensors, renamed=made)
+
+
+def _read(source: str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, Mapping):
@@ -216,6 +232,7 @@ def matched(
         UsageError: nothing matches.
     """
     checkpoint, renamed = _named_alike(checkpoint, state)
+    check_made(checkpoint.name, structure.model, checkpoint.renamed, state)
     loaded = {
         name: checkpoint.name
         for name, info in structure.parameters.items()
@@ -226,7 +243,7 @@ def matched(
         raise UsageError(
             f"{checkpoint.name}: none of its {len(checkpoint.tensors)} tensors ({names}, ...) has the name and shape "
             f"of a parameter of {structure.model}; expected a checkpoint of this model or of part of it. "
-            "Rename its entries."
+            "Rename its entries (--rename)."
         )
     return checkpoint, loaded, (*renamed, *_mismatches(checkpoint, state), *_unsound(checkpoint, loaded))
 
@@ -241,7 +258,8 @@ def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Chec
     if len(prefixes) != 1 or state.keys().isdisjoint(inner):
         return checkpoint, []
     note = f"{checkpoint.name}: the first component of its names, {prefixes.pop()!r}, is ignored"
-    return Checkpoint(checkpoint.name, inner), [note]
+    made = {rule: {name.partition(".")[2] for name in names} for rule, names in checkpoint.renamed.items()}
+    return replace(checkpoint, tensors=inner, renamed=made), [note]
 
 
 def unplaced(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, str]:
