@@ -80,6 +80,44 @@ def test_the_example_writes_the_same_weights_on_one_and_on_two_processes() -> No
     assert last < 0.5 * first
 
 
+LLAMA = """
+import sys, torch, torch.distributed as dist
+import idfx
+from transformers import LlamaForCausalLM
+
+dist.init_process_group("gloo")
+model = LlamaForCausalLM.from_pretrained(sys.argv[1], tp_plan="auto")
+alone = LlamaForCausalLM.from_pretrained(sys.argv[1])
+ids = torch.arange(8)[None]
+sharded = model.model.layers[0].mlp.up_proj.weight.to_local().shape[0]
+found, wanted = idfx.init_(model, (ids,)), idfx.init_(alone, (ids,))
+states = zip(model.state_dict().values(), alone.state_dict().values(), strict=True)
+same = [torch.equal(own.full_tensor() if hasattr(own, "full_tensor") else own, other) for own, other in states]
+near = torch.allclose(model(ids).logits, alone(ids).logits, atol=1e-5)
+if dist.get_rank() == 0:
+    print(sharded, found.certificate.certified, found.plan == wanted.plan, all(same), near)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_tensor_parallelism_of_transformers(tmp_path: Path) -> None:
+    """Half of the 64 rows on each process, both blocks of both layers closed, and the weights of one process."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, vocab_size=64)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    (tmp_path / "run.py").write_text(LLAMA, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command += [str(tmp_path / "run.py"), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-5:] == ["32", "4", "True", "True", "True"]
+
+
 def test_import_idfx_loads_no_distributed_tensors() -> None:
     program = "import sys, idfx; print('torch.distributed.tensor' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -219,12 +219,14 @@ def _note(seen: _Pass, name: str, keep: bool, leaf: Tensor) -> None:
 
 
 def _move(moved: dict[str, Tensor], seen: _Pass) -> bool:
-    """Move the parameters along their gradient; return whether there are any."""
-    for name, gradient in seen.gradients.items():
+    """Move the parameters along their gradient, which is freed; return whether there are any."""
+    found = bool(seen.gradients)
+    for name in list(seen.gradients):
+        gradient = seen.gradients.pop(name)
         size = _root_mean_square(whole(gradient, name))
-        moved[name] = seen.values[name].clone()
+        moved[name] = seen.values.pop(name).clone()
         local(moved[name]).sub_(local(gradient) * (_MOVE / size if size else 0.0))
-    return bool(seen.gradients)
+    return found
 
 
 def _root_mean_square(tensor: Tensor) -> float:

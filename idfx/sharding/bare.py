@@ -1,7 +1,8 @@
 """Distributed model → the same modules without what distributes them, on the same parameters and buffers.
 
 `fully_shard` and `parallelize_module` leave a model's modules in place: they replace parameters by DTensors, add hooks,
-and change classes. The bare model has none of these hooks and classes, so that its forward is the author's.
+and change classes; transformers' tensor parallelism replaces forwards as well. The bare model has none of these, so
+that its forward is the author's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from idfx.sharding.together import whole
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
           "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # fmt: skip
+_DISTRIBUTING = ("torch.distributed.", "transformers.distributed.")  # where hooks and forwards that distribute are from
 _WRAPPED = "_checkpoint_wrapped_module"  # torch's wrapper for activation checkpointing, which its names leave out
 
 
@@ -98,6 +100,8 @@ def _shell(module: nn.Module) -> nn.Module:
 def _fill(shell: nn.Module, module: nn.Module, shells: dict[int, nn.Module]) -> None:
     """Give a shell the attributes of its module, with shells in place of modules."""
     for name, value in vars(module).items():
+        if name == "forward" and _distributes(value):
+            continue
         if name in _HOOKS:
             value = OrderedDict((key, hook) for key, hook in value.items() if not _distributes(hook))
         vars(shell)[name] = None if name == "_compiled_call_impl" else _mapped(value, shells)
@@ -106,7 +110,7 @@ def _fill(shell: nn.Module, module: nn.Module, shells: dict[int, nn.Module]) -> 
 def _distributes(hook: Any) -> bool:
     while isinstance(hook, functools.partial):
         hook = hook.func
-    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.")
+    return str(getattr(hook, "__module__", "")).startswith(_DISTRIBUTING)
 
 
 def _mapped(value: Any, shells: dict[int, nn.Module]) -> Any:
