@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -95,6 +96,7 @@ def build_and_read(
     from idfx.analysis.role_overrides import override_roles, read_words
     from idfx.analysis.structure import build_structure
     from idfx.analysis.training import with_training
+    from idfx.building.unwritten import left
     from idfx.capture.inputs import check, no_example, takes_nothing
     from idfx.capture.tracing import capture
     from idfx.capture.wrappers import unwrap
@@ -106,6 +108,9 @@ def build_and_read(
     progress.step(f"build {spec}")
     with building or nullcontext():
         built = build_only(**options)
+    if built.suspects and building is None:
+        progress.step(f"build {spec} again to find memory that nobody wrote")
+        built = dataclasses.replace(built, unwritten=left(built, lambda: build_only(**options)))
     model = unwrap(built.model)
     example = built.example
     if example is None:

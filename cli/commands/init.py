@@ -86,6 +86,7 @@ def _initialise(
     progress.step("load libraries")
     from idfx.analysis.role_overrides import override_roles
     from idfx.api import author_start, failure_text, prove, read_plan
+    from idfx.audits.garbage import refuse_unwritten
     from idfx.core.errors import CertificateError
     from idfx.core.records import Report
     from idfx.planning.apply import apply_built_
@@ -102,6 +103,9 @@ def _initialise(
     else:
         plan = without_scripted(make_plan(structure, scheme, options["seed"], **scheme_given), built.model)
     plan, checkpoint = words.on(plan, structure, built.model, again=plan_file is not None)
+    refuse_unwritten(
+        built.model, structure, plan, built.unwritten, checkpoint.tensors if checkpoint is not None else ()
+    )
     progress.step(f"fill {len(plan.decisions)} parameters")
     apply_built_(built, plan, checkpoint)
     certificate = None

@@ -32,13 +32,17 @@ class Built:
     """A model as built by its source, an example input, and the pending draws.
 
     `example` is None if none could be derived. Before the model is run or saved, every pending weight must be
-    overwritten (`pending.discard`) or drawn (`pending.materialize`).
+    overwritten (`pending.discard`) or drawn (`pending.materialize`). `suspects` are the parameters and buffers that may
+    hold memory which nobody wrote, and `unwritten` the number of such entries of each, once
+    `idfx.building.unwritten.left` has found it.
     """
 
     model: nn.Module = field(repr=False)
     example: Example | None = field(repr=False)
     pending: DeferredDraws = field(repr=False)
     spec: str
+    suspects: frozenset[str] = frozenset()
+    unwritten: Mapping[str, int] = field(default_factory=dict)
 
     def drawn(self) -> nn.Module:
         """Make the pending draws, and return the model with its author's values."""
@@ -89,6 +93,7 @@ def build(
         with _seeded(seed), pending:
             model, example = found.build(rest, dict(arguments or {}))
             pending.materialize_unregistered(model)
+        suspects = pending.suspects(unwrap(model))
         pending.move_(model, place, kind)
         pending.attach(model)
         if given.args:
@@ -97,7 +102,7 @@ def build(
             example = laid_over(unwrap(model), example or Example(), given.kwargs)
         if example is not None:
             example = map_example(example, lambda one: one.to(place, kind if one.is_floating_point() else None))
-    return Built(model, example, pending, spec)
+    return Built(model, example, pending, spec, suspects)
 
 
 def load(

@@ -26,11 +26,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from idfx.building.effects import effect
+from idfx.building.fresh import FreshMemory, covers, flat_tensors, storage_key
 from idfx.building.tape import Step, Tape, View
 from idfx.core.errors import UsageError
 from idfx.core.memory import check_room, size_of
 from idfx.core.registry import did_you_mean
-from idfx.core.torch_private import TorchDispatchMode, has_memory, memory, plain_tensors, pytree
+from idfx.core.torch_private import TorchDispatchMode, pytree
 
 # Initialisations of torch.nn.init that read what they have drawn: the whole function goes on the tape. From torch 2.13
 # on, trunc_normal_ redraws until every value is within the bounds.
@@ -51,7 +52,7 @@ _draws_of: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by parameter, the Defe
 def is_deferred(parameter: Tensor) -> bool:
     """Return whether the values of a parameter are not drawn yet, so that its memory holds none."""
     draws = _draws_of.get(parameter)  # type: ignore[no-untyped-call]
-    return draws is not None and _key(parameter) in draws._tapes
+    return draws is not None and storage_key(parameter) in draws._tapes
 
 
 def as_drawn(parameter: Tensor, name: str) -> Tensor:
@@ -94,6 +95,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
         self._tapes: dict[int, Tape] = {}
+        self._memory = FreshMemory()
         self._order = 0
         self._probe = torch.Generator(device="cpu")
         self._quiet = False
@@ -123,22 +125,32 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._stacks:
             self._thread = None
             self._tapes = {key: tape for key, tape in self._tapes.items() if not tape.reference.expired()}  # type: ignore[no-untyped-call]
+            self._memory.forget_freed()
 
     # Methods for the finished model.
 
     def names(self, model: nn.Module) -> set[str]:
         """Return the names of the parameters and buffers, including aliases, that hold no values yet."""
-        return {name for name, tensor in _tensors(model) if _key(tensor) in self._tapes}
+        return {name for name, tensor in _tensors(model) if storage_key(tensor) in self._tapes}
+
+    def suspects(self, model: nn.Module) -> frozenset[str]:
+        """Return the names of the parameters and buffers, including aliases, that may hold memory which nobody wrote.
+
+        Args:
+            model: before it is moved.
+        """
+        with self._silence():
+            return frozenset(name for name, tensor in _tensors(model) if self._memory.suspect(tensor))
 
     def attach(self, model: nn.Module) -> None:
         """Let `is_deferred` and `as_drawn` know the parameters of a model whose draws are deferred here."""
         for _, parameter in model.named_parameters():
-            if _key(parameter) in self._tapes:
+            if storage_key(parameter) in self._tapes:
                 _draws_of[parameter] = self
 
     def peek(self, tensor: Tensor, name: str) -> Tensor:
         """Return a copy with the values that a pending tensor will have, or the tensor itself; it stays pending."""
-        tape = self._tapes.get(_key(tensor))
+        tape = self._tapes.get(storage_key(tensor))
         if tape is None:
             return tensor
         with self._silence():
@@ -161,7 +173,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.check_room(model, wanted)
         owners: dict[int, list[str]] = {}
         for name, tensor in _tensors(model):
-            if (key := _key(tensor)) in self._tapes:
+            if (key := storage_key(tensor)) in self._tapes:
                 owners.setdefault(key, []).append(name)
         for key, aliases in owners.items():
             if wanted is None or not wanted.isdisjoint(aliases):
@@ -176,7 +188,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Raises:
             ResourceError: they do not.
         """
-        own = [t for name, t in _tensors(model) if _key(t) in self._tapes and (names is None or name in names)]
+        own = [t for name, t in _tensors(model) if storage_key(t) in self._tapes and (names is None or name in names)]
         check_room(type(model).__name__, size_of(own), "its values take")
 
     def discard(self, model: nn.Module, names: Iterable[str]) -> None:
@@ -189,15 +201,15 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         wanted = _checked(model, names)
         for name, tensor in list(_tensors(model)):
-            if wanted is not None and name in wanted and (key := _key(tensor)) in self._tapes:
-                if _covers(tensor):
+            if wanted is not None and name in wanted and (key := storage_key(tensor)) in self._tapes:
+                if covers(tensor):
                     del self._tapes[key]
                 else:
                     self.materialize(model, [name])
 
     def materialize_unregistered(self, model: nn.Module) -> None:
         """Draw the values of tensors that are neither parameters nor buffers, such as a plain attribute."""
-        listed = {_key(tensor) for _, tensor in _tensors(model)}
+        listed = {storage_key(tensor) for _, tensor in _tensors(model)}
         for key in [key for key in self._tapes if key not in listed]:
             self._play(key, None)
 
@@ -230,6 +242,12 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._quiet:
             return func(*args, **kwargs)
+        result = self._run(func, args, kwargs)
+        self._memory.follow(func, args, kwargs, result)
+        return result
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, or put it off."""
         kind = effect(func)
         if kind == "draw" and _deferrable(*args, **kwargs):
             self._put_off(func, args[0], args[1:], kwargs, draws=True)
@@ -240,23 +258,23 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _with_pending(self, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator that may touch a pending storage: record it, drop the tape, or replay the tape first."""
-        if kind in ("draw", "overwrite", "change") and (key := _key(args[0])) in self._tapes:
-            others = [_key(tensor) for tensor in _flat_tensors((args[1:], kwargs)) if not self._is_number(tensor)]
-            if kind != "change" and key not in others and _covers(args[0]):
+        if kind in ("draw", "overwrite", "change") and (key := storage_key(args[0])) in self._tapes:
+            others = [storage_key(tensor) for tensor in flat_tensors((args[1:], kwargs)) if not self._is_number(tensor)]
+            if kind != "change" and key not in others and covers(args[0]):
                 del self._tapes[key]
             elif not others and not _has_generator(args, kwargs):
                 with self._silence():
                     rest, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args[1:], kwargs))
                 self._put_off(func, args[0], rest, kwargs, draws=False)
                 return args[0]
-        for tensor in _flat_tensors((args, kwargs)):
+        for tensor in flat_tensors((args, kwargs)):
             self._read(tensor)
         return func(*args, **kwargs)
 
     def _is_number(self, tensor: Tensor) -> bool:
         """Whether a tensor is a single available number, which a tape can copy."""
         plain = type(tensor) is Tensor and not tensor.dim() and tensor.device.type == "cpu"
-        return plain and not tensor.requires_grad and _key(tensor) not in self._tapes
+        return plain and not tensor.requires_grad and storage_key(tensor) not in self._tapes
 
     def _put_off(
         self, function: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], draws: bool
@@ -268,9 +286,9 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self._silence(), torch.no_grad():
                 one = torch.empty([1] * tensor.dim(), dtype=tensor.dtype, device="cpu")
                 function(one, *args, **kwargs, generator=self._probe)
-        key = _key(tensor)
+        key = storage_key(tensor)
         tape = self._tapes.get(key)
-        fresh = draws and _covers(tensor)
+        fresh = draws and covers(tensor)
         if tape is None or fresh:
             with self._silence():
                 storage = tensor.untyped_storage()
@@ -280,7 +298,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tape.steps.append(Step(function, View.at(tensor), args, kwargs, draws))
 
     def _read(self, tensor: Tensor) -> None:
-        if (key := _key(tensor)) in self._tapes:
+        if (key := storage_key(tensor)) in self._tapes:
             self._play(key, None)
 
     def _play(self, key: int, name: str | None) -> None:
@@ -297,9 +315,9 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return generator.manual_seed(_seed(self.seed, what))
 
     def _move(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:
-        key = _key(tensor)
+        key = storage_key(tensor)
         tape = self._tapes.get(key)
-        if tape is not None and not (tape.fresh and tape.moved is None and _covers(tensor)):
+        if tape is not None and not (tape.fresh and tape.moved is None and covers(tensor)):
             # Only part of a storage, or moved before: the values are needed now.
             self._read(tensor)
             tape = None
@@ -310,7 +328,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         target = torch.empty_like(tensor, device=device, dtype=dtype, requires_grad=False)
         reference = StorageWeakRef(target.untyped_storage())  # type: ignore[no-untyped-call]
         moved = (View.at(tensor), View.at(target))
-        self._tapes[_key(target)] = Tape(reference, tape.order, tape.nbytes, True, tape.steps, moved)
+        self._tapes[storage_key(target)] = Tape(reference, tape.order, tape.nbytes, True, tape.steps, moved)
         tensor.data = target
 
     def _deferring(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -323,6 +341,7 @@ class DeferredDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if args and args[-1] is None:
                 args = args[:-1]  # a generator, by position
             self._put_off(function, tensor, args, kwargs, draws=True)
+            self._memory.wrote(tensor)
             return tensor
 
         deferred.__name__ = function.__name__
@@ -360,7 +379,7 @@ def _deferrable(tensor: Any, *args: Any, **kwargs: Any) -> bool:
     The tensor needs a storage on a device for which tapes can be replayed; the draw must not depend on another tensor
     or on its own generator.
     """
-    if _has_generator(args, kwargs) or any(True for _ in _flat_tensors((args, kwargs))):
+    if _has_generator(args, kwargs) or any(True for _ in flat_tensors((args, kwargs))):
         return False
     return (
         type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
@@ -373,36 +392,6 @@ def _deferrable(tensor: Any, *args: Any, **kwargs: Any) -> bool:
 
 def _has_generator(args: Iterable[Any], kwargs: dict[str, Any]) -> bool:
     return kwargs.get("generator") is not None or any(isinstance(value, torch.Generator) for value in args)
-
-
-def _flat_tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _flat_tensors(item)
-    elif isinstance(value, dict):
-        yield from _flat_tensors(tuple(value.values()))
-
-
-def _key(tensor: Any) -> int:
-    """Return the address of the storage; 0 for a tensor without one."""
-    if not isinstance(tensor, Tensor) or not has_memory(tensor):
-        return 0
-    with plain_tensors():
-        return memory(tensor)
-
-
-def _covers(tensor: Tensor) -> bool:
-    """Return whether the tensor covers its whole storage, each element once."""
-    with plain_tensors():
-        whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-    return whole and (tensor.is_contiguous() or _channels_last(tensor))
-
-
-def _channels_last(tensor: Tensor) -> bool:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.dim() in formats and tensor.is_contiguous(memory_format=formats[tensor.dim()])
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

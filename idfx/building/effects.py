@@ -24,6 +24,11 @@ DRAWS = frozenset(
     )
 )
 OVERWRITES = frozenset({"aten::zero_", "aten::fill_", "aten::copy_"})
+# Operators whose result is memory that nobody wrote.
+ALLOCATIONS = frozenset(
+    f"aten::{name}"
+    for name in ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
+)
 # Operators that take shape, dtype and device from a tensor, and nothing from its values.
 SHAPE_READERS = frozenset(
     {f"aten::{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")}

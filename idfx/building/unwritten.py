@@ -5,16 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
+from idfx.building.effects import ALLOCATIONS
 from idfx.capture.wrappers import unwrap
 from idfx.core.torch_private import TorchDispatchMode
 
+if TYPE_CHECKING:
+    from idfx.building.build import Built
+
+_unwritten: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters that hold memory which nobody wrote
 _settings: Any = torch.utils.deterministic
-_FRESH = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
 
 
 @contextmanager
@@ -54,7 +59,39 @@ class Zeroed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        return result.zero_() if func._schema.name.removeprefix("aten::") in _FRESH else result
+        return result.zero_() if func._schema.name in ALLOCATIONS else result
+
+
+def left(built: Built, again: Callable[[], Built]) -> dict[str, int]:
+    """Return the number of uninitialised entries of each parameter and buffer of a model that has any.
+
+    `is_unwritten` knows these parameters afterwards.
+
+    Args:
+        built: the model; without suspects, nothing is built.
+        again: builds the model again.
+    """
+    names = built.suspects
+
+    def drawn() -> nn.Module:
+        other = again()
+        other.pending.materialize(unwrap(other.model), names)
+        return other.model
+
+    if not names:
+        return {}
+    with filled():
+        first = drawn()
+    found = {name: count for name, count in unwritten(first, drawn).items() if name in names}
+    own = dict(unwrap(built.model).named_parameters())
+    for name in found.keys() & own.keys():
+        _unwritten[own[name]] = True
+    return found
+
+
+def is_unwritten(parameter: Tensor) -> bool:
+    """Return whether a parameter was found to hold memory that nobody wrote when its model was built."""
+    return parameter in _unwritten
 
 
 def unwritten(model: nn.Module, again: Callable[[], nn.Module]) -> dict[str, int]:

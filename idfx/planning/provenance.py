@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from idfx.analysis.dataflow import Dataflow
 from idfx.analysis.structure import analysis_of
 from idfx.building.deferral import as_drawn, is_deferred
+from idfx.building.unwritten import is_unwritten
 from idfx.core.records import FACTS, Structure
 from idfx.core.roles import Acts, RoleName
 from idfx.ops.kinds import Kind
@@ -205,7 +206,8 @@ def _attribute(graph: nn.Module, path: str) -> Tensor:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether the values of a tensor can be read here."""
     plain = (type(tensor) in (Tensor, nn.Parameter) or is_sharded(tensor)) and tensor.layout is torch.strided
-    return plain and not tensor.is_meta and bool(tensor.numel()) and tensor.is_floating_point()
+    held = not tensor.is_meta and bool(tensor.numel()) and not is_unwritten(tensor)
+    return plain and held and tensor.is_floating_point()
 
 
 def _values(tensor: Tensor, name: str) -> Tensor:
