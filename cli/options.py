@@ -63,6 +63,8 @@ def _model_options(argument: Callable[[F], F]) -> Callable[[F], F]:
             help="Override the role of a parameter; patterns (*) are allowed; repeatable.",
         ),
         click.option("--tracer", default=None, metavar="record|export", help="How the graph is made."),
+        click.option("--without-norms", is_flag=True, help="Take normalisations out; their scales and shifts stay."),
+        click.option("--keep-norm", "keep_norms", multiple=True, metavar="MODULE", help="Except this one; repeatable."),
         click.option("--strict", is_flag=True, help="Fail if an operator is unknown."),
         click.option("--timeout", type=parse_seconds, metavar="SECONDS", help="Stop if the command takes longer."),
         click.option("--max-memory", type=parse_size, metavar="SIZE", help="Limit on memory, e.g. 4GiB (Linux only)."),

@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from idfx.building.build import Built
-    from idfx.core.records import Structure
+    from idfx.core.records import Example, Structure
 
 
 class Progress:
@@ -118,6 +118,10 @@ def build_and_read(
             raise no_example(spec, model, "shell")
         example = Example()
     check(model, example, spec, "shell")
+    if options["keep_norms"] and not options["without_norms"]:
+        raise click.UsageError("--keep-norm: given without --without-norms; expected both. Add it, or leave both out.")
+    if options["without_norms"]:
+        _take_norms_out(progress, built, example, **options)
     progress.step(f"capture {spec}")
     captured = capture(built.model, example, lambda: built.pending.materialize(built.model), options["tracer"])
     progress.step(f"analyze {spec}")
@@ -130,3 +134,18 @@ def build_and_read(
             raise StructureError(f"{spec}: {text}. Leave out --strict, or define the operator (docs/adding.md).")
         progress.remark(text)
     return built, structure
+
+
+def _take_norms_out(progress: Progress, built: Built, example: Example, **options: Any) -> None:
+    """Take the normalisations out of a model that was built, and say how the same model is built again."""
+    from idfx.analysis.structure import build_structure
+    from idfx.capture.tracing import capture
+    from idfx.capture.wrappers import unwrap
+    from idfx.planning.without_norms import take_out_
+
+    progress.step(f"take the normalisations out of {options['spec']}")
+    captured = capture(built.model, example, lambda: built.pending.materialize(built.model), options["tracer"])
+    keep = tuple(options["keep_norms"])
+    names = take_out_(unwrap(built.model), build_structure(captured), keep=keep)
+    again = f"idfx.without_norms(model, example_inputs{f', keep={[*keep]}' if keep else ''})"
+    progress.remark(f"{len(names)} normalisations are taken out; {again} makes the same of the model in Python")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from idfx.planning.export import save
     from idfx.planning.rewrite import rewrite
     from idfx.planning.scalars import fold_
+    from idfx.planning.without_norms import without_norms
     from idfx.report.show import show
 
 _HOMES = {
@@ -54,6 +55,7 @@ _HOMES = {
     "rewrite": "idfx.planning.rewrite",
     "save": "idfx.planning.export",
     "show": "idfx.report.show",
+    "without_norms": "idfx.planning.without_norms",
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "rewrite",
     "save",
     "show",
+    "without_norms",
 ]
 
 install()

@@ -91,16 +91,19 @@ def _is_unused(sum_: Candidate) -> bool:
 
 
 def _is_in_a_gate(sum_: Candidate) -> bool:
-    """It only steers another value, and is no block: its branch has no parameter, or its shortcut is neither its fork
-    nor a stream's projection.
+    """It only steers another value, and is no block: behind the last value of its branch that does more than steer
+    there is no parameter, or its shortcut is neither its fork nor a stream's projection.
 
     Scores are sums of products, and an additive score is one of projections: what a gate is a function of, with no
-    weight in between. Boxes that move apart by class before a suppression of overlaps are a sum with a branch that
-    nothing learns.
+    weight in between. Boxes that move apart by class before a suppression of overlaps have a branch that
+    nothing learns, and a position that is added again before the queries has the stream itself as its branch.
     """
     if sum_.position in sum_.paths.signal:
         return False
-    if not any(_has_parameter(sum_.flow, term) for term in sum_.branch):
+    steering = sum_.branch.difference(sum_.paths.signal)
+    backwards = sum_.flow.data_graph.subgraph(steering).reverse(copy=False)
+    own = reached(backwards, steering.intersection(sum_.side.others))
+    if not any(_has_parameter(sum_.flow, term) for term in own):
         return True
     far = sum_.side.length >= Length.SCALE
     return far and (_is_score(sum_) or not _leaves_a_stream(sum_, sum_.side.fork))
