@@ -17,6 +17,7 @@ from torch.nn import functional
 
 import idfx
 from idfx.ops.kinds import Kind
+from idfx.planning.file import from_json, to_json
 
 AB = {"a": lin(4, 8), "b": lin(8, 4)}
 Body = Callable[[Any, Tensor], Tensor]
@@ -243,6 +244,46 @@ def test_a_scale_of_one_plus_a_weight_starts_with_the_weight_at_zero(body: Body)
     assert (role.name, role.added) == ("norm scale", 1.0)
     idfx.init_(net, (values(2, 4),), overwrite_deliberate=True)
     assert not bool(net.w.any())
+
+
+def rms(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "left"),
+    [("idinit", 1e-6), ("idfx", 1e-6), ("zero", 0.0), ("zero-gamma", 0.0), ("rezero", 0.0), ("skipinit", 0.0)],
+)
+@pytest.mark.parametrize("added", [1.0, 0.0])
+def test_a_branch_ends_at_what_acts_on_it_behind_a_norm(scheme: str, left: float, added: float) -> None:
+    """A normalised branch has the size 1, so what multiplies it there must be small, be it w or 1 + w (Gemma 2)."""
+    net = Small(lambda m, x: x + rms(m.a(x)) * (m.w + added), a=lin(), w=torch.full((4,), 1.0 - added))
+    (join,) = read(net, values(2, 4)).joins
+    assert [(end.parameter, end.added) for end in join.ends] == [("w", added)]
+    report = idfx.init_(net, (values(2, 4),), scheme=scheme)
+    assert report.certificate is not None and report.certificate.certified == 1
+    assert torch.allclose(net.w + added, torch.full((4,), left), rtol=0.1, atol=0)
+    x = values(2, 4)
+    assert float((net(x) - x).detach().abs().max()) <= 2.1 * left  # a value of RMS 1 over 4 entries is 2 at most
+
+
+def test_learned_scalars_of_shifted_scales_survive_a_file() -> None:
+    net = Small(lambda m, x: x + rms(m.a(x)) * (m.w + 1), a=lin(), w=torch.zeros(4))
+    plan = idfx.plan(read(net, values(2, 4)), "rezero")
+    assert plan.scalars[0].on[0].added == 1
+    assert from_json(to_json(plan)).scalars == plan.scalars
+
+
+def test_a_scale_with_different_numbers_added_closes_nothing() -> None:
+    """No value of w makes both 1 + w and 2 + w zero."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = x + rms(m.a(x)) * (m.w + 1)
+        return y + rms(m.b(y)) * (m.w + 2)
+
+    joins = read(Small(body, a=lin(), b=lin(), w=torch.zeros(4)), values(2, 4)).joins
+    assert len(joins) == 2
+    assert not any(join.zeroable and ("w" in {end.parameter for end in join.ends}) for join in joins)
 
 
 def test_the_share_in_a_mixture_is_no_scale_of_a_norm() -> None:

@@ -673,15 +673,15 @@ def one_plus(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + weight)
 
 
-def test_one_plus_weight_norms_are_no_join_and_start_at_one() -> None:
-    """Gemma: the norm multiplies by 1 + w, so that w = 0 is the identity."""
+def test_one_plus_weight_norms_are_no_join_and_start_at_one_or_end_a_branch() -> None:
+    """Gemma: the norm multiplies by 1 + w, so that w = 0 is the identity, and w = −1 closes the branch before it."""
     before = Small(lambda m, x: x + m.b(m.a(one_plus(x, m.w)).relu()), a=lin(), b=lin(), w=torch.zeros(4))
     behind = Small(lambda m, x: x + one_plus(m.b(m.a(x).relu()), m.w), a=lin(), b=lin(), w=torch.zeros(4))
-    for net in (before, behind):
+    for net, end, value in ((before, "b.weight", 0.0), (behind, "w", 1e-6 - 1)):
         structure = read(net)
-        assert ends(only(structure)) == ["b.weight"]
+        assert ends(only(structure)) == [end]
         decision = idfx.plan(structure).decisions.get("w")
-        assert decision is None or decision.arguments == {"value": 0.0}
+        assert (decision is None and value == 0) or (decision is not None and decision.arguments == {"value": value})
         starts_as_shortcuts(net)
 
 

@@ -90,6 +90,13 @@ class Dataflow:
             for position, term in enumerate(self.terms)
         )
 
+    def plus(self, position: int) -> float | None:
+        """The number that a sum adds to a parameter or an expression of some; None for what is no such sum."""
+        term = self.terms[position]
+        beside = [self.terms[operand] for operand in term.operands if not self.terms[operand].parametric]
+        summed = term.kind is Kind.SUM and len(term.operands) == 2 and len(beside) == 1
+        return beside[0].factor if summed else None
+
     def addends(self, term: int) -> tuple[int, ...]:
         """The operands of a sum that carry data, each once."""
         return tuple(dict.fromkeys(o for o in self.terms[term].operands if self.terms[o].data))

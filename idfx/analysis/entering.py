@@ -60,11 +60,9 @@ class Entry:
         """The number that is added to the parameter, moved at most; None if the operand is more than that."""
         total = 0.0
         for position in self.chain:
-            term = self.flow.terms[position]
-            beside = [self.flow.terms[o] for o in term.operands if not self.flow.terms[o].parametric]
-            if term.kind is Kind.SUM and len(term.operands) == 2 and len(beside) == 1 and beside[0].factor is not None:
-                total += beside[0].factor
-            elif term.kind is not Kind.MOVE:
+            if (plus := self.flow.plus(position)) is not None:
+                total += plus
+            elif self.flow.terms[position].kind is not Kind.MOVE:
                 return None
         return total
 

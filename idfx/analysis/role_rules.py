@@ -156,7 +156,10 @@ def _ends_branch(case: Case) -> Role | None:
     evidence = f"at zero {part} make{'' if rows else 's'} the branch of {names} zero"
     if not case.weights and How.NORM_SCALE in case.hows:
         traits = {**traits, "norm": "it multiplies the output of a normalisation"}
-    return Role(RoleName.END if case.weights else RoleName.END_SCALE, evidence, case.layout, rows, case.sites, traits)
+    plus = next((end.added for join in case.ending for end in join.ends if end.parameter == case.parameter), 0.0)
+    evidence = f"at {-plus:g} it makes the branch of {names} zero" if plus else evidence
+    name = RoleName.END if case.weights else RoleName.END_SCALE
+    return Role(name, evidence, case.layout, rows, case.sites, traits, added=plus)
 
 
 def _used_otherwise(case: Case) -> Role | None:

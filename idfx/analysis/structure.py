@@ -48,15 +48,17 @@ def _names(flow: Dataflow, positions: list[int]) -> dict[int, str]:
 
 
 class _Closing:
-    """Of each parameter that ends branches, the terms at which it does and the joins that it closes."""
+    """Of each parameter that ends branches, the terms at which it does, what is added there, and the joins."""
 
     def __init__(self, ends: Mapping[int, list[ZeroedParameter]]) -> None:
         self.acting: dict[str, set[int]] = {}
         self.joins: dict[str, set[int]] = {}
+        self.added: dict[str, set[float]] = {}
         for position, leaves in ends.items():
             for leaf in leaves:
                 self.acting.setdefault(leaf.parameter, set()).add(leaf.term)
                 self.joins.setdefault(leaf.parameter, set()).add(position)
+                self.added.setdefault(leaf.parameter, set()).add(leaf.added)
 
 
 class _Assembly:
@@ -114,6 +116,8 @@ class _Assembly:
             return f"{leaf.parameter} (at {self.flow.terms[leaf.term].node}) also reaches the outputs by another path"
         if not_writable_reason(info):
             return f"its end {name} cannot be written: {not_writable_reason(info)}"
+        if len(closing.added[leaf.parameter]) > 1:
+            return f"its end {name} is used with different numbers added, and would need several values"
         for alias in (name, *info.aliases):
             for use in self.sites.uses.get(alias, ()):
                 elsewhere = use.term not in closing.acting[leaf.parameter] and not self._apart(leaf, use)
@@ -144,6 +148,9 @@ class _Assembly:
         """Whether a use takes other rows of a weight than the end does."""
         own = self.sites.rows(leaf.parameter, leaf.term)
         return own is not None and use.rows is not None and (own[1] <= use.rows[0] or use.rows[1] <= own[0])
+
+    def _end(self, leaf: ZeroedParameter, found: Ranges) -> End:
+        return End(leaf.parameter, self._rows(leaf, found), leaf.added)
 
     def _rows(self, leaf: ZeroedParameter, found: Ranges) -> Ranges | None:
         """The rows of the parameter, given those of the part of it that is used; None for all."""
@@ -188,7 +195,7 @@ class _Assembly:
             fork=self._place(side.fork),
             shortcut=tuple(dict.fromkeys(self._shortcuts.get(position, ()))),
             branch=tuple(dict.fromkeys(self._branches[position])),
-            ends=tuple(dict.fromkeys(End(leaf.parameter, self._rows(leaf, rows[leaf] or ())) for leaf in leaves)),
+            ends=tuple(dict.fromkeys(self._end(leaf, rows[leaf] or ()) for leaf in leaves)),
             scales=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.scales))) if leaves else (),
             zeroed_biases=tuple(dict.fromkeys(leaf.parameter for leaf in flatten(cut.zeroed_biases))) if leaves else (),
             zeroable=bool(leaves),

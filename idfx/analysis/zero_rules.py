@@ -106,6 +106,18 @@ class Expressions(ZeroRules):
                 self._found[top] = self.by_kind(top)
         return self._found[position]
 
+    def shifted(self, position: int) -> ZeroSet:
+        """Return the zero set of a term that carries no data; a parameter plus a number is zero at minus the number."""
+        inner, added, summed = position, 0.0, False
+        while (plus := self.flow.plus(inner)) is not None or self.terms[inner].kind is Kind.MOVE:
+            added, summed = added + (plus or 0.0), summed or plus is not None
+            operands = self.terms[inner].operands
+            inner = next((o for o in operands if self.terms[o].parametric), operands[0])
+        if not summed or (added and self.terms[inner].kind is not Kind.PARAMETER):
+            return self.known(position)
+        found = self.known(inner)  # what is added and taken away again changes nothing
+        return replace(found, ends=tuple(replace(leaf, added=added) for leaf in found.leaves())) if added else found
+
     def passed(self, position: int, term: DataflowNode) -> ZeroSet:
         """Return the zero set of its operand; a norm without eps undoes any size."""
         found = behind(term, union(self.known(operand) for operand in term.operands))

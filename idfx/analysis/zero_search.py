@@ -171,7 +171,7 @@ class _Region(ZeroRules):
 
     def _scale(self, position: int, term: DataflowNode, operand: int) -> tuple[Rank, ZeroSet]:
         """A factor that is a parameter, or made of some."""
-        found = self.known(operand).at(position)
+        found = self._finder.expressions.shifted(operand).at(position)
         if term.tag == "norm scale":  # its input exists only inside the operator
             other = next(o for o in term.operands if o != operand)
             found = replace(found, gain=gain_behind(self.terms[other], found.gain))

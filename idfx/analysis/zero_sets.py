@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # Concatenation of lists as a tree of pairs, flattened once at the end: unions along a chain stay linear.
@@ -42,10 +42,11 @@ def flatten(tree: Tree) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class ZeroedParameter:
-    """A parameter that makes a term zero, and the term at which it acts."""
+    """A parameter that makes a term zero at −`added`, and the term at which it acts."""
 
     parameter: str
     term: int
+    added: float = 0.0
 
 
 @dataclass(eq=False, slots=True)
@@ -77,7 +78,7 @@ class ZeroSet:
 
     def at(self, position: int, weights: bool = False) -> ZeroSet:
         """Return the set with its ends acting at a term: where an expression of parameters meets the data."""
-        leaves = tuple(ZeroedParameter(leaf.parameter, position) for leaf in flatten(self.ends))
+        leaves = tuple(replace(leaf, term=position) for leaf in flatten(self.ends))
         return ZeroSet(leaves, self.scales, self.zeroed_biases, self.normalised, self.obstacle, weights, self.gain)
 
 

@@ -221,6 +221,8 @@ class AuditContext:
         name = self.first_name(end.parameter)
         role, tensor = self.structure.roles[name], self.tensors[name]
         columns = role.layout.matrix(tuple(tensor.shape))[1] if role.layout is not None else 1
+        if end.added:
+            return bool((_computable(tensor) + end.added).square().mean() <= CLOSED**2)
         if not end.rows:
             return self.rms(name) * math.sqrt(columns) <= CLOSED
         tensor = Folding(role.layout, tuple(tensor.shape)).outputs_first(tensor) if role.layout is not None else tensor

@@ -10,6 +10,7 @@ from idfx.analysis.queries import StructureQueries
 from idfx.analysis.role_overrides import with_scale_ends
 from idfx.core.records import End, Join, Plan, Structure
 from idfx.fills import fills
+from idfx.planning.added import zero_of
 from idfx.planning.expressions import closed_by, gates_of
 from idfx.planning.scalars import scalar_values, source_of
 from idfx.sharding.together import whole
@@ -128,6 +129,6 @@ def _entry(name: str, structure: Structure, plan: Plan, scalars: Mapping[str, fl
     decision = plan.decisions.get(source_of(name))
     if decision is None:
         return None
-    entry = fills.zero(decision)
+    entry = zero_of(decision, structure.roles[name])
     whole_rows = structure.roles[name].layout is not None and "layout" not in fills.takes(decision.fill)
     return entry if entry is not None and entry <= (0.0 if whole_rows else LARGEST) else None

@@ -91,11 +91,13 @@ class Layout:
 class End(NamedTuple):
     """A parameter, or some of its outputs, that makes a residual branch zero when it is zero.
 
-    `rows` are half-open ranges of the weight's outputs; None means all outputs.
+    `rows` are half-open ranges of the weight's outputs; None means all outputs. `added` is the number that the model
+    adds to the parameter: a scale of 1 + w makes the branch zero at w = −1.
     """
 
     parameter: str
     rows: tuple[tuple[int, int], ...] | None = None
+    added: float = 0.0
 
 
 @dataclass(frozen=True)

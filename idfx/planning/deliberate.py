@@ -135,7 +135,7 @@ def _exactly_zero(
     if not all(info.requires_grad for info in structure.parameters.values()):
         reason = "an end that its author set to 0 beside frozen parameters, whose outputs it must not change (ours)"
         for name in zeros:
-            if fills.zero(decisions[name]) is not None:
+            if fills.zero(decisions[name]) is not None and not structure.roles[name].added:
                 yield name, Decision(name, "constant", {"value": 0.0}, reason, decisions[name].evidence)
 
 

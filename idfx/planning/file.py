@@ -54,8 +54,11 @@ def _entry(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def _scalar_entry(scalar: Scalar) -> dict[str, Any]:
-    on = [{"parameter": end.parameter, **({"rows": end.rows} if end.rows else {})} for end in scalar.on]
-    return {"join": scalar.join, "value": scalar.value, "on": on}
+    def entry(end: End) -> dict[str, Any]:
+        rows, added = {"rows": end.rows} if end.rows else {}, {"added": end.added} if end.added else {}
+        return {"parameter": end.parameter, **rows, **added}
+
+    return {"join": scalar.join, "value": scalar.value, "on": [entry(end) for end in scalar.on]}
 
 
 def from_json(text: str, subject: str = "plan") -> Plan:
@@ -94,8 +97,8 @@ def _decision(name: str, entry: Filled) -> Decision:
 
 
 def _scalar(entry: LearnedScalar) -> Scalar:
-    ends = (End(end.parameter, tuple((start, stop) for start, stop in end.rows or ()) or None) for end in entry.on)
-    return Scalar(entry.join, entry.value, tuple(ends))
+    ends = ((end, tuple((start, stop) for start, stop in end.rows or ()) or None) for end in entry.on)
+    return Scalar(entry.join, entry.value, tuple(End(end.parameter, rows, end.added) for end, rows in ends))
 
 
 def _document(text: str, subject: str) -> dict[str, Any]:

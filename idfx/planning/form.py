@@ -65,6 +65,7 @@ class Multiplied(Form):
 
     parameter: Text
     rows: Rows | None = Field(None, description="Half-open ranges of its outputs; all of them without.")
+    added: Number = Field(0.0, description="What the model adds to it; the scalar multiplies the sum.")
 
 
 class LearnedScalar(Form):

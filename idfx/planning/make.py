@@ -9,8 +9,9 @@ from typing import Any
 from idfx.analysis.queries import StructureQueries
 from idfx.analysis.role_overrides import with_scale_ends
 from idfx.analysis.strays import strays, told
-from idfx.core.records import Decision, Plan, Role, Structure, not_writable_reason
+from idfx.core.records import Decision, Plan, Structure, not_writable_reason
 from idfx.core.roles import RoleName
+from idfx.planning.added import without_added
 from idfx.planning.deliberate import Meant, meant, opened, respect
 from idfx.planning.factors import acting
 from idfx.schemes.scheme import SCHEMES, Keep
@@ -67,7 +68,7 @@ def _plan(structure: Structure, scheme: str, seed: int, overwrite_deliberate: bo
         if isinstance(decision, Keep):
             kept[name] = decision.reason
         else:
-            decisions[name] = _without_added(decision, network.structure.roles[name])
+            decisions[name] = without_added(decision, network.structure.roles[name])
     decisions = acting(network, decisions)
     remarks: tuple[str, ...] = ()
     if not overwrite_deliberate:
@@ -85,15 +86,6 @@ def _plan(structure: Structure, scheme: str, seed: int, overwrite_deliberate: bo
         roles=dict(structure.role_overrides),
         scalars=tuple(found.scalars(network, chosen)) if found.scalars is not None else (),
     )
-
-
-def _without_added(decision: Decision, role: Role) -> Decision:
-    """The decision about a parameter, given the one about what acts: a scale 1 + w of 1 has w = 0."""
-    value = decision.arguments.get("value")
-    if not role.added or decision.fill != "constant" or not isinstance(value, (int, float)):
-        return decision
-    reason = f"{decision.reason}; the model adds {role.added:g} to it"
-    return dataclasses.replace(decision, arguments={**decision.arguments, "value": value - role.added}, reason=reason)
 
 
 def notes(structure: Structure, decisions: Mapping[str, Decision]) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from idfx.core.records import End, Plan, Scalar
 class BranchScalar(nn.Module):
     """Multiplies a parametrised tensor by a scalar, in some rows or in all.
 
-    `names` are the former names of the module's parameters, whose order `fold_` restores.
+    `names` are the former names of the module's parameters, whose order `fold_` restores. `added` is what the model
+    adds to the tensor: the scalar multiplies the sum.
     """
 
     def __init__(
@@ -28,19 +29,21 @@ class BranchScalar(nn.Module):
         axis: int,
         size: int,
         names: tuple[str, ...],
+        added: float = 0.0,
     ) -> None:
         super().__init__()
         self.alpha = alpha
-        self.rows, self.axis, self.size, self.names = rows, axis, size, names
+        self.rows, self.axis, self.size, self.names, self.added = rows, axis, size, names, added
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Return the tensor times the scalar."""
+        scaled = self.alpha * (tensor + self.added) - self.added if self.added else self.alpha * tensor
         if self.rows is None:
-            return self.alpha * tensor
+            return scaled
         number = torch.arange(self.size, device=tensor.device)
         inside = torch.stack([(number >= start) & (number < stop) for start, stop in self.rows]).any(0)
         shape = [-1 if axis == self.axis else 1 for axis in range(tensor.dim())]
-        return torch.where(inside.view(shape), self.alpha * tensor, tensor)
+        return torch.where(inside.view(shape), scaled, tensor)
 
 
 def _owner(model: nn.Module, end: End) -> tuple[nn.Module, str]:
@@ -142,7 +145,7 @@ def add_scalars_(model: nn.Module, scalars: Sequence[Scalar], axes: Mapping[str,
                 alpha = nn.Parameter(torch.tensor(scalar.value, dtype=own.dtype, device=own.device))
             axis = (axes or {}).get(end.parameter, 0)
             size = own.shape[axis] if own.dim() else 1
-            factor = BranchScalar(alpha, end.rows, axis, size, names[module])
+            factor = BranchScalar(alpha, end.rows, axis, size, names[module], end.added)
             parametrize.register_parametrization(module, name, factor, unsafe=True)
             if not number:
                 added.append(_alpha(end.parameter))

@@ -18,15 +18,17 @@ def on_every_branch(network: StructureQueries, value: float) -> Sequence[Scalar]
     """
     rows: dict[str, set[tuple[int, int]] | None] = {}
     closes: dict[str, list[str]] = {}
+    added: dict[str, float] = {}
     for join in network.structure.joins:
         for end in (*join.ends, *(End(name) for name in join.zeroed_biases)) if join.zeroable else ():
+            added[end.parameter] = end.added
             known = rows.get(end.parameter, set())
             rows[end.parameter] = None if known is None or end.rows is None else known | set(end.rows)
             if join.name not in closes.setdefault(end.parameter, []):
                 closes[end.parameter].append(join.name)
     together: dict[tuple[str, ...], list[End]] = {}
     for name, found in rows.items():
-        end = End(name, None if found is None else tuple(sorted(found)))
+        end = End(name, None if found is None else tuple(sorted(found)), added[name])
         together.setdefault(tuple(closes[name]), []).append(end)
     return tuple(Scalar(", ".join(joins), value, tuple(ends)) for joins, ends in together.items())
 
