@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from idfx.core.records import Plan, Structure
     from idfx.planning.checkpoints import Checkpoint
     from idfx.planning.overrides import Overrides
+    from idfx.planning.widening import Growing
 
 SEED = click.IntRange(-(2**63), 2**64 - 1)  # the range that torch accepts
 
@@ -114,6 +115,9 @@ def override_options(function: F) -> F:
             help="Rename tensors of the checkpoint first, from its name to the model's: "
             "'layers.{i}=layers.{2*i}'; repeatable, or a file of rules.",
         ),
+        click.option(
+            "--widen", is_flag=True, help="Fit tensors of the checkpoint into wider layers by copies of units."
+        ),
     )(function)  # fmt: skip
 
 
@@ -132,13 +136,16 @@ def given_overrides(options: dict[str, Any]) -> PlanEdits:
         raise click.UsageError(
             f"--from: given {len(sources)} times; expected one checkpoint. Merge them into one file."
         )
-    if not sources and renames:
-        raise click.UsageError("--rename: given without --from; expected a checkpoint to rename. Give it.")
+    widen = options.pop("widen")
     if not sources:
+        for name, given in (("rename", renames), ("widen", widen)):
+            if given:
+                raise click.UsageError(f"--{name}: given without --from; expected a checkpoint. Give it.")
         return PlanEdits(steering, None)
     from idfx.planning.checkpoints import read_checkpoint
+    from idfx.planning.widening import Growing
 
-    return PlanEdits(steering, read_checkpoint(sources[0], renames))
+    return PlanEdits(steering, read_checkpoint(sources[0], renames), Growing(widen))
 
 
 class PlanEdits(NamedTuple):
@@ -146,6 +153,7 @@ class PlanEdits(NamedTuple):
 
     steering: Overrides
     checkpoint: Checkpoint | None
+    growing: Growing | None = None  # made with the checkpoint, as torch is slow to import
 
     def on(
         self, plan: Plan, structure: Structure, model: nn.Module, again: bool = False
@@ -156,8 +164,10 @@ class PlanEdits(NamedTuple):
         checkpoint = self.checkpoint
         if checkpoint is not None:
             from idfx.planning.checkpoints import resume, state_of
+            from idfx.planning.widening import Growing
 
-            plan, checkpoint = resume(plan, structure, checkpoint, state_of(model), again)
+            growing = self.growing or Growing()
+            plan, checkpoint = resume(plan, structure, checkpoint, state_of(model), again, growing)
         return steer(plan, structure, self.steering), checkpoint
 
 

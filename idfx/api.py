@@ -17,7 +17,7 @@ from idfx.capture.tracing import capture
 from idfx.capture.wrappers import is_exported, unwrap
 from idfx.certification.certificate import certify, on_same_inputs, worst
 from idfx.certification.expected_zero import claims
-from idfx.certification.function_preservation import growth
+from idfx.certification.function_preservation import growth, growth_failures
 from idfx.certification.start import Start, compare, observe_start, start_failures, suspicious
 from idfx.core.errors import CertificateError, PlanError, UsageError
 from idfx.core.records import Certificate, Plan, Report, Structure
@@ -29,6 +29,7 @@ from idfx.planning.make import make_plan
 from idfx.planning.overrides import Word, steer, steering
 from idfx.planning.renaming import Rules
 from idfx.planning.scalars import without_scripted
+from idfx.planning.widening import Growing
 from idfx.sharding.together import agree, together
 
 
@@ -99,6 +100,7 @@ def init_(
     roles: Mapping[str, str] | None = None,
     checkpoint: str | Path | Mapping[str, torch.Tensor] | Checkpoint | None = None,
     rename: Rules = (),
+    widen: bool = False,
     only: Sequence[str] = (),
     keep: Sequence[str] = (),
     set: Mapping[str, Word] | None = None,
@@ -122,6 +124,8 @@ def init_(
             certificate's `growth` reports by how much the added branches change the outputs.
         rename: rules "OLD=NEW" that give tensors of the checkpoint the model's names before they are matched, as in
             "layers.{i}=layers.{2*i}"; or a mapping, or a file.
+        widen: make tensors of the checkpoint fit wider layers such that the function is preserved, which the
+            certificate checks.
 
     Returns:
         The structure, the plan and the certificate.
@@ -142,8 +146,8 @@ def init_(
     example = example_inputs, example_kwargs, plan.roles if plan is not None else roles, tracer
     with together(unwrap(model).parameters()):
         words = steering(only, keep, set)
-        if checkpoint is None and rename:
-            raise UsageError("rename: given without a checkpoint; expected one to rename. Give it (checkpoint=).")
+        growing = Growing(widen)
+        refuse_growing(checkpoint is not None, bool(rename), growing, certify)
         source = read_checkpoint(checkpoint, rename) if checkpoint is not None else None
         if plan is not None:
             refuse_beside_a_plan([*asked, *(["roles"] if roles else [])])
@@ -151,7 +155,7 @@ def init_(
         model = unwrap(model) if is_exported(model) else model
         made = plan if plan is not None else without_scripted(make_plan(structure, **asked), model)
         if source is not None:
-            made, source = resume(made, structure, source, state_of(model), again=plan is not None)
+            made, source = resume(made, structure, source, state_of(model), plan is not None, growing)
         report = _applied(model, structure, steer(made, structure, words), source, certify)
     if report.certificate is not None and not report.certificate.passed:
         raise failure(report)
@@ -174,6 +178,18 @@ def refuse_beside_a_plan(given: Sequence[str]) -> None:
         raise UsageError(
             f"init_: {given[0]} is given together with a plan; expected one of the two. The plan holds the scheme, "
             "its options, the seed and the roles: edit it, or leave it out."
+        )
+
+
+def refuse_growing(has_checkpoint: bool, renames: bool, growing: Growing, certified: bool) -> None:
+    """Raise for options of a checkpoint without one, and for tensors that grow without a certificate."""
+    named = [name for name, given in (("rename", renames), ("widen", growing.widen)) if given]
+    if named and not has_checkpoint:
+        raise UsageError(f"{named[0]}: given without a checkpoint; expected one. Give it (--from, checkpoint=).")
+    if growing and not certified:
+        raise UsageError(
+            f"{named[-1]}: given without a certificate, which alone shows that the function is preserved; expected "
+            "one. Leave out --no-certify (certify=False)."
         )
 
 
@@ -232,8 +248,8 @@ def _proven(
     written = {*plan.decisions, *plan.kept}
     loaded = {*plan.loaded, *(name for name in fits if name not in written)}
     closed = [check.join for check in found.checks if check.status == "identity"]
-    grown = growth(model, claimed.structure, closed, loaded, unplaced(checkpoint, state))
-    return dataclasses.replace(found, growth=grown)
+    grown = growth(model, claimed.structure, closed, loaded, unplaced(checkpoint, state), checkpoint.grown)
+    return dataclasses.replace(found, growth=grown, failures=(*found.failures, *growth_failures(model, grown)))
 
 
 def masks(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
@@ -263,6 +279,8 @@ def failure_text(certificate: Certificate, model: str) -> str:
         return f"{found}; expected finite numbers. Check that the model gives them with its own initialisation."
     if any(check.status == "deviates" for check in certificate.checks):
         return f"{found}; expected every block to start as its shortcut."
+    if any(" grew, but " in failure for failure in certificate.failures):
+        return f"{found}; expected the same function. Leave out --widen (widen=True), or the layers that it names."
     if any("signal is lost" in failure for failure in certificate.failures):
         return f"{found}; expected different ones. Change what the signal is lost in, or keep it (--keep NAME)."
     if any("no gradient gets" in failure for failure in certificate.failures):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -125,8 +126,16 @@ def _second(model: nn.Module, structure: Structure) -> tuple[Example, list[torch
     return None
 
 
-def run_once(model: nn.Module, capture: Capture, example: Example, on_call: OnCall) -> list[torch.Tensor]:
+def run_once(
+    model: nn.Module,
+    capture: Capture,
+    example: Example,
+    on_call: OnCall,
+    instead: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> list[torch.Tensor]:
     """Return the floating-point outputs of one run on copies of buffers and inputs; `on_call` receives every call.
+
+    `instead` are values for parameters and buffers by name, of any shape that the forward can use.
 
     This runs the model itself; or the graph if it comes from torch.export, whose calls differ from the model's, or if
     parameters are DTensors, which the graph gathers one by one.
@@ -143,7 +152,8 @@ def run_once(model: nn.Module, capture: Capture, example: Example, on_call: OnCa
     elif capture.tracer == "export":
         result = replay(capture, model, given.args, given.kwargs, on_call)
     else:
-        result = run(model, buffers, given.args, dict(given.kwargs), on_call, ModulePath(model), capture.grad)
+        tensors = {**buffers, **instead}
+        result = run(model, tensors, given.args, dict(given.kwargs), on_call, ModulePath(model), capture.grad)
     return [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
 
 

@@ -314,6 +314,10 @@ class Growth:
     the model without the branches of these blocks is, judging by the weights, the checkpoint's model, and `difference`
     is max|output − its output| / max|its output|; None if this was not or could not be measured. The weights do not
     reveal other differences in the code: a factor after a sum, or one that depends on the depth.
+
+    `widened` and `longer` are tensors whose units were copied and tables with new rows. With them, the checkpoint's
+    model is the model's code with the checkpoint's own tensors; `preserved` is the difference without the added blocks,
+    on old tokens, and `place` says where the two part or why they cannot be compared.
     """
 
     blocks: tuple[str, ...]
@@ -321,6 +325,10 @@ class Growth:
     difference: float | None
     unplaced: tuple[str, ...] = ()
     altered: tuple[str, ...] = ()
+    widened: tuple[str, ...] = ()
+    longer: tuple[str, ...] = ()
+    preserved: float | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from idfx.core.errors import PlanError, UsageError
 from idfx.core.records import Plan, Structure
 from idfx.planning.renaming import Rule, Rules, check_made, read_rules
 from idfx.planning.renaming import rename as renaming
+from idfx.planning.widening import AS_IT_IS, NOTHING, Growing, Grown, grown
 from idfx.sharding.layout import copy_
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "model_ema", "params")
@@ -31,11 +32,15 @@ _CONVERT = "If you trust it, load it yourself and save its state dict: torch.sav
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file by name, the name of the file in messages, and the names that each rule has made."""
+    """The tensors of a file by name, and the name of the file in messages.
+
+    `renamed` are the names that each rule has made; `grown` says which tensors were made to fit a larger model.
+    """
 
     name: str
     tensors: Mapping[str, Tensor] = field(repr=False)
     renamed: Mapping[Rule, set[str]] = field(default_factory=dict, repr=False)
+    grown: Grown = field(default=NOTHING, repr=False)
 
     def lookup(self, names: Collection[str], like: Tensor) -> Tensor | None:
         """Return the tensor that has one of these names and can be copied into another tensor, or None.
@@ -178,6 +183,7 @@ def resume(
     checkpoint: Checkpoint,
     state: Mapping[str, Tensor],
     again: bool = False,
+    growing: Growing = AS_IT_IS,
 ) -> tuple[Plan, Checkpoint]:
     """Return a plan that loads matching parameters, and the checkpoint under the model's names.
 
@@ -190,9 +196,10 @@ def resume(
         checkpoint: read from a file.
         state: the model's state dict, used for shapes and dtypes only.
         again: whether the plan itself says what it loads, and must not change.
+        growing: which tensors are made to fit a larger model.
 
     Raises:
-        UsageError: nothing matches, or the plan loads nothing.
+        UsageError: nothing matches, the plan loads nothing, or a tensor cannot grow as asked.
     """
     if again and not plan.loaded:
         raise UsageError(
@@ -201,10 +208,14 @@ def resume(
         )
     if again:
         checkpoint, _ = _named_alike(checkpoint, state)
+        checkpoint, _ = _fitted(checkpoint, structure, state, growing, plan.seed)
         others = sorted({*plan.loaded.values()} - {checkpoint.name})
         named = [f"the plan loads from {', '.join(others)}; this run uses {checkpoint.name}"] if others else []
         return replace(plan, notes=(*plan.notes, *named)), checkpoint
+    checkpoint, renamed = _named_alike(checkpoint, state)
+    checkpoint, fitted = _fitted(checkpoint, structure, state, growing, plan.seed)
     checkpoint, loaded, notes = matched(structure, checkpoint, state)
+    notes = (*renamed, *fitted, *notes)
     return replace(
         plan,
         decisions={name: decision for name, decision in plan.decisions.items() if name not in loaded},
@@ -260,6 +271,23 @@ def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Chec
     note = f"{checkpoint.name}: the first component of its names, {prefixes.pop()!r}, is ignored"
     made = {rule: {name.partition(".")[2] for name in names} for rule, names in checkpoint.renamed.items()}
     return replace(checkpoint, tensors=inner, renamed=made), [note]
+
+
+def _fitted(
+    checkpoint: Checkpoint, structure: Structure, state: Mapping[str, Tensor], growing: Growing, seed: int
+) -> tuple[Checkpoint, list[str]]:
+    """Make tensors of a checkpoint fit a larger model, and tell which."""
+    if not growing:
+        return checkpoint, []
+    tensors, found = grown(checkpoint.tensors, structure, state, growing, seed)
+    told = {"widened by copies of their units": found.widened, "given new rows": found.longer}
+    notes = [
+        f"{checkpoint.name}: {len(names)} tensors are {what}: {', '.join(names[:3])}"
+        + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for what, names in told.items()
+        if names
+    ]
+    return replace(checkpoint, tensors=tensors, grown=found), notes
 
 
 def unplaced(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, str]:

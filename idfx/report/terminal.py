@@ -157,6 +157,8 @@ def _growth(found: Growth) -> str:
     ]
     if reasons := [f"{', '.join(names[:3])}{_more(names)} ({what})" for names, what in why if names]:
         return f"the outputs are not compared with those of the loaded model: {'; '.join(reasons)}"
+    if found.widened or found.longer:
+        return _grown(found)
     rest = "everything outside them was loaded" if found.blocks else "everything was loaded"
     if not found.blocks:
         return f"{rest}, and no block was added"
@@ -167,6 +169,19 @@ def _growth(found: Growth) -> str:
     if not found.difference:
         return f"{added} {'does' if len(found.blocks) == 1 else 'do'} not change the outputs; {rest}"
     return f"{added} {verb} the outputs by {found.difference:.2g} of the largest; {rest}"
+
+
+def _grown(found: Growth) -> str:
+    """Return how a model whose tensors grew relates to the checkpoint's model."""
+    what = [
+        *([_count(len(found.blocks), "added branch", "added branches")] if found.blocks else []),
+        *([_count(len(found.widened), "widened tensor")] if found.widened else []),
+        *([f"new rows in {_count(len(found.longer), 'tensor')}"] if found.longer else []),
+    ]
+    tokens = " on old tokens" if found.longer else ""
+    if found.difference is None:
+        return f"{', '.join(what)}; the outputs cannot be compared with those of the checkpoint's model: {found.place}"
+    return f"{', '.join(what)} change the outputs{tokens} by {found.difference:.2g} of the largest"
 
 
 def _more(names: Sequence[str]) -> str:
