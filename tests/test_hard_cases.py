@@ -317,7 +317,7 @@ def mixed_by_weights(m: Any, h: Tensor) -> Tensor:
 
 
 def mixed_outwards(m: Any, h: Tensor) -> Tensor:
-    """The same with the streams apart, and an outer product for what is written, whose vector is the last weight."""
+    """The same with the streams apart, and an outer product for what is written, whose vector is a scale."""
     mix = torch.einsum("bst,bsd->btd", (m.norm(h) @ m.dynamic).tanh() + m.static, h)
     read, kept = mix.split((1, 3), 1)
     return kept + torch.einsum("bd,s->bsd", mlp(m, read[:, 0]), m.write)
@@ -351,8 +351,10 @@ case("gates over two projections are no block",
 case("streams that data mix", mixed, [("resampled", ("b.weight",))], inputs=(values(2, 3, 4),), **MIXED)
 case("streams that weights mix", mixed_by_weights, [("resampled", ("b.weight",))], inputs=(values(2, 3, 4),),
      closed=lambda m, h: (m.static.t() @ h)[:, 1:], **AB, static=values(3, 4))  # fmt: skip
-case("streams that are written by an outer product", mixed_outwards, [("resampled", ("write",))],
+case("streams that are written by an outer product", mixed_outwards, [("resampled", ("b.weight",))],
      inputs=(values(2, 3, 4),), **MIXED)  # fmt: skip
+case("a scale by an einsum that sums over nothing", lambda m, x: x + torch.einsum("bsd,d->bsd", mlp(m, x), m.gamma),
+     [("identity", ("b.weight",))], closed=same, **AB, gamma=values(4))  # fmt: skip
 case("parts of one layer are no streams", lambda m, x: (p := m.both(x).split((4, 4), -1))[0] + mlp(m, p[1]), [],
      sums=["fusion"], both=lin(4, 8), **AB)  # fmt: skip
 case("a token of a layer that goes to all is no stream",
@@ -952,10 +954,12 @@ def descent(m: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("body", [lambda m, x: x + torch.func.vmap(lambda y: mlp(m, y))(x), descent])
-def test_a_branch_under_a_transform_is_not_seen_and_that_is_said(body: Body) -> None:
-    structure = idfx.analyze(Small(body, **copy.deepcopy(AB)), (values(2, 3, 4),))
-    assert [found.operator for found in structure.unknown] == ["torch.func"] and "a" in structure.unknown[0].sites
-    assert structure.joins == () and structure.roles["a.weight"].name == "unresolved"
+def test_a_branch_under_a_transform_is_read_as_the_operators_inside(body: Body) -> None:
+    net, inputs = Small(body, **copy.deepcopy(AB)), (values(2, 3, 4),)
+    structure = read(net, *inputs)
+    assert structure.unknown == ()
+    assert [told(join) for join in structure.joins] == [("identity", ("b.weight",))]
+    prove(net, structure, inputs, same)
 
 
 def test_the_data_of_a_parameter_is_the_parameter() -> None:
@@ -1233,3 +1237,25 @@ def test_latents_that_attend_with_shared_weights_keep_the_data() -> None:
     assert list(by_end.values()).count(("b.weight",)) == 2 and ("o.weight",) not in by_end.values()
     report = idfx.init_(net, (values(2, 3, 4),), eps=0.0)
     assert report.certificate is not None and report.certificate.passed and report.certificate.distinct
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [
+        lambda y, w: y[:, None] * w[:, None],
+        lambda y, w: torch.einsum("bd,s->bsd", y, w),
+        lambda y, w: torch.einsum("s,...d->...sd", w, y),
+        lambda y, w: torch.outer(w, y.flatten()).unflatten(1, y.shape).transpose(0, 1),
+    ],
+)
+def test_a_vector_that_writes_to_several_streams_is_a_scale_however_it_is_written(spread: Any) -> None:
+    """It keeps what its author gave it, and the last weight of the branch closes the block."""
+
+    def body(m: Any, h: Tensor) -> Tensor:
+        mix = m.static.t() @ h
+        return mix[:, 1:] + spread(mlp(m, mix[:, 0]), m.write)
+
+    net, inputs = Small(body, **copy.deepcopy(AB), static=values(3, 4), write=torch.ones(3)), values(2, 3, 4)
+    assert [told(join) for join in read(net, inputs).joins] == [("resampled", ("b.weight",))]
+    assert idfx.init_(net, (inputs,)).certificate.passed
+    assert net.write.tolist() == [1.0, 1.0, 1.0]

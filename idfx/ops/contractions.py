@@ -6,7 +6,7 @@ from typing import Any
 
 from idfx.core.records import Layout
 from idfx.ops.kinds import Kind
-from idfx.ops.semantics import OpSemantics, Reading, Shape, contract, gate, operator, scale, tensors
+from idfx.ops.semantics import OpSemantics, Reading, Shape, contract, gate, operator, product, scale, tensors
 
 LINEAR = Layout(out_axis=0, in_axis=1)
 
@@ -63,8 +63,8 @@ def add_matmul(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 
 @operator("aten.addr", "aten.addr_")
 def add_outer(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1) -> OpSemantics:
     """The sum beta · input + alpha · vec1 ⊗ vec2."""
-    product = outer(vec1, vec2)
-    scaled = product if alpha == 1 else scale(product, float(alpha))
+    result = outer(vec1, vec2)
+    scaled = result if alpha == 1 else scale(result, float(alpha))
     return OpSemantics(Kind.SUM, (scaled, input if beta == 1 else scale(input, float(beta)))) if beta else scaled
 
 
@@ -137,9 +137,15 @@ def distance(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
     return gate(a, b)
 
 
-@operator("aten.kron", "aten.outer", "aten.ger", "aten.cross", "aten.linalg_cross")
-def outer(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
-    """A product in which every entry has one factor from each operand."""
+@operator("aten.outer", "aten.ger")
+def outer(a: Any, b: Any) -> OpSemantics:
+    """A product in which every entry has one factor from each operand, as of a column and a row."""
+    return product(a, b)
+
+
+@operator("aten.kron", "aten.cross", "aten.linalg_cross")
+def arranged_product(a: Any, b: Any, *rest: Any, **options: Any) -> OpSemantics:
+    """Products of entries of both operands in another arrangement, or differences of them."""
     return contract(a, b, None, None)
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from idfx.core.records import Layout
 from idfx.ops.kinds import Kind
-from idfx.ops.semantics import OpSemantics, Reading, Shape, contract, operator
+from idfx.ops.semantics import OpSemantics, Reading, Shape, contract, operator, product
 
 _DOTS = "..."
 
 
 @operator("aten.einsum")
 def einsum(equation: str, tensors: Any, *, path: Any = None) -> OpSemantics:
-    """A sum of products over named axes."""
+    """A sum of products over named axes; without an axis to sum over, a product entry by entry."""
     names, result = _named(equation)
     if len(tensors) == 1:
         return OpSemantics(Kind.MIX, (tensors[0],))
@@ -72,12 +72,22 @@ def _arranged(tensors: Sequence[Any], names: Sequence[str], result: str, kinds: 
         waiting.remove(at)
         later = result + "".join(names[after] for after in waiting)
         kept = _kept(held + names[at], later) if waiting else result
+        if _is_entrywise(held, names[at], kept):
+            term, held = product(term, tensors[at]), kept
+            continue
         layouts = (
             functools.partial(_read, own, other, kept, whole) for own, other in ((held, names[at]), (names[at], held))
         )
         term, held = contract(term, tensors[at], *layouts), kept
     assert isinstance(term, OpSemantics)
     return term
+
+
+def _is_entrywise(own: str, other: str, result: str) -> bool:
+    """Whether nothing is summed over: each entry of the result is a product of one entry of each operand."""
+    axes = [names.replace(_DOTS, ".") for names in (own, other)]
+    apart = all(len(set(names)) == len(names) for names in axes)
+    return apart and set(axes[0] + axes[1]) == set(result.replace(_DOTS, "."))
 
 
 def _kept(names: str, later: str) -> str:
