@@ -557,6 +557,25 @@ def test_a_shortcut_for_part_of_the_channels_never_silences_the_rest(body: Any) 
     assert (join.kind, join.ends, join.zeroable) == ("identity", (End("b.weight", ((0, 4),)),), True)
 
 
+def scanned(m: Any, x: Any) -> Any:
+    """Mamba-2: one depthwise kernel makes the value v and what it is multiplied by; d · v passes the scan."""
+    v, b, c = m.conv(x).chunk(3, 1)
+    return m.out(((v * b).cumsum(2) * c + v * m.d).transpose(1, 2))
+
+
+@pytest.mark.parametrize("scheme", ["idinit", "idfx"])
+def test_rows_that_make_the_shortcut_do_not_end_the_branch(scheme: str) -> None:
+    """Closing v would close d · v with it; b closes the scan alone, and no other row of the kernel is written."""
+    net = Small(scanned, conv=nn.Conv1d(12, 12, 3, padding=1, groups=12), out=lin(), d=torch.ones(4, 1))
+    before = net.conv.weight.detach().clone()
+    assert only(read(net, values(2, 12, 5))).ends == (End("conv.weight", ((4, 8),)),)
+    report = idfx.init_(net, (values(2, 12, 5),), scheme=scheme)
+    assert report.certificate is not None and report.certificate.certified == 1
+    after = net.conv.weight.detach()
+    assert torch.equal(after[:4], before[:4]) and torch.equal(after[8:], before[8:])
+    assert 0 < float(after[4:8].abs().max()) <= 1e-6
+
+
 @pytest.mark.parametrize("rest", ["kept", "dropped"])
 def test_a_shortcut_from_part_of_the_channels(rest: str) -> None:
     net = Small(lambda m, x: x[..., :3] + m.b(m.a(x).relu()), a=lin(), b=lin(4, 3))

@@ -114,10 +114,10 @@ class Finder:
             return self.paths.only_through(term, position)
 
         cut = self._first.of(side.region, side.others, side.fork, own)
-        rows = self._rows(cut, self._first, position)
+        rows = self._rows(cut, self._first, position, side.operand)
         if cut.obstacle or None in rows.values():
             other = self._second.of(side.region, side.others, side.fork, own)
-            theirs = self._rows(other, self._second, position)
+            theirs = self._rows(other, self._second, position, side.operand)
             if not other.obstacle and None not in theirs.values():
                 cut, rows = other, theirs
         blocks.sides[position], blocks.cuts[position] = replace(side, context=self._context(side)), cut
@@ -130,6 +130,8 @@ class Finder:
         for term in between(self.flow, blocks, side.fork, side.operand):
             blocks.shortcut.setdefault(term, position)
 
-    def _rows(self, cut: ZeroSet, cuts: ZeroSetFinder, position: int) -> dict[ZeroedParameter, Ranges | None]:
+    def _rows(
+        self, cut: ZeroSet, cuts: ZeroSetFinder, position: int, shortcut: int
+    ) -> dict[ZeroedParameter, Ranges | None]:
         """The rows of each end that belong to the join alone, given the factors chosen to make its products zero."""
-        return {leaf: self.exclusive.rows(leaf.term, position, cuts.chosen) for leaf in cut.leaves()}
+        return {leaf: self.exclusive.rows(leaf.term, position, cuts.chosen, shortcut) for leaf in cut.leaves()}

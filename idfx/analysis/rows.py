@@ -46,15 +46,16 @@ class Exclusive:
     def __init__(self, flow: Dataflow, paths: Paths) -> None:
         self._flow, self._paths = flow, paths
 
-    def rows(self, term: int, join: int, chosen: Mapping[int, int]) -> Ranges | None:
+    def rows(self, term: int, join: int, chosen: Mapping[int, int], shortcut: int | None = None) -> Ranges | None:
         """Return () if all rows of a site make the join zero and reach the outputs only through it, ranges if some do.
 
         None says that there are no such rows. Rows that only gate the branch are not among them: `chosen` has the
-        factor that makes each product zero.
+        factor that makes each product zero. Nor are rows that reach the join by its shortcut as well, which they would
+        make zero with the branch.
         """
         alone = self._paths.only_through(term, join)
         whole = alone and not self._parts(term, join)
-        return () if whole else self._some(term, join, chosen, alone)
+        return () if whole else self._some(term, join, chosen, alone, shortcut)
 
     def _parts(self, term: int, join: int) -> bool:
         """Whether the output of a site takes more than one path before the join."""
@@ -67,7 +68,9 @@ class Exclusive:
             term = users[0]
         return False
 
-    def _some(self, term: int, join: int, chosen: Mapping[int, int], alone: bool) -> Ranges | None:
+    def _some(
+        self, term: int, join: int, chosen: Mapping[int, int], alone: bool, shortcut: int | None
+    ) -> Ranges | None:
         """Follow the rows in the order of execution: entry by entry through moves, as a set where they are mixed.
 
         Written by hand: networkx follows nodes, not what each of them holds.
@@ -85,6 +88,9 @@ class Exclusive:
             if position in self._flow.outputs:
                 others |= _rows(state)
             for user in self._flow.users.get(position, ()):
+                if user == join and position == shortcut:
+                    others |= _rows(state)
+                    continue
                 if user == join:
                     own |= _rows(state)
                     continue

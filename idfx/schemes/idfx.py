@@ -140,7 +140,10 @@ def _end(parameter: ParameterInfo, role: Role, eps: float) -> Decision:
     fill = "idizc" if kernel else "idiz"
     if role.rows is not None:
         arguments["rows"] = [list(rows) for rows in role.rows]
-        fill, reason = "idic_idizc", f"{reason}, its other rows as the identity"
+        if "depthwise" in role.traits:
+            reason += "; its other rows only mix neighbours, and keep their own values"
+        else:
+            fill, reason = "idic_idizc", f"{reason}, its other rows as the identity"
     return Decision(parameter.name, fill, with_layout(arguments, role), reason, role.evidence)
 
 

@@ -197,10 +197,12 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
     arguments: dict[str, Any] = {}
     if zero:
         arguments["eps"] = options.eps
+    kept = zero and role.rows is not None and "depthwise" in role.traits and options.depthwise != "identity"
     if zero and role.rows is not None:
         arguments["rows"] = [list(rows) for rows in role.rows]
-        reason += ", its other rows as the identity (ours)"
-    if not zero or role.rows is not None:
+        others = "only mix neighbours, and keep their own values" if kept else "as the identity"
+        reason += f", its other rows {others} (ours)"
+    if not zero or (role.rows is not None and not kept):
         identity, why = _identity(parameter, role, options)
         arguments |= identity
         reason += why
@@ -208,7 +210,8 @@ def _weight(parameter: ParameterInfo, role: Role, options: Options, zero: bool, 
         arguments["order"], why = _order(role, options)
         reason += why
     arguments = with_layout(arguments, role)
-    fill = "idic_idizc" if zero and role.rows is not None else ("idiz" if zero else "idi") + ("c" if kernel else "")
+    both = zero and role.rows is not None and not kept
+    fill = "idic_idizc" if both else ("idiz" if zero else "idi") + ("c" if kernel else "")
     return Decision(parameter.name, fill, arguments, reason, role.evidence)
 
 
