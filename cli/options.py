@@ -118,6 +118,9 @@ def override_options(function: F) -> F:
         click.option(
             "--widen", is_flag=True, help="Fit tensors of the checkpoint into wider layers by copies of units."
         ),
+        click.option(
+            "--new-rows", is_flag=True, help="Fit tensors of the checkpoint into a larger vocabulary by new rows."
+        ),
     )(function)  # fmt: skip
 
 
@@ -136,16 +139,16 @@ def given_overrides(options: dict[str, Any]) -> PlanEdits:
         raise click.UsageError(
             f"--from: given {len(sources)} times; expected one checkpoint. Merge them into one file."
         )
-    widen = options.pop("widen")
+    widen, new_rows = options.pop("widen"), options.pop("new_rows")
     if not sources:
-        for name, given in (("rename", renames), ("widen", widen)):
+        for name, given in (("rename", renames), ("widen", widen), ("new-rows", new_rows)):
             if given:
                 raise click.UsageError(f"--{name}: given without --from; expected a checkpoint. Give it.")
         return PlanEdits(steering, None)
     from idfx.planning.checkpoints import read_checkpoint
     from idfx.planning.widening import Growing
 
-    return PlanEdits(steering, read_checkpoint(sources[0], renames), Growing(widen))
+    return PlanEdits(steering, read_checkpoint(sources[0], renames), Growing(widen, new_rows))
 
 
 class PlanEdits(NamedTuple):

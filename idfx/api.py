@@ -101,6 +101,7 @@ def init_(
     checkpoint: str | Path | Mapping[str, torch.Tensor] | Checkpoint | None = None,
     rename: Rules = (),
     widen: bool = False,
+    new_rows: bool = False,
     only: Sequence[str] = (),
     keep: Sequence[str] = (),
     set: Mapping[str, Word] | None = None,
@@ -126,6 +127,7 @@ def init_(
             "layers.{i}=layers.{2*i}"; or a mapping, or a file.
         widen: make tensors of the checkpoint fit wider layers such that the function is preserved, which the
             certificate checks.
+        new_rows: the same for tables of tokens with more rows, and for output layers with as many more outputs.
 
     Returns:
         The structure, the plan and the certificate.
@@ -146,7 +148,7 @@ def init_(
     example = example_inputs, example_kwargs, plan.roles if plan is not None else roles, tracer
     with together(unwrap(model).parameters()):
         words = steering(only, keep, set)
-        growing = Growing(widen)
+        growing = Growing(widen, new_rows)
         refuse_growing(checkpoint is not None, bool(rename), growing, certify)
         source = read_checkpoint(checkpoint, rename) if checkpoint is not None else None
         if plan is not None:
@@ -183,7 +185,8 @@ def refuse_beside_a_plan(given: Sequence[str]) -> None:
 
 def refuse_growing(has_checkpoint: bool, renames: bool, growing: Growing, certified: bool) -> None:
     """Raise for options of a checkpoint without one, and for tensors that grow without a certificate."""
-    named = [name for name, given in (("rename", renames), ("widen", growing.widen)) if given]
+    options = {"rename": renames, "widen": growing.widen, "new_rows": growing.new_rows}
+    named = [name for name, given in options.items() if given]
     if named and not has_checkpoint:
         raise UsageError(f"{named[0]}: given without a checkpoint; expected one. Give it (--from, checkpoint=).")
     if growing and not certified:
@@ -280,7 +283,7 @@ def failure_text(certificate: Certificate, model: str) -> str:
     if any(check.status == "deviates" for check in certificate.checks):
         return f"{found}; expected every block to start as its shortcut."
     if any(" grew, but " in failure for failure in certificate.failures):
-        return f"{found}; expected the same function. Leave out --widen (widen=True), or the layers that it names."
+        return f"{found}; expected the same function. Leave out what makes it grow (--widen, --new-rows)."
     if any("signal is lost" in failure for failure in certificate.failures):
         return f"{found}; expected different ones. Change what the signal is lost in, or keep it (--keep NAME)."
     if any("no gradient gets" in failure for failure in certificate.failures):

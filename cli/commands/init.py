@@ -57,9 +57,10 @@ def command(
     if no_certify and keep_going:
         raise UsageError("--keep-going: given together with --no-certify; expected one of the two. Leave one out.")
     if no_certify and words.growing:
+        given = "widen" if words.growing.widen else "new-rows"
         raise UsageError(
-            "--widen: given together with --no-certify, but only the certificate shows that the function is preserved; "
-            "expected one of the two. Leave one out."
+            f"--{given}: given together with --no-certify, but only the certificate shows that the function is "
+            "preserved; expected one of the two. Leave one out."
         )
     check_path(output)
     with Progress(quiet).shown() as progress, limited(progress, options) as clock:

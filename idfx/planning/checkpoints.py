@@ -287,6 +287,12 @@ def _fitted(
         for what, names in told.items()
         if names
     ]
+    for asked, names, what in (
+        (growing.widen, found.widened, "tensor is narrower than the model's"),
+        (growing.new_rows, found.longer, "table of tokens has fewer rows than the model's"),
+    ):
+        if asked and not names:
+            notes.append(f"{checkpoint.name}: no {what}")
     return replace(checkpoint, tensors=tensors, grown=found), notes
 
 

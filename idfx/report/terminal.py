@@ -181,6 +181,8 @@ def _grown(found: Growth) -> str:
     tokens = " on old tokens" if found.longer else ""
     if found.difference is None:
         return f"{', '.join(what)}; the outputs cannot be compared with those of the checkpoint's model: {found.place}"
+    if not found.difference:
+        return f"{', '.join(what)} do not change the outputs{tokens}"
     return f"{', '.join(what)} change the outputs{tokens} by {found.difference:.2g} of the largest"
 
 
