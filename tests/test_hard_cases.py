@@ -1259,3 +1259,41 @@ def test_a_vector_that_writes_to_several_streams_is_a_scale_however_it_is_writte
     assert [told(join) for join in read(net, inputs).joins] == [("resampled", ("b.weight",))]
     assert idfx.init_(net, (inputs,)).certificate.passed
     assert net.write.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("join", "carried"),
+    [
+        (lambda x, h, t: torch.lerp(x, h, t), lambda x, t: (1 - t) * x),
+        (lambda x, h, t: torch.lerp(h, x, t), lambda x, t: t * x),
+        (lambda x, h, t: torch.lerp(x, h, 0.25), lambda x, t: 0.75 * x),
+        (lambda x, h, t: x.clone().lerp_(h, t), lambda x, t: (1 - t) * x),
+        (lambda x, h, t: torch.add(h, x, alpha=0.5), lambda x, t: 0.5 * x),
+        (lambda x, h, t: torch.addcmul(x, h, t), lambda x, t: x),
+        (lambda x, h, t: torch.addcdiv(x, h, 1 + t), lambda x, t: x),
+        (lambda x, h, t: torch.baddbmm(x, h, x.mT @ x, beta=0.5), lambda x, t: 0.5 * x),
+    ],
+)
+def test_the_certificate_sees_a_shortcut_that_the_call_of_the_sum_makes(join: Any, carried: Any) -> None:
+    net = Small(lambda m, x: join(x, mlp(m, x), m.g(x).sigmoid()), g=lin(), **copy.deepcopy(AB))
+    x = values(2, 3, 4)
+    structure = read(net, x)
+    report = idfx.init_(net, (x,))
+    assert [check.status for check in report.certificate.checks] == ["identity"]
+    t = net.g(x).sigmoid()
+    assert torch.allclose(net(x), carried(x, t), atol=1e-4)
+    with torch.no_grad():
+        net.b.weight.fill_(0.1)
+    open_ = idfx.certify(net, structure)
+    away = ((net(x) - carried(x, t)).abs().max() / carried(x, t).abs().max()).item()
+    assert [check.status for check in open_.checks] == ["deviates"]
+    assert [check.deviation for check in open_.checks] == pytest.approx([away], rel=1e-4)
+
+
+def test_the_gate_of_an_added_highway_acts_outside_of_its_branch() -> None:
+    """Without the branch, (1 − t) · x still depends on the gate, which the checkpoint does not have."""
+    net = Small(lambda m, x: torch.lerp(y := m.old(x), mlp(m, y), m.g(y).sigmoid()), old=lin(), g=lin(), **AB)
+    report = idfx.init_(net, (values(2, 3, 4),), checkpoint={f"old.{name}": p for name, p in lin().named_parameters()})
+    growth = report.certificate.growth
+    assert growth.blocks == growth.altered == (report.structure.joins[0].name,)
+    assert growth.fresh == ("g.bias", "g.weight")

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import networkx as nx
 
+from idfx.analysis.arguments import argument
 from idfx.analysis.blocks import Finder
 from idfx.analysis.dataflow import Dataflow, read
 from idfx.analysis.graph import ROOT, reached
@@ -19,7 +20,6 @@ from idfx.analysis.roles import assign_roles
 from idfx.analysis.rows import Exclusive, Ranges
 from idfx.analysis.sides import Blocks
 from idfx.analysis.sites import ParameterUses, find_sites
-from idfx.analysis.stacks import stacked
 from idfx.analysis.uses import Use
 from idfx.analysis.zero_sets import ZeroedParameter, flatten
 from idfx.core.records import Capture, End, Join, Structure, Sum, first_names, not_writable_reason
@@ -170,24 +170,12 @@ class _Assembly:
                 own[join].extend(site.parameter for site in self.sites.at[position])
         return own
 
-    def _argument(self, position: int, operand: int) -> tuple[int, tuple[int, tuple[int, ...]] | None]:
-        """Where the call of a sum has one of its operands: which argument, and which part of it; -1 for none."""
-        node = self.flow.nodes[self.flow.terms[position].node]
-        parts = stacked(node, self.flow.capture.shapes)
-        if parts is not None:
-            indices = tuple(i for i, o in enumerate(self.flow.terms[position].operands) if o == operand)
-            return 0, (parts.axis, indices)
-        for index, argument in enumerate(node.args):
-            if self.flow.positions.get(getattr(argument, "name", "")) == operand:
-                return index, None
-        return -1, None
-
     def _join(self, position: int) -> Join:
         flow, side, cut = self.flow, self.blocks.sides[position], self.blocks.cuts[position]
         leaves = [] if cut.obstacle else flatten(cut.ends)
         rows = self.blocks.rows[position]
         parent = self.blocks.parent.get(position)
-        operand, part = self._argument(position, side.operand)
+        given = argument(flow, position, side.operand)
         return Join(
             name=self.names[position],
             kind=_kind(side.length),
@@ -201,11 +189,12 @@ class _Assembly:
             zeroable=bool(leaves),
             reason=cut.obstacle,
             step=flow.step(position),
-            operand=operand,
+            operand=given.operand,
             end_steps=tuple(dict.fromkeys(flow.step(leaf.term) for leaf in leaves)),
             gain=cut.gain if leaves else None,
             parent=None if parent is None else self.names[parent],
-            part=part,
+            part=given.part,
+            zeroed=given.zeroed,
             fork_node=flow.terms[side.fork].node,
         )
 

@@ -85,6 +85,11 @@ def shortcut_of(join: Join, func: Any, args: Sequence[Any], kwargs: dict[str, An
     if join.part is not None:
         alone: torch.Tensor = func(_alone(shortcut, *join.part), *args[1:], **kwargs)
         return alone
+    if join.zeroed is not None:
+        given = [torch.zeros_like(one) if at == join.zeroed else one for at, one in enumerate(args)]
+        given[0] = given[0].clone() if func._schema.is_mutable else given[0]
+        made: torch.Tensor = func(*given, **kwargs)
+        return made
     return shortcut.clone() if func._schema.is_mutable else shortcut
 
 

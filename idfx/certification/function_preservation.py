@@ -156,5 +156,7 @@ def _outside(structure: Structure, joins: Mapping[int, Join]) -> list[str]:
 
 def _shortcut(node: torch.fx.Node, join: Join) -> list[torch.fx.Node]:
     """The nodes of the shortcut of a join; a sum over stacked values is followed as a whole."""
+    if join.zeroed is not None:
+        return [one for at, one in enumerate(node.args) if at != join.zeroed and isinstance(one, torch.fx.Node)]
     operand = node.args[join.operand] if join.operand < len(node.args) else None
     return [operand] if isinstance(operand, torch.fx.Node) else list(node.all_input_nodes)

@@ -126,7 +126,9 @@ class Join:
     contains this one. `end_steps` are the calls that use the ends, and `gain` bounds the factor by which the operators
     after them, except the scales, multiply; None if the graph gives no bound. `carries` means that the inputs reach the
     join even if every branch is closed. `part` is set for a sum written as a reduction over stacked values: the axis of
-    the operand, and the indices of the shortcut along it. `fork_node` is the graph node whose value is the fork.
+    the operand, and the indices of the shortcut along it. `zeroed` is set if the call makes the shortcut of its operand
+    (x · (1 − t) in lerp): the call gives the shortcut if this other argument is 0. `fork_node` is the graph node whose
+    value is the fork.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Join:
     parent: str | None = None
     carries: bool = True
     part: tuple[int, tuple[int, ...]] | None = None
+    zeroed: int | None = None
     fork_node: str = ""
 
     @property
