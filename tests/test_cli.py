@@ -766,3 +766,10 @@ def test_an_interrupt_that_an_import_turns_into_another_error_is_an_interrupt(fo
     found = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (130, "")
     assert found.stderr.strip().splitlines()[-1] == "idfx: interrupted; nothing was written"
+
+
+@pytest.mark.parametrize("group", ["", "bench"])
+def test_a_group_without_a_command_shows_its_help(run, group):
+    code, out, err = run(group)
+    assert code in (0, 2) and err == ""  # by the version of click
+    assert out.startswith(f"Usage: idfx {group}".rstrip()) and "\nCommands:\n" in out

@@ -40,15 +40,15 @@ def check_writable(path: Path) -> None:
     try:
         if target.exists() and not target.is_file():
             kind = "a folder" if target.is_dir() else "not a regular file"
-            raise UsageError(f"{path}: this is {kind}; expected the path of a file. Choose another name")
+            raise UsageError(f"{path}: this is {kind}; expected the path of a file. Choose another name.")
         if not target.parent.is_dir():
             found = "is not a folder" if target.parent.exists() else "does not exist"
-            hint = f"Create it (mkdir -p '{path.parent}') or choose another"
+            hint = f"Create it (mkdir -p '{path.parent}') or choose another."
             raise UsageError(f"{path}: {path.parent} {found}; expected an existing folder. {hint}")
         with tempfile.TemporaryFile(dir=target.parent):
             pass  # the only reliable test of a writable folder; unnamed where the system supports it
     except OSError as error:
-        hint = "Choose another folder or change its permissions"
+        hint = "Choose another folder or change its permissions."
         raise UsageError(f"{path}: {error.strerror}; expected a writable folder. {hint}") from error
 
 

@@ -31,6 +31,7 @@ from .train import numbers
 @click.option(
     "--memory", type=parse_size, metavar="SIZE", default="6GiB", show_default=True, help="Memory limit of a model."
 )
+@click.option("--without-norms", is_flag=True, help="Take the normalisations out of every model.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Models at a time.")
 @click.option("--retry", is_flag=True, help="Try again what failed.")
 @click.option("--plots", type=click.Choice(["png", "svg", "none"]), default="png", show_default=True)
@@ -110,6 +111,7 @@ def _sweep(options: dict[str, Any]) -> Any:
         options["steps"],
         options["optimiser"],
         str(parse_device(options["device"])),
+        options["without_norms"],
     )
 
 

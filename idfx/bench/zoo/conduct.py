@@ -38,10 +38,12 @@ class Sweep:
     steps: int = 40
     optimiser: str = "adamw"
     device: str = "cpu"
+    without_norms: bool = False
 
     def config(self) -> dict[str, Any]:
         """Return what all runs of a directory have in common."""
-        return {"zoo": True, "steps": self.steps, "optimiser": self.optimiser, "device": self.device}
+        how = {"steps": self.steps, "optimiser": self.optimiser, "device": self.device}
+        return {"zoo": True, **how, "without_norms": self.without_norms}
 
     def runs(self, member: str) -> list[Run]:
         """Return the runs of a model."""
@@ -86,7 +88,7 @@ def missing(sweep: Sweep, records: Sequence[dict[str, Any]], retry: bool = False
             if run not in done and (run.model, run.scheme, run.seed) not in lost
         ]  # fmt: skip
         if runs:
-            jobs.append(Job(member, tuple(runs), sweep.steps, sweep.optimiser, sweep.device))
+            jobs.append(Job(member, tuple(runs), sweep.steps, sweep.optimiser, sweep.device, sweep.without_norms))
     return jobs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
@@ -22,6 +23,7 @@ from idfx.bench.workers import alone
 from idfx.bench.zoo import Batch, Learner, Problem, learner
 from idfx.core.errors import shortened
 from idfx.core.torch_private import pytree
+from idfx.planning.without_norms import without_norms
 
 LAST = 10  # steps whose mean loss is the result
 
@@ -35,6 +37,7 @@ class Job:
     steps: int
     optimiser: str
     device: str
+    without_norms: bool = False
 
 
 def batch_of(problem: Problem, seed: int, step: int) -> Batch:
@@ -49,6 +52,9 @@ def work(job: Job, tell: Tell) -> None:
         with alone():
             made = learner(job.member, seed)
             try:
+                if job.without_norms:
+                    plain = without_norms(made.model, made.example.args, made.example.kwargs)
+                    made = dataclasses.replace(made, model=plain)
                 for record in _from_start(job, made, scheme, seed, [*runs], tell):
                     tell(record)
             except Exception as error:
