@@ -243,26 +243,26 @@ def test_digest_reads_the_content_alone():
         ("w.bin", "w.bin: the suffix is '.bin'; expected .pt, .pth or .safetensors. Did you mean w.pt?"),
         ("w.PT", "w.PT: the suffix is '.PT'; expected .pt, .pth or .safetensors. Did you mean w.pt?"),
         ("w", "w: there is no suffix; expected .pt, .pth or .safetensors. Did you mean w.pt?"),
-        ("d.pt", "d.pt: this is a folder; expected the path of a file. Choose another name"),
-        ("pipe.pt", "pipe.pt: this is not a regular file; expected the path of a file. Choose another name"),
+        ("d.pt", "d.pt: this is a folder; expected the path of a file. Choose another name."),
+        ("pipe.pt", "pipe.pt: this is not a regular file; expected the path of a file. Choose another name."),
         (
             "no/w.pt",
-            "no/w.pt: no does not exist; expected an existing folder. Create it (mkdir -p 'no') or choose another",
+            "no/w.pt: no does not exist; expected an existing folder. Create it (mkdir -p 'no') or choose another.",
         ),
         (
             "file/w.pt",
             "file/w.pt: file is not a folder; expected an existing folder. "
-            "Create it (mkdir -p 'file') or choose another",
+            "Create it (mkdir -p 'file') or choose another.",
         ),
         (
             f"{'n' * 300}.pt",
             f"{'n' * 300}.pt: File name too long; expected a writable folder. "
-            "Choose another folder or change its permissions",
+            "Choose another folder or change its permissions.",
         ),
         (
             "/proc/w.pt",
             "/proc/w.pt: No such file or directory; expected a writable folder. "
-            "Choose another folder or change its permissions",
+            "Choose another folder or change its permissions.",
         ),
     ],
 )
