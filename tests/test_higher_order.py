@@ -133,6 +133,29 @@ def test_derivatives_inside_a_forward_replay_exactly(kind: type[Energy]) -> None
     assert {"energy.0.weight", "energy.2.weight"} <= uses and found.unknown == ()
 
 
+def _tangent(m: Any, y: Tensor) -> Tensor:
+    return torch.func.jvp(lambda z: _plain(m, z), (y,), (torch.ones_like(y),))[1]
+
+
+def _value_and_tangent(m: Any, y: Tensor) -> Tensor:
+    value, tangent = torch.func.jvp(lambda z: _plain(m, z), (y,), (y,))
+    return value + tangent
+
+
+def _columns(m: Any, y: Tensor) -> Tensor:
+    return torch.vmap(torch.func.jacfwd(lambda row: _plain(m, row)))(y).sum(-1)
+
+
+@pytest.mark.parametrize("body", [_tangent, _value_and_tangent, _columns])
+def test_a_branch_of_forward_derivatives_ends_in_its_last_weight(body: Callable[[Any, Tensor], Tensor]) -> None:
+    """The weights have no tangents, so that products with these are zero and no branches of their own."""
+    model = Block(body)
+    found = idfx.analyze(model, (X,))
+    assert {(join.module, tuple(end.parameter for end in join.ends)) for join in found.joins} == {("", ("b.weight",))}
+    certificate = idfx.init_(model, (X,)).certificate
+    assert certificate is not None and certificate.passed and certificate.certified == len(found.joins)
+
+
 class Attention(nn.Module):
     """A residual attention whose function is given."""
 

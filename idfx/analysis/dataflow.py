@@ -26,7 +26,7 @@ from idfx.core.records import Capture, Layout, Unknown
 from idfx.ops.kinds import Kind
 from idfx.ops.semantics import OPERATORS, OpSemantics, gate, move, operator_name, reading, scale, tensors
 
-_ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_"})
+_ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_", "aten._efficientzerotensor"})
 _ZERO = object()  # stands for a tensor of zeros
 _OWN = "the model's own forward"
 _INTEGERS = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
@@ -208,6 +208,7 @@ class _Reader:
         self.nodes = {node.name: node for node in capture.graph.nodes}
         self.by_value = ByValue(self.terms, Degrees(self.terms, self.nodes, self.positions))
         self.value: dict[torch.fx.Node, int] = {}
+        self.made_zeros: set[int] = set()  # by the forward itself, where a buffer of zeros may change
         self.unknown: dict[str, list[str]] = {}
 
     def read(self) -> Dataflow:
@@ -230,7 +231,7 @@ class _Reader:
             return self._leaf(Kind.ZERO if node.name in self.capture.zeros else Kind.CONSTANT, node)
         inputs = [self.terms[self.value[n]] for n in node.all_input_nodes]
         if not any(term.data or term.parametric for term in inputs):
-            return self._leaf(Kind.ZERO if self._stays_zero(node) else Kind.CONSTANT, node)
+            return self._zero(node) if self._stays_zero(node) else self._leaf(Kind.CONSTANT, node)
         return self._add(self._meaning(node), node)
 
     def _meaning(self, node: torch.fx.Node) -> OpSemantics:
@@ -267,6 +268,14 @@ class _Reader:
         meaning = self._meaning(node)
         return is_zero(meaning)
 
+    def _zero(self, node: torch.fx.Node) -> int:
+        """A value that is zero; noted if it is made of no others."""
+        sources = [self.value[n] for n in node.all_input_nodes if self.terms[self.value[n]].kind is Kind.ZERO]
+        position = self._leaf(Kind.ZERO, node)
+        if operator_name(node.target) in _ZEROS or self.made_zeros.issuperset(sources):
+            self.made_zeros.add(position)
+        return position
+
     def _leaf(self, kind: Kind, node: torch.fx.Node) -> int:
         shape = self.capture.shapes.get(node.name)
         self.terms.append(DataflowNode(kind, (), (), node.name, shape, kind is Kind.INPUT, kind is Kind.PARAMETER))
@@ -286,6 +295,10 @@ class _Reader:
             data, parametric = data or part.data, parametric or part.parametric
         if kind is Kind.CONTRACT:
             kind, operands, readings = self._resolved(term, operands)
+            if (
+                kind is Kind.MIX and operands[1] in self.made_zeros
+            ):  # as in the derivative of a layer by its input alone
+                return self._leaf(Kind.ZERO, node)
             if kind is Kind.MIX:  # a contraction with something fixed
                 operands, gates = operands[:1], (*operands[1:], *gates)
         self.terms.append(
