@@ -314,3 +314,37 @@ def test_a_head_that_narrows_reads_every_feature() -> None:
     assert torch.allclose(head @ head.T, torch.eye(4), atol=1e-5)  # as the rows of an identity
     idfx.init_(model, (x,), published=True, loosen="none")
     assert torch.equal(model[2].weight.detach(), torch.eye(4, 64))
+
+
+class Mixture(nn.Module):
+    """A residual mixture of experts, of which a token takes two of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.router = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4, bias=False)
+        self.wide = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.narrow = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.shares = torch.empty(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        shares, chosen = self.router(y).softmax(-1).topk(2, -1)
+        shares = torch.zeros(*y.shape[:-1], 4).scatter(-1, chosen, shares)
+        self.shares = shares.detach()
+        for number, (wide, narrow) in enumerate(zip(self.wide, self.narrow, strict=True)):
+            x = x + shares[..., number : number + 1] * narrow(wide(y).relu())
+        return x
+
+
+def test_the_experts_that_a_router_chooses_count_alike_and_differ_between_tokens() -> None:
+    """A softmax of four scores near zero gives a quarter to each; two are taken, by the token."""
+    torch.manual_seed(0)
+    model, x = Mixture(), torch.randn(4, 5, WIDTH)
+    report = idfx.init_(model, (x,))
+    assert "router" in idfx.analyze(model, (x,)).roles["router.weight"].traits
+    assert "count alike" in report.plan.decisions["router.weight"].reason
+    model(x)
+    assert torch.allclose(model.shares.sort(-1).values, torch.tensor([0.0, 0.0, 0.25, 0.25]), atol=1e-5)
+    assert len({tuple(row) for row in (model.shares.flatten(0, 1) > 0).tolist()}) > 1
+    idfx.init_(model, (x,), published=True, loosen="none")
+    assert torch.equal(model.router.weight.detach(), torch.eye(4, WIDTH))

@@ -10,9 +10,11 @@ from idfx.analysis.dataflow import Dataflow, divides
 from idfx.analysis.paths import Paths
 from idfx.core.records import Layout
 from idfx.ops.kinds import Kind, Length
+from idfx.ops.semantics import operator_name
 
 Traits = dict[str, str]
 
+_RANKING = frozenset({"aten.topk", "aten.sort", "aten.argmax"})
 _FURTHEST = 64  # terms between the two weights of an MLP; as a rule it is a handful
 
 
@@ -28,6 +30,9 @@ def read_traits(flow: Dataflow, paths: Paths) -> Mapping[int, Traits]:
     for site in _gates(flow, paths):
         if not found.get(site, {}).keys() & {"query", "key"}:
             found.setdefault(site, {})["gate"] = "its output, after a nonlinear function, multiplies another value"
+    for site in _ranked(flow):
+        if "gate" in found.get(site, {}):
+            found[site]["router"] = "its outputs are ranked, and the largest say which of several values count"
     for wide, narrow in _hidden_layers(flow):
         if {wide, narrow} <= paths.signal and not found.get(wide, {}).keys() & {"query", "key", "value"}:
             behind, before = (flow.module(site) or flow.capture.model for site in (narrow, wide))
@@ -91,6 +96,14 @@ def _gates(flow: Dataflow, paths: Paths) -> Iterator[int]:
                 sites = list(sites_before(flow, _behind_own_gate(flow, gate)))
                 if not others.issuperset(sites) or flow.terms[gate].shape != _origin(flow, gate):
                     yield from sites
+
+
+def _ranked(flow: Dataflow) -> Iterator[int]:
+    """The weight sites whose outputs are ranked, as those of the router of a mixture of experts."""
+    for position, term in enumerate(flow.terms):
+        node = flow.nodes[term.node]
+        if term.data and node.op == "call_function" and operator_name(node.target) in _RANKING:
+            yield from sites_before(flow, position)
 
 
 def _origin(flow: Dataflow, position: int) -> tuple[int, ...] | None:

@@ -162,6 +162,15 @@ def _directions(
     return Decision(parameter.name, "idic_normal", arguments, reason, role.evidence)
 
 
+def _routing(parameter: ParameterInfo, role: Role, options: Options) -> Decision | None:
+    """A router of experts, near zero; None for other weights, and if the matrix is not known."""
+    if options.published or role.name != "inner" or "router" not in role.traits or role.layout is None:
+        return None
+    options = replace(options, eps=options.eps or Options.eps)  # it closes nothing, and equal scores have no ranks
+    reason = "a router starts near zero, so that the experts that it chooses count alike (ours)"
+    return _weight(parameter, role, options, True, reason)
+
+
 def _drawn(parameter: ParameterInfo, role: Role, options: Options) -> Decision | None:
     """A weight for which the identity is no start that trains: drawn, as large as one identity."""
     if options.published or role.layout is None:
@@ -253,9 +262,9 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     Source: arXiv 2503.04626. Paper: IDI/IDIC for main-stem weights and inner weights of branches, IDIZ/IDIZC for the
     last weight of a branch. Ours: 0 for biases and shifts, 1 for norm and branch scales, eps for a scale at the end of
     a branch; projection shortcuts and the head as main stem; depthwise kernels inside branches kept; unless
-    `published`, queries near zero, tau / √copies inside branches, values N(0, tau² / max(D_out, D_in)) for gates, and
-    outside of branches where there would be two copies or more, orthonormal rows for a head that narrows, and biases
-    drawn in an odd model; recurrent layers gate by gate; bilinear forms as products; everything else kept.
+    `published`, queries and routers near zero, tau / √copies inside branches, values N(0, tau² / max(D_out, D_in)) for
+    gates, and outside of branches where there would be two copies or more, orthonormal rows for a head that narrows,
+    and biases drawn in an odd model; recurrent layers gate by gate; bilinear forms as products; everything else kept.
     """
 
     def constant(value: float, reason: str) -> Decision:
@@ -278,7 +287,7 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     if _keeps_depthwise(role, options):
         reason = "a depthwise kernel only mixes neighbours, and an identity mixes none; its own values are kept (ours)"
         return Keep(reason)
-    if (drawn := _drawn(parameter, role, options)) is not None:
+    if (drawn := _routing(parameter, role, options) or _drawn(parameter, role, options)) is not None:
         return drawn
     if role.name in ("main stem", "transition", "inner"):
         where = "a residual branch" if role.name == "inner" else "the main stem"
