@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -107,6 +108,40 @@ class StructureQueries:
                     found[name] = names if found.get(name, names) == names else None
                 behind[position] = (position,)
         return found
+
+    def parts(self, parameter: str) -> int:
+        """Return into how many equal, contiguous parts the outputs of a weight fall where they are multiplied.
+
+        The weight of a gated layer makes the gate and the value, one after the other. A bias falls into the parts of
+        its weight; 1 where nothing is divided, or not so.
+        """
+        sites = self.structure.roles[parameter].sites
+        found = {self._parts.get(site, 1) for site in sites} or {1}
+        return found.pop() if len(found) == 1 else 1
+
+    @functools.cached_property
+    def _parts(self) -> Mapping[str, int]:
+        found: dict[str, int] = {}
+        for term, sites in self._analysis.uses.at.items():
+            ranges = {one for own in self._multiplied(term) for one in own}
+            height = math.gcd(*(border for one in ranges for border in one))
+            if any(stop - start == height for start, stop in ranges):
+                found |= {site.name: max(stop for _, stop in ranges) // height for site in sites}
+        return found
+
+    def _multiplied(self, site: int) -> Iterable[Ranges]:
+        """The rows of a site that arrive at each factor of the products before the next weight."""
+        seen, ahead = {site}, [site]
+        while ahead:
+            for user in self.flow.users.get(ahead.pop(), ()):
+                term = self.flow.terms[user]
+                if user in seen or term.kind == "contract":
+                    continue
+                seen.add(user)
+                ahead.append(user)
+                factors = [one for one in term.operands if self.flow.terms[one].data] if term.kind == "product" else []
+                arriving = [self._analysis.exclusive.arriving(site, one) for one in factors]
+                yield from (rows for rows in arriving if rows and len(factors) > 1)
 
     def breaks_oddness(self, bias: str) -> tuple[str, int] | None:
         """Return, if the model is an odd function without its biases, what a bias does about it (`analysis.parity`)."""

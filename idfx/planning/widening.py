@@ -2,6 +2,7 @@
 
 A unit of the narrow model becomes k units of the wide one: unit j is a copy of unit j mod n. Whatever makes a unit is
 copied (rows of weights, biases, normalisations and their statistics), and the weights that read it are divided by k.
+Where a weight makes several parts, a gate and a value, each part is copied for itself.
 The copies would get the same gradients, so noise is added to the divided weights, with the sum 0 over the copies of
 each unit: the function stays as it is, and the copies learn different things. With this noise, the divided weights have
 the variance of a draw for the larger number of inputs, rms(V)² / k.
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from idfx.analysis.queries import StructureQueries
 from idfx.core.errors import UsageError
 from idfx.core.noise import normal
 from idfx.core.records import Layout, Structure
@@ -77,6 +79,7 @@ def grown(
         name: tensor for name, tensor in tensors.items() if name in state and tensor.shape != state[name].shape
     }
     pairs = _tables(differing, structure, state) if growing.new_rows else frozenset()
+    queries = StructureQueries(structure)
     found: dict[str, Tensor] = {}
     widened, longer = [], []
     for name, tensor in differing.items():
@@ -90,7 +93,7 @@ def grown(
             made = _with_rows(made, axis, shape[axis], seed, structure.first_names[name])
             longer.append(name)
         if made.shape != shape and growing.widen:
-            made = _widened(name, made, structure, state, seed)
+            made = _widened(name, made, queries, state, seed)
             widened.append(name)
         found[name] = made
     before = {name: differing[name] for name in found}
@@ -134,22 +137,42 @@ def _with_rows(tensor: Tensor, axis: int, number: int, seed: int, key: str) -> T
     return torch.cat([tensor, new.to(tensor.dtype)], axis)
 
 
-def _widened(name: str, tensor: Tensor, structure: Structure, state: Mapping[str, Tensor], seed: int) -> Tensor:
+def _widened(name: str, tensor: Tensor, queries: StructureQueries, state: Mapping[str, Tensor], seed: int) -> Tensor:
     """A tensor with copies of the units along each axis that differs; those that read units are divided."""
     shape = tuple(state[name].shape)
     axes = [axis for axis in range(tensor.dim()) if len(shape) == tensor.dim() and tensor.shape[axis] != shape[axis]]
     if not axes or any(not 0 < tensor.shape[axis] < shape[axis] for axis in axes):
         raise _refusal(name, tensor, shape, "the same axes, each as long or longer")
+    structure = queries.structure
     layout = _layout(name, tensor, shape, axes, structure)
+    first = structure.first_names.get(name, name)
+    parts = queries.parts(first) if first in structure.roles else 1
     made = tensor
     for axis in axes:
-        origin = torch.arange(shape[axis]) % tensor.shape[axis]
+        reads = layout is not None and axis in layout.in_axes
+        origin = origins(tensor.shape[axis], shape[axis], 1 if reads else parts)
         copies = made.index_select(axis, origin)
-        if layout is None or axis not in layout.in_axes:
-            made = copies
-        else:
-            made = _divided(copies, made, axis, origin, seed, f"{structure.first_names[name]}: axis {axis}")
+        made = _divided(copies, made, axis, origin, seed, f"{first}: axis {axis}") if reads else copies
     return made
+
+
+def origins(old: int, new: int, parts: int = 1) -> Tensor:
+    """Return by unit the unit of which it is a copy, each part for itself.
+
+    Args:
+        old, new: the numbers of units.
+        parts: into which both numbers fall; where they do not, there is one.
+
+    Returns:
+        int64 of shape (new,).
+
+    Example:
+        >>> origins(4, 6).tolist(), origins(4, 8, parts=2).tolist()
+        ([0, 1, 2, 3, 0, 1], [0, 1, 0, 1, 2, 3, 2, 3])
+    """
+    parts = 1 if old % parts or new % parts else parts
+    each = torch.arange(new // parts) % (old // parts)
+    return torch.cat([each + part * (old // parts) for part in range(parts)])
 
 
 def _layout(name: str, tensor: Tensor, shape: tuple[int, ...], axes: list[int], structure: Structure) -> Layout | None:
