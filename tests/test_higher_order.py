@@ -156,6 +156,38 @@ def test_a_branch_of_forward_derivatives_ends_in_its_last_weight(body: Callable[
     assert certificate is not None and certificate.passed and certificate.certified == len(found.joins)
 
 
+class Descent(Block):
+    """A block on the gradient of a function, by a backward pass inside the forward."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__(_plain)
+        self.learned = learned
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            y = self.norm(x).detach().clone().requires_grad_()
+            energy = (self.a(y).tanh() if self.learned else y).square() / 2
+            energy.sum().backward()
+        assert y.grad is not None
+        return self.head(x + self.branch(self, y.grad))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_backward_pass_inside_a_forward_is_certified_and_leaves_the_gradients(learned: bool, before: bool) -> None:
+    """It adds to the gradients of the parameters: a run must find none, and put back those that were there."""
+    model = Descent(learned)
+    if before:
+        _plain(model, X).sum().backward()
+    kept = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    report = idfx.init_(model, (X,))
+    assert [tuple(end.parameter for end in join.ends) for join in report.structure.joins] == [("b.weight",)]
+    assert report.certificate is not None and report.certificate.passed and report.certificate.certified == 1
+    for name, parameter in model.named_parameters():
+        now, then = parameter.grad, kept[name]
+        assert (now is None) == (then is None) and (then is None or torch.equal(now, then))
+
+
 class Attention(nn.Module):
     """A residual attention whose function is given."""
 

@@ -1,4 +1,4 @@
-"""Runs a model without side effects: its modes, attributes, parameters and random states are restored."""
+"""Runs a model without side effects: its modes, attributes, parameters, gradients and random states are restored."""
 
 from __future__ import annotations
 
@@ -56,9 +56,24 @@ def _restored_attributes(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _restored_gradients(model: nn.Module) -> Iterator[None]:
+    """Start without gradients, which a forward that calls `.backward()` would add to, and restore them."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, gradient in before:
+        if gradient is not None:
+            parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in before:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+
+
+@contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Run in the modes that the model is in; random states and attributes are as before afterwards."""
-    with _restored_random_state(model), _restored_attributes(model):
+    """Run in the modes that the model is in; random states, attributes and gradients are as before afterwards."""
+    with _restored_random_state(model), _restored_attributes(model), _restored_gradients(model):
         yield
 
 
@@ -98,7 +113,7 @@ class KeptParameters:
 def undisturbed(model: nn.Module, grad: bool = False, training: bool = False) -> Iterator[None]:
     """Evaluation mode without gradients (unless asked for either), autocast, fused fast paths or compilation.
 
-    All is as before afterwards, attributes that the forward sets (caches, for instance) included.
+    All is as before afterwards, attributes that the forward sets (caches, for instance) and gradients included.
 
     Training flags are set and restored module by module, because a model may override `train()`.
     """
@@ -108,6 +123,7 @@ def undisturbed(model: nn.Module, grad: bool = False, training: bool = False) ->
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored_random_state(model))
         stack.enter_context(_restored_attributes(model))
+        stack.enter_context(_restored_gradients(model))
         stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(eager())
         for kind in autocast:

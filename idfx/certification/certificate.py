@@ -45,19 +45,27 @@ class _Seen(NamedTuple):
 class _Observer:
     """Observes the calls of joins and of their ends; `expected` is the operator of each.
 
-    `inputs` is the largest absolute input entry of the call of an end, by step.
+    `inputs` is the largest absolute input entry of the call of an end, by step. `held` keeps every result while the run
+    lasts, as a recording does: a backward pass inside a forward adds in place to what nobody else holds.
     """
 
     joins: dict[int, Join]
     ends: frozenset[int]
     expected: dict[int, str]
     strict: bool = True
+    held: list[Any] | None = None
     deviations: dict[str, _Seen] = field(default_factory=dict)
     inputs: dict[int, float] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     calls: int = 0
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        result = self._observe(func, args, kwargs)
+        if self.held is not None:
+            self.held.append(result)
+        return result
+
+    def _observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         step, self.calls = self.calls, self.calls + 1
         join = self.joins.get(step)
         if join is None and step not in self.ends:
@@ -115,7 +123,7 @@ def _deviation(result: torch.Tensor, shortcut: torch.Tensor) -> float:
     return difference if math.isfinite(difference) else math.inf
 
 
-def _second(model: nn.Module, structure: Structure) -> tuple[Example, list[torch.Tensor], _Observer] | None:
+def _second(model: nn.Module, structure: Structure, held: bool) -> tuple[Example, list[torch.Tensor], _Observer] | None:
     """Run another example of the same form; if the model rejects its integers, run one with the original integers.
 
     None if there is no other, or if the model rejects it as well.
@@ -125,7 +133,7 @@ def _second(model: nn.Module, structure: Structure) -> tuple[Example, list[torch
         if changed is None:
             return None
         try:
-            return changed, *_observed(model, structure, changed, strict=False)
+            return changed, *_observed(model, structure, changed, strict=False, held=held)
         except ForwardError:  # the values are drawn, and not the caller's
             continue
     return None
@@ -228,7 +236,7 @@ def on_same_inputs(structure: Structure) -> Structure:
 
 def _certified(model: nn.Module, structure: Structure, eps: float | Mapping[str, float]) -> Certificate:
     """The certificate of an unwrapped model."""
-    remark = ""
+    remark, held = "", False
     try:
         first, seen = _observed(model, structure)
     except _OtherPathError:  # values, a cache or the device changed the path: read the one that this run takes
@@ -238,14 +246,8 @@ def _certified(model: nn.Module, structure: Structure, eps: float | Mapping[str,
                 f"the path of the forward depends on values: certified on the path of this example, which has "
                 f"{len(structure.joins)} joins; the structure has {len(planned.joins)}"
             )
-        try:
-            first, seen = _observed(model, structure)
-        except _OtherPathError as error:
-            raise CertificateError(
-                f"{structure.model}: two runs on the same inputs take different paths; expected the same operators in "
-                "each. Fix what the forward depends on: a counter outside the model, a clock, or random numbers."
-            ) from error
-    again = _second(model, structure)
+        first, seen, held = _observed_again(model, structure)
+    again = _second(model, structure, held)
     verdict = _Verdict(model, structure, seen if again is None else _telling(seen, again[2]), eps)
     checks = tuple(verdict.check(join) for join in structure.joins)
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in first)
@@ -266,6 +268,21 @@ def _certified(model: nn.Module, structure: Structure, eps: float | Mapping[str,
     return Certificate(checks, finite, False, tuple(_failures(checks, finite, told)), remark=remark)
 
 
+def _observed_again(model: nn.Module, structure: Structure) -> tuple[list[torch.Tensor], _Observer, bool]:
+    """Observe a run on the path that was just recorded, and say whether its results had to be held for that."""
+    try:
+        return *_observed(model, structure), False
+    except _OtherPathError:
+        pass
+    try:
+        return *_observed(model, structure, held=True), True
+    except _OtherPathError as error:
+        raise CertificateError(
+            f"{structure.model}: two runs on the same inputs take different paths; expected the same operators in "
+            "each. Fix what the forward depends on: a counter outside the model, a clock, or random numbers."
+        ) from error
+
+
 def _joined(*parts: str) -> str:
     """Remarks as one line."""
     return "; ".join(filter(None, parts))
@@ -278,22 +295,23 @@ def _telling(seen: _Observer, other: _Observer) -> _Observer:
 
 
 def _observed(
-    model: nn.Module, structure: Structure, example: Example | None = None, strict: bool = True
+    model: nn.Module, structure: Structure, example: Example | None = None, strict: bool = True, held: bool = False
 ) -> tuple[list[torch.Tensor], _Observer]:
     """Run an example and return the floating-point outputs and the observations at the joins.
 
-    Without `strict`, observation stops if the run takes a different path.
+    Without `strict`, observation stops if the run takes a different path. `held` is as in `_Observer`.
     """
     capture = structure.capture
     watched = {join.step: join for join in structure.joins if join.operand >= 0}
     ends = frozenset(step for join in structure.joins if join.gain is not None for step in join.end_steps)
     calls = (n for n in capture.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema"))
     names = {capture.steps[n.name]: operator_name(n.target) for n in calls}
-    observer = _Observer(watched, ends, names, strict)
+    observer = _Observer(watched, ends, names, strict, [] if held else None)
     try:
         outputs = run_once(model, capture, example or capture.example, observer.on_call)
     except ForwardError as error:
         raise error if example else at_fault(model, capture.example, error) from error
+    observer.held = None
     if strict and observer.calls != capture.calls:
         raise _OtherPathError
     return outputs, observer
