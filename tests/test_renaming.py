@@ -112,6 +112,7 @@ def test_new_blocks_between_those_of_the_checkpoint(eps):
     report = idfx.init_(
         deep, (torch.randn(3, 5),), checkpoint=small.state_dict(), rename="layers.{i}=layers.{2*i}", eps=eps
     )
+    assert not any("comes before" in note for note in report.plan.notes)  # the order is kept
     growth = report.certificate.growth
     assert (
         growth.blocks == ("layers.1", "layers.3", "layers.5", "layers.7") and not growth.fresh and not growth.unplaced
@@ -125,12 +126,12 @@ def test_new_blocks_between_those_of_the_checkpoint(eps):
 
 
 def test_the_order_of_the_blocks_matters():
-    """Without the rule the same tensors land in the first four blocks: the function is preserved there, too; with a
-    wrong rule it is not, and a model that is not the checkpoint's is not called so."""
+    """Two blocks that change places make another function of the same weights, which only their names show."""
     small, deep = old(), Net(depth=8)
-    idfx.init_(
+    report = idfx.init_(
         deep, (torch.randn(3, 5),), checkpoint=small.state_dict(), rename=["layers.0=layers.1", "layers.1=layers.0"]
     )
+    assert any("layers.1.norm.weight comes before layers.0.norm.weight" in note for note in report.plan.notes)
     x = torch.randn(64, 5)
     assert float((deep(x) - small(x)).detach().abs().max()) > 1e-3
     assert torch.equal(deep.layers[1].fc1.weight, small.layers[0].fc1.weight)

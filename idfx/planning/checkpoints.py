@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from idfx.capture.wrappers import unwrap
 from idfx.core.errors import PlanError, UsageError
 from idfx.core.records import Plan, Structure
-from idfx.planning.renaming import Rule, Rules, check_made, read_rules
+from idfx.planning.renaming import Rule, Rules, check_made, read_rules, reordered
 from idfx.planning.renaming import rename as renaming
 from idfx.planning.widening import AS_IT_IS, NOTHING, Growing, Grown, grown
 from idfx.sharding.layout import copy_
@@ -34,12 +34,13 @@ _CONVERT = "If you trust it, load it yourself and save its state dict: torch.sav
 class Checkpoint:
     """The tensors of a file by name, and the name of the file in messages.
 
-    `renamed` are the names that each rule has made; `grown` says which tensors were made to fit a larger model.
+    `renamed` are the old names by the new ones that each rule has made; `grown` says which tensors were made to fit a
+    larger model.
     """
 
     name: str
     tensors: Mapping[str, Tensor] = field(repr=False)
-    renamed: Mapping[Rule, set[str]] = field(default_factory=dict, repr=False)
+    renamed: Mapping[Rule, Mapping[str, str]] = field(default_factory=dict, repr=False)
     grown: Grown = field(default=NOTHING, repr=False)
 
     def lookup(self, names: Collection[str], like: Tensor) -> Tensor | None:
@@ -256,7 +257,11 @@ def matched(
             f"of a parameter of {structure.model}; expected a checkpoint of this model or of part of it. "
             "Rename its entries (--rename)."
         )
-    return checkpoint, loaded, (*renamed, *_mismatches(checkpoint, state), *_unsound(checkpoint, loaded))
+    return (
+        checkpoint,
+        loaded,
+        (*renamed, *reordered(checkpoint.renamed), *_mismatches(checkpoint, state), *_unsound(checkpoint, loaded)),
+    )
 
 
 def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Checkpoint, list[str]]:
@@ -269,7 +274,9 @@ def _named_alike(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[Chec
     if len(prefixes) != 1 or state.keys().isdisjoint(inner):
         return checkpoint, []
     note = f"{checkpoint.name}: the first component of its names, {prefixes.pop()!r}, is ignored"
-    made = {rule: {name.partition(".")[2] for name in names} for rule, names in checkpoint.renamed.items()}
+    made = {
+        rule: {name.partition(".")[2]: old for name, old in names.items()} for rule, names in checkpoint.renamed.items()
+    }
     return replace(checkpoint, tensors=inner, renamed=made), [note]
 
 

@@ -7,6 +7,7 @@ whole number; in NEW, braces hold arithmetic of such numbers: `layers.{i}=layers
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import operator
 import os
@@ -20,12 +21,14 @@ from idfx.core.errors import UsageError
 from idfx.core.registry import did_you_mean
 
 V = TypeVar("V")
+Made = dict["Rule", dict[str, str]]
 Rules = str | os.PathLike[str] | Mapping[str, str] | Sequence[str]
 
 _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv
 }  # fmt: skip
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_INDEX = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")
 _NUMBER = "0|[1-9][0-9]{0,8}"
 _WRITE = "Write 'layers.{i}=layers.{2*i}', say."
 
@@ -166,8 +169,8 @@ def _rule(old: str, new: str) -> Rule:
     return rule
 
 
-def rename(subject: str, tensors: Mapping[str, V], rules: Sequence[Rule]) -> tuple[dict[str, V], dict[Rule, set[str]]]:
-    """Return tensors under their new names, and the new names that each rule made.
+def rename(subject: str, tensors: Mapping[str, V], rules: Sequence[Rule]) -> tuple[dict[str, V], Made]:
+    """Return tensors under their new names, and the names that each rule made: by the new name, the old one.
 
     The first rule that matches a name renames it, once.
 
@@ -185,7 +188,7 @@ def rename(subject: str, tensors: Mapping[str, V], rules: Sequence[Rule]) -> tup
     """
     found: dict[str, V] = {}
     before: dict[str, str] = {}
-    made: dict[Rule, set[str]] = {rule: set() for rule in rules}
+    made: Made = {rule: {} for rule in rules}
     for old, value in tensors.items():
         rule = next((rule for rule in rules if rule.match(old) is not None), None)
         new = (rule.renamed(old) if rule else None) or old
@@ -196,7 +199,7 @@ def rename(subject: str, tensors: Mapping[str, V], rules: Sequence[Rule]) -> tup
             )
         found[new], before[new] = value, old
         if rule is not None:
-            made[rule].add(new)
+            made[rule][new] = old
     for rule in (rule for rule in rules if not made[rule]):
         near = did_you_mean(rule.old, _abstract(tensors))
         first = "" if not any(rule.match(name) is not None for name in tensors) else " that an earlier rule leaves it"
@@ -207,7 +210,34 @@ def rename(subject: str, tensors: Mapping[str, V], rules: Sequence[Rule]) -> tup
     return found, made
 
 
-def check_made(subject: str, model: str, made: Mapping[Rule, set[str]], names: Iterable[str]) -> None:
+def reordered(made: Mapping[Rule, Mapping[str, str]]) -> list[str]:
+    """Return notes on names whose numbers the rules bring into another order: the blocks may run in another one.
+
+    Args:
+        made: from `rename`.
+
+    Example:
+        >>> reordered(rename("a file", {"h.0": 1, "h.1": 2}, read_rules({"h.{i}": "g.{1-i}"}))[1])
+        ['--rename: h.1 comes before h.0 in the model, as g.0 and g.1; if they run in another order, so does the model']
+    """
+    alike: dict[tuple[str, str], list[tuple[list[int], list[int], str, str]]] = {}
+    for new, old in (pair for names in made.values() for pair in names.items()):
+        kind = _INDEX.sub("", old), _INDEX.sub("", new)
+        alike.setdefault(kind, []).append((_numbers(new), _numbers(old), new, old))
+    for group in alike.values():
+        ordered = sorted(group)
+        for first, second in itertools.pairwise(ordered):
+            if first[1] > second[1]:
+                told = f"{first[3]} comes before {second[3]} in the model, as {first[2]} and {second[2]}"
+                return [f"--rename: {told}; if they run in another order, so does the model"]
+    return []
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in _INDEX.findall(name)]
+
+
+def check_made(subject: str, model: str, made: Mapping[Rule, Mapping[str, str]], names: Iterable[str]) -> None:
     """Check that every rule made names that the model has.
 
     Args:
