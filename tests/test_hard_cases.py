@@ -1245,6 +1245,9 @@ def test_latents_that_attend_with_shared_weights_keep_the_data() -> None:
         lambda y, w: y[:, None] * w[:, None],
         lambda y, w: torch.einsum("bd,s->bsd", y, w),
         lambda y, w: torch.einsum("s,...d->...sd", w, y),
+        lambda y, w: w[:, None] @ y[:, None],
+        lambda y, w: (y[..., None] @ w.view(1, -1)).mT,
+        lambda y, w: functional.linear(y[..., None], w[:, None]).mT,
         lambda y, w: torch.outer(w, y.flatten()).unflatten(1, y.shape).transpose(0, 1),
     ],
 )

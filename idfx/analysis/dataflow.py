@@ -24,7 +24,7 @@ from idfx.analysis.terms import NO_READINGS, DataflowNode, Readings
 from idfx.capture.graph import overwritten
 from idfx.core.records import Capture, Layout, Unknown
 from idfx.ops.kinds import Kind
-from idfx.ops.semantics import OPERATORS, OpSemantics, gate, move, operator_name, reading, scale, tensors
+from idfx.ops.semantics import OPERATORS, OpSemantics, Reading, gate, move, operator_name, reading, scale, tensors
 
 _ZEROS = frozenset({"aten.zeros", "aten.new_zeros", "aten.zeros_like", "aten.zero_", "aten._efficientzerotensor"})
 _ZERO = object()  # stands for a tensor of zeros
@@ -285,7 +285,7 @@ class _Reader:
         if term.arranged is not None:
             parts = [self.terms[self._position(o, node)] for o in term.operands]
             term = term.arranged([2 if part.data else int(part.parametric) for part in parts])
-        kind, readings = term.kind, NO_READINGS
+        kind, tag, readings = term.kind, term.tag, NO_READINGS
         shaped_too = shaped and kind is not Kind.CONTRACT  # the operands have another shape than the result
         operands = tuple([self._position(o, node, shaped_too) for o in term.operands])
         gates = tuple([self._position(g, node) for g in term.gates]) if term.gates else ()
@@ -295,9 +295,9 @@ class _Reader:
             data, parametric = data or part.data, parametric or part.parametric
         if kind is Kind.CONTRACT:
             kind, operands, readings = self._resolved(term, operands)
-            if (
-                kind is Kind.MIX and operands[1] in self.made_zeros
-            ):  # as in the derivative of a layer by its input alone
+            if kind is Kind.CONTRACT and self._sums_over_nothing(operands[1], readings[1]):
+                kind, tag, readings = Kind.PRODUCT, "scale", NO_READINGS
+            if kind is Kind.MIX and operands[1] in self.made_zeros:  # the derivative of a layer by its input alone
                 return self._leaf(Kind.ZERO, node)
             if kind is Kind.MIX:  # a contraction with something fixed
                 operands, gates = operands[:1], (*operands[1:], *gates)
@@ -310,7 +310,7 @@ class _Reader:
                 shape=self._shape(term, operands, node) if shaped else None,
                 data=data,
                 parametric=parametric,
-                tag=term.tag,
+                tag=tag,
                 readings=readings,
                 axes=term.axes,
                 factor=term.factor,
@@ -341,6 +341,16 @@ class _Reader:
             return Kind.PRODUCT, operands, (one, other)
         kind = Kind.CONTRACT if (second if first.data else first).parametric else Kind.MIX
         return (kind, operands, (None, other)) if first.data else (kind, operands[::-1], (None, one))
+
+    def _sums_over_nothing(self, weight: int, read: Reading | None) -> bool:
+        """Whether a vector was given an axis of size 1 for a contraction to sum over: it multiplies entry by entry."""
+        shape, layout = self.terms[weight].shape, read.layout if read is not None else None
+        if shape is None or layout is None or layout.in_axis is None or layout.in_rest or layout.tap_axes:
+            return False
+        while self.terms[weight].kind is Kind.MOVE and len(self.terms[weight].operands) == 1:
+            weight = self.terms[weight].operands[0]
+        own = self.terms[weight]
+        return shape[layout.in_axis] == 1 and own.kind is Kind.PARAMETER and len(own.shape or ()) == 1
 
 
 def read(capture: Capture) -> Dataflow:
