@@ -62,10 +62,16 @@ def test_the_suite_that_a_study_names_is_the_one_that_was_run(name):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_schemes_write_today_what_they_wrote_in_the_runs(name, monkeypatch):
-    """The runs called idinit are older than its defaults of today: they are those of the literal reading."""
-    from idfx.schemes.idinit import Options
+    """The runs called idinit and idfx are older than some defaults of today.
 
-    monkeypatch.setattr(Options.__init__, "__defaults__", (*Options.__init__.__defaults__[:-1], True))
+    Those of idinit are the literal reading, those of idfx treat queries as other weights.
+    """
+    from idfx.schemes import idfx, idinit
+
+    for options, old in ((idinit.Options, {"published": True}), (idfx.Options, {"even": False})):
+        names = list(options.__dataclass_fields__)
+        values = (old.get(name, value) for name, value in zip(names, options.__init__.__defaults__, strict=True))
+        monkeypatch.setattr(options.__init__, "__defaults__", tuple(values))
     study, records = study_of(name)
     today = {data: load_data(data).facts for data in study.facts}
     if today != study.facts:  # texts of another Python have another vocabulary, which is the shape of a weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,8 @@ def orthogonal(
     *,
     gain: float = 1.0,
     taps: str = "all",
+    rows: Sequence[Sequence[int]] | None = None,
+    std: float = 0.0,
     layout: Layout | Mapping[str, Any] | None = None,
 ) -> None:
     """A random matrix with orthonormal columns, or rows if those are fewer, times a gain.
@@ -73,10 +75,12 @@ def orthogonal(
         taps: "all", the kernel as one matrix with D_in = taps · c_in; "centre", an orthogonal matrix at the central
             tap and zeros elsewhere, so that the convolution itself preserves norms (delta-orthogonal); the centre of an
             even size k is (k − 1) // 2.
+        rows: half-open ranges [[start, stop], ...] of outputs that are drawn from N(0, std²) instead.
+        std: their standard deviation.
         layout: a `Layout` or its fields; by default (out, in, *taps).
 
     Raises:
-        PlanError: an invalid gain, name or layout.
+        PlanError: an invalid gain, number, name or layout, or ranges that leave the outputs.
 
     Source: Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
         networks", ICLR 2014; taps "centre": Xiao et al., "Dynamical isometry and a mean field theory of CNNs", ICML
@@ -91,12 +95,16 @@ def orthogonal(
     gain = check_number(target, "gain", gain)
     check_name(f"{target.parameter}: taps", taps, ("all", "centre"))
     matrices = Matrices(target, read_layout(target, layout), "centre" if taps == "centre" else "channel")
-    rows, columns = matrices.size
+    std = check_number(target, "std", std)
+    drawn = matrices.ranges(rows) if rows is not None else ()
+    height, columns = matrices.size
     width = columns // matrices.taps if taps == "centre" else columns
 
     def make(number: int) -> Tensor:
-        values = torch.zeros(rows, columns, dtype=torch.float64)
-        values[:, :width] = haar(target.seed, target.parameter, number, rows, width) * gain
+        values = torch.zeros(height, columns, dtype=torch.float64)
+        values[:, :width] = haar(target.seed, target.parameter, number, height, width) * gain
         return values
 
     matrices.put_(make)
+    for start, stop in drawn:
+        matrices.clear_(start, stop, noise=std)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from idfx.analysis.queries import StructureQueries
+from idfx.analysis.scores import score_factor
 from idfx.core.records import Decision, Layout, ParameterInfo, Role
 from idfx.schemes.fixup import share
 from idfx.schemes.kaiming import gain_of, he
@@ -38,7 +39,8 @@ class Options:
     also be "zero". `ends`: whether a residual branch ends at the last scale before the join, if there is one, or always
     at a weight. `eps`: the size of the ends; 0 for exact zeros. `depth`: in a model without any normalisation, multiply
     weights inside branches by L^(−1/(2m−2)), where L is the number of branches and m the number of weights in the
-    branch (Fixup's second rule); false turns this off.
+    branch (Fixup's second rule); false turns this off. `even`: queries start near zero, so that all places count alike;
+    false treats them as other weights.
     """
 
     main: str = "identity"
@@ -49,6 +51,7 @@ class Options:
     ends: str = "scale"
     eps: float = 1e-6
     depth: bool = True
+    even: bool = True
 
     def __post_init__(self) -> None:
         for name in ("main", "inner", "other", "stem"):
@@ -57,6 +60,7 @@ class Options:
         check_choice("ends", self.ends, ENDS)
         check_number("eps", self.eps, 0.0, such_as="1e-6")
         check_flag("depth", self.depth)
+        check_flag("even", self.even)
 
 
 _WHAT = {
@@ -130,6 +134,27 @@ def _weight(parameter: ParameterInfo, role: Role, kind: str, how: str, factor: f
     )
 
 
+def _even(
+    decision: Decision | Keep, parameter: ParameterInfo, role: Role, network: StructureQueries
+) -> Decision | Keep:
+    """The decision with the queries in it near zero, as idinit has them.
+
+    Where a normalisation takes the size of the queries out, they stay: only their directions count.
+    """
+    factor = score_factor(network, parameter.name) if {"query", "key"} & role.traits.keys() else None
+    if factor is None or factor.undone:
+        return decision
+    std = Options.eps**0.5 if factor.both else Options.eps
+    reason = "a factor of attention scores starts near zero, so that all places count alike"
+    if factor.rows is None:
+        return Decision(parameter.name, "normal", {"std": std}, reason, role.evidence)
+    if isinstance(decision, Keep) or decision.fill != "orthogonal":
+        return decision
+    rows = [list(part) for part in factor.rows]
+    arguments = {**decision.arguments, "rows": rows, "std": std}
+    return replace(decision, arguments=arguments, reason=f"{decision.reason}; {reason}")
+
+
 def _end(parameter: ParameterInfo, role: Role, eps: float) -> Decision:
     """The decision for the last weight of a residual branch."""
     reason = "the last weight of a residual branch starts near zero"
@@ -156,8 +181,9 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
     branches. From Goyal et al., arXiv 1706.02677: if a normalisation ends the branch, its scale is near zero, because
     it would divide by the size of a near-zero weight before it. From Saxe, McClelland and Ganguli, ICLR 2014:
     orthogonal matrices where a weight widens, narrows or mixes. From Zhang, Dauphin and Ma, "Fixup", ICLR 2019: in
-    models without normalisation, weights inside branches are smaller the deeper the model is. Fused queries, keys and
-    values are separate matrices. Biases are 0, norms 1, and everything else is kept.
+    models without normalisation, weights inside branches are smaller the deeper the model is. From Yang et al., "Tensor
+    Programs V", arXiv 2203.03466: queries near zero. Fused queries, keys and values are separate matrices. Biases are
+    0, norms 1, and everything else is kept.
     """
     if role.name == "end scale":
         reason = "the branch ends at this scale, which starts near zero"
@@ -172,5 +198,6 @@ def decide(parameter: ParameterInfo, role: Role, network: StructureQueries, opti
         kind = _kind(parameter, role)
         shrinks = options.depth and not network.flow.normalises
         factor, why = share(parameter, role, network) if shrinks else (1.0, "")
-        return _weight(parameter, role, kind, getattr(options, kind), factor, why)
+        decision = _weight(parameter, role, kind, getattr(options, kind), factor, why)
+        return _even(decision, parameter, role, network) if options.even else decision
     return odd_bias(parameter, role, network) or beside(parameter, role)
