@@ -348,3 +348,42 @@ def test_the_experts_that_a_router_chooses_count_alike_and_differ_between_tokens
     assert len({tuple(row) for row in (model.shares.flatten(0, 1) > 0).tolist()}) > 1
     idfx.init_(model, (x,), published=True, loosen="none")
     assert torch.equal(model.router.weight.detach(), torch.eye(4, WIDTH))
+
+
+@pytest.mark.parametrize("name", ["fused", "apart"])
+def test_idfx_starts_queries_near_zero_and_leaves_keys_and_values_orthogonal(name):
+    torch.manual_seed(0)
+    width = 8
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            if name == "fused":
+                self.qkv = nn.Linear(width, 3 * width)
+            else:
+                self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+            self.out = nn.Linear(width, width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            parts = self.qkv(x).chunk(3, -1) if name == "fused" else (self.q(x), self.k(x), self.v(x))
+            q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in parts)
+            return x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    model, x = nn.Sequential(nn.LayerNorm(width), Attention()), torch.randn(2, 5, width)
+
+    def parts() -> tuple[torch.Tensor, ...]:
+        attention = model[1]
+        return (
+            attention.qkv.weight.chunk(3)
+            if name == "fused"
+            else tuple(getattr(attention, part).weight for part in "qkv")
+        )
+
+    report = idfx.init_(model, x, scheme="idfx")
+    query, key, value = parts()
+    assert report.certificate.passed and 1e-7 < query.abs().mean() < 1e-5
+    for part in (key, value):
+        torch.testing.assert_close(part @ part.T, torch.eye(width))
+    idfx.init_(model, x, scheme="idfx", even=False)
+    for part in parts():
+        torch.testing.assert_close(part @ part.T, torch.eye(width))

@@ -611,7 +611,8 @@ def test_matrices_are_written_where_the_folding_puts_them(shape, layout, order):
 
 
 @pytest.mark.parametrize(("fill", "arguments"), [
-    ("orthogonal", {}), ("hadamard", {}), ("givens", {"density": 0.1}), ("mirrored", {"inputs": True, "outputs": True}),
+    ("orthogonal", {}), ("orthogonal", {"rows": [[1, 2]], "std": 0.1}), ("hadamard", {}), ("givens", {"density": 0.1}),
+    ("mirrored", {"inputs": True, "outputs": True}),
     ("mimetic", {"pair": "a", "parts": ["query"], "heads": 10}),
 ])  # fmt: skip
 def test_a_fill_of_ten_thousand_million_entries_is_checked_without_memory(fill, arguments):
@@ -625,3 +626,17 @@ def test_a_fill_of_ten_thousand_million_entries_is_checked_without_memory(fill, 
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_rows_that_are_drawn_among_orthogonal_ones_are_the_same_in_every_shard():
+    arguments = {"rows": [[1, 4]], "std": 0.1}
+    whole = fill_(torch.empty(8, 6), "orthogonal", arguments, parameter="w", seed=0)
+    plain = fill_(torch.empty(8, 6), "orthogonal", parameter="w", seed=0)
+    assert torch.equal(whole[4:], plain[4:]) and torch.equal(whole[0], plain[0])
+    assert 0.03 < whole[1:4].std() < 0.2 and not torch.equal(whole[1:4], plain[1:4])
+    for first, last in ((0, 3), (2, 8), (5, 6)):
+        part = torch.empty(last - first, 6)
+        fills["orthogonal"](Target(part, "w", 0, Shard((8, 6), (first, 0))), **arguments)
+        assert torch.equal(part, whole[first:last])
+    with pytest.raises(PlanError):
+        fill_(torch.empty(8, 6), "orthogonal", {"rows": [[1, 9]]}, parameter="w", seed=0)

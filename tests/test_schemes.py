@@ -152,6 +152,10 @@ def test_idfx_reads_fused_queries_keys_and_values_as_three_matrices():
     net, x = transformer()
     idfx.init_(net, (x,), scheme="idfx")
     for layer in net.layers:
+        query, *others = layer.self_attn.in_proj_weight.chunk(3)
+        assert all(orthonormal(part) for part in others) and query.abs().max() < 1e-5
+    idfx.init_(net, (x,), scheme="idfx", even=False)
+    for layer in net.layers:
         assert all(orthonormal(part) for part in layer.self_attn.in_proj_weight.chunk(3))
         assert not orthonormal(layer.self_attn.in_proj_weight)
 
