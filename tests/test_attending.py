@@ -387,3 +387,25 @@ def test_idfx_starts_queries_near_zero_and_leaves_keys_and_values_orthogonal(nam
     idfx.init_(model, x, scheme="idfx", even=False)
     for part in parts():
         torch.testing.assert_close(part @ part.T, torch.eye(width))
+
+
+@pytest.mark.parametrize("scheme", ["idinit", "idfx"])
+def test_a_weight_of_the_stream_that_queries_are_made_of_is_no_query(scheme):
+    """Queries by a residual block from the stream, as in GC ViT: its shortcut leads to a weight of the stream."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.make = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.kv, self.out, self.head = nn.Linear(8, 16), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            query = x + self.make(torch.tanh(x))
+            key, value = self.kv(x).chunk(2, -1)
+            scores = (query @ key.transpose(1, 2) / 8**0.5).softmax(-1)
+            return self.head(x + self.out(scores @ value))
+
+    model = Model()
+    report = idfx.init_(model, torch.randn(2, 5, 8), scheme=scheme)
+    assert report.certificate.passed and model.stem.weight.square().mean().sqrt() > 0.1

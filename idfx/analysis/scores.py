@@ -33,10 +33,12 @@ def score_factor(network: StructureQueries, name: str) -> ScoreFactor | None:
         name: of the weight.
 
     Returns:
-        None also if it is not known which of its outputs are queries.
+        None also if it is not known which of its outputs are queries, and for a weight of the stream that queries are
+        made of by shortcuts alone: near zero, it would lose the signal.
     """
-    layout = network.structure.roles[name].layout
-    if layout is None:
+    role = network.structure.roles[name]
+    layout = role.layout
+    if layout is None or not role.traits.keys() & {"value", "gating"}:  # its output is data that others read as well
         return None
     outputs = layout.outputs(network.structure.parameters[name].shape)
     chosen: set[int] = set()
