@@ -31,7 +31,9 @@ def closed_by(network: StructureQueries, zeros: Sequence[str], shifted: Collecti
 
 
 def gates_of(network: StructureQueries, closed: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return the zero weights that close each join beside its ends, as a gate: without them, the fork reaches the ends.
+    """Return the zero weights that close each join as gates, in addition to its ends.
+
+    They are gates because the fork reaches the ends without passing through them.
 
     Kept beside an end near zero, such a zero would leave that end, and itself, without a gradient.
 
